@@ -1,0 +1,1 @@
+"""Bounded parameter-efficient unlearning for language models and vision transformers."""

@@ -1,0 +1,49 @@
+"""Bounded low-rank adapters, as a PEFT method: W' = W + scale * bound(omega * (B @ A)).
+
+Importing this package enters the method in PEFT's tables, after which ``get_peft_model(model, BoundedLoraConfig())``
+and ``PeftModel.from_pretrained`` know it. The package knows nothing about unlearning.
+"""
+
+from stable_forgetting.adapters.bounds import BOUNDS, Bound, get_bound
+from stable_forgetting.adapters.config import PEFT_TYPE, BoundedLoraConfig
+from stable_forgetting.adapters.diagnostics import (
+    AdapterStatistics,
+    LayerCertificate,
+    RoundingSteps,
+    adapter_statistics,
+    certificate,
+    effective_rank,
+    rounding_steps,
+)
+from stable_forgetting.adapters.families import MLP_LAYERS, list_linear_layers, mlp_target_modules
+from stable_forgetting.adapters.functional import LowRankChange, delta_weight, effective_weight
+from stable_forgetting.adapters.layer import BoundedLoraLinear
+from stable_forgetting.adapters.linear import bounded_linear
+from stable_forgetting.adapters.model import BoundedLoraModel, register
+
+__all__ = [
+    "BOUNDS",
+    "Bound",
+    "get_bound",
+    "LowRankChange",
+    "delta_weight",
+    "effective_weight",
+    "bounded_linear",
+    "PEFT_TYPE",
+    "BoundedLoraConfig",
+    "BoundedLoraLinear",
+    "BoundedLoraModel",
+    "register",
+    "MLP_LAYERS",
+    "list_linear_layers",
+    "mlp_target_modules",
+    "LayerCertificate",
+    "certificate",
+    "AdapterStatistics",
+    "adapter_statistics",
+    "effective_rank",
+    "RoundingSteps",
+    "rounding_steps",
+]
+
+register()

@@ -1,0 +1,218 @@
+"""A linear layer with bounded adapters, as a PEFT tuner layer."""
+
+from __future__ import annotations
+
+import hashlib
+import math
+import warnings
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from peft.tuners.tuners_utils import BaseTunerLayer, check_adapters_to_merge
+from torch import Tensor, nn
+from torch.nn.utils import parametrize
+from transformers.pytorch_utils import Conv1D
+
+from stable_forgetting.adapters.bounds import Bound
+from stable_forgetting.adapters.functional import LowRankChange, effective_weight, lora_linear
+from stable_forgetting.adapters.linear import bounded_linear
+from stable_forgetting.errors import ModelError
+
+
+@dataclass(frozen=True)
+class LayerSettings:
+    """What one adapter is in one layer, besides its weights.
+
+    Attributes:
+        rank: Rank of B @ A.
+        bound: The bounding function.
+        omega: Frequency inside the bound.
+        scale: Factor outside the bound.
+    """
+
+    rank: int
+    bound: Bound
+    omega: float
+    scale: float
+
+
+def check_layer(name: str, layer: nn.Module) -> None:
+    """Refuse a layer that a bounded adapter cannot be attached to.
+
+    Args:
+        name: Name of the layer, for the message.
+        layer: The layer.
+
+    Raises:
+        ModelError: If it is not a Linear or Conv1D, has another method's adapter, is quantised or parametrised.
+    """
+    if isinstance(layer, BoundedLoraLinear):
+        return
+    kind = type(layer).__name__
+    if isinstance(layer, BaseTunerLayer):
+        raise ModelError(f"Layer '{name}' has an adapter of another method ({kind}). Merge or unload it first.")
+    if not isinstance(layer, (nn.Linear, Conv1D)):
+        raise ModelError(
+            f"Layer '{name}' is a {kind}, only Linear and Conv1D can be adapted. Choose other target_modules, or name "
+            "it in exclude_modules."
+        )
+    own_forward = type(layer).forward not in (nn.Linear.forward, Conv1D.forward)
+    if own_forward or not layer.weight.is_floating_point():
+        raise ModelError(
+            f"Layer '{name}' is a {kind} with weights of type {layer.weight.dtype}: a quantised or custom layer, which "
+            "has no plain weight to change. Load the model in float32, bfloat16 or float16."
+        )
+    if parametrize.is_parametrized(layer):
+        raise ModelError(f"Layer '{name}' has a parametrised weight. Remove the parametrisation before adapting it.")
+
+
+class BoundedLoraLinear(nn.Module, BaseTunerLayer):  # type: ignore[misc]
+    """A Linear or Conv1D whose weight is changed by the active bounded adapters; their changes add up.
+
+    Merging puts a new weight, made from the untouched base weight, into the base layer and keeps the base weight;
+    unmerging puts it back, bit for bit. A fresh adapter and disabled adapters give the base layer's output, bit for
+    bit.
+
+    Args:
+        base_layer: The layer, see `check_layer`.
+    """
+
+    adapter_layer_names = ("bounded_lora_A", "bounded_lora_B")
+    other_param_names = ("bounded_lora_settings",)
+
+    def __init__(self, base_layer: Any) -> None:
+        super().__init__()
+        self.base_layer: Any = base_layer
+        self.bounded_lora_A = nn.ParameterDict({})
+        self.bounded_lora_B = nn.ParameterDict({})
+        self.bounded_lora_settings: dict[str, LayerSettings] = {}
+        self.transposed = isinstance(base_layer, Conv1D)
+        rows, columns = base_layer.weight.shape
+        self.out_features, self.in_features = (columns, rows) if self.transposed else (rows, columns)
+        self._disable_adapters = False
+        self.merged_adapters: list[str] = []
+        self.kept_base_weight: Tensor | None = None
+
+    def add_bounded_adapter(self, name: str, settings: LayerSettings, *, generator: torch.Generator | None) -> None:
+        """Add an adapter that changes nothing yet: A as in LoRA (Kaiming uniform), B zero.
+
+        Args:
+            name: Name of the adapter.
+            settings: Its rank, bound, omega and scale.
+            generator: Source of random numbers on the CPU, or None for torch's own.
+        """
+        lora_a = torch.empty(settings.rank, self.in_features)
+        nn.init.kaiming_uniform_(lora_a, a=math.sqrt(5), generator=generator)
+        self.bounded_lora_settings[name] = settings
+        self.bounded_lora_A[name] = nn.Parameter(lora_a)
+        self.bounded_lora_B[name] = nn.Parameter(torch.zeros(self.out_features, settings.rank))
+        BaseTunerLayer._move_adapter_to_device_of_base_layer(self, name)
+
+    def active_names(self) -> list[str]:
+        """Names of the active adapters that this layer has."""
+        names: Any = self.active_adapters
+        return [name for name in names if name in self.bounded_lora_settings]
+
+    def low_rank_change(self, name: str) -> LowRankChange:
+        """The change of one adapter.
+
+        Args:
+            name: Name of an adapter of this layer.
+
+        Returns:
+            The change with the adapter's own parameters, not copies.
+        """
+        settings = self.bounded_lora_settings[name]
+        lora_a, lora_b = self.bounded_lora_A[name], self.bounded_lora_B[name]
+        return LowRankChange(lora_a, lora_b, settings.bound, settings.omega, settings.scale)
+
+    def get_delta_weight(self, name: str) -> Tensor:
+        """Weight change of one adapter in the layout of the base weight, for PEFT's own tools.
+
+        Args:
+            name: Name of an adapter of this layer.
+
+        Returns:
+            The change, out × in, or in × out for a Conv1D.
+        """
+        delta: Tensor = self.low_rank_change(name).delta()
+        return delta.t() if self.transposed else delta
+
+    def supports_lora_conversion(self, adapter_name: str = "default") -> bool:
+        """Whether PEFT may turn the change into plain LoRA: no, the result would have no bound."""
+        return False
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Output with the active adapters.
+
+        Args:
+            x: Input, ... × in.
+
+        Returns:
+            The output, ... × out.
+        """
+        if self.disable_adapters and self.merged:
+            self.unmerge()
+        names = [] if self.disable_adapters or self.merged else self.active_names()
+        changes = [self.low_rank_change(name) for name in names]
+        bounded = [change for change in changes if change.bound.limit is not None]
+        if bounded:
+            base = self.base_layer
+            output = bounded_linear(x, base.weight, base.bias, bounded, transposed=self.transposed)
+        else:
+            output = self.base_layer(x)
+        for change in changes:
+            if change.bound.limit is None:
+                output = lora_linear(output, x, change)
+        return output
+
+    def merge(self, safe_merge: bool = False, adapter_names: list[str] | None = None) -> None:
+        """Put base weight plus changes into the base layer; the base weight is kept aside.
+
+        Args:
+            safe_merge: Whether to check first that every entry of the new weight is finite.
+            adapter_names: Adapters to merge besides those merged already; None for the active ones.
+
+        Raises:
+            ModelError: If ``safe_merge`` finds an entry that is not finite. The layer is as before then.
+        """
+        wanted = check_adapters_to_merge(self, adapter_names)
+        names = [name for name in wanted if name in self.bounded_lora_settings]
+        if not names:
+            return
+        all_names = [*self.merged_adapters, *names]
+        base_weight = self.base_layer.weight.data if self.kept_base_weight is None else self.kept_base_weight
+        changes = [self.low_rank_change(name) for name in all_names]
+        merged = effective_weight(base_weight, changes, transposed=self.transposed)
+        if safe_merge and not torch.isfinite(merged).all():
+            raise ModelError(
+                f"Merging {', '.join(names)} gives a weight with infinite or undefined entries. The adapter is broken; "
+                "use an earlier checkpoint of it."
+            )
+        self.kept_base_weight = base_weight
+        self.base_layer.weight.data = merged
+        self.merged_adapters = all_names
+
+    def unmerge(self) -> None:
+        """Put the kept base weight back, bit for bit."""
+        if self.kept_base_weight is None:
+            warnings.warn("No adapter is merged, nothing to do.", stacklevel=2)
+            return
+        self.base_layer.weight.data = self.kept_base_weight.to(self.base_layer.weight)
+        self.kept_base_weight = None
+        self.merged_adapters = []
+
+
+def seeded_generator(seed: int, layer_name: str) -> torch.Generator:
+    """Random numbers of one layer's start, independent of the other layers and of torch's global state.
+
+    Args:
+        seed: The seed of the whole adapter.
+        layer_name: Name of the layer.
+
+    Returns:
+        A generator on the CPU.
+    """
+    digest = hashlib.sha256(f"{seed}:{layer_name}".encode()).digest()
+    return torch.Generator().manual_seed(int.from_bytes(digest[:7], "little"))

@@ -1,0 +1,183 @@
+"""What the commands do: read, call the library, show."""
+
+from __future__ import annotations
+
+import logging
+import shutil
+import warnings
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import transformers
+from rich.console import Console
+
+from stable_forgetting.bench import PROBLEMS, Comparison, load_comparison, problem_path, run_comparison
+from stable_forgetting.cli.progress import RichProgress
+from stable_forgetting.config import RunConfig, load_config, parse_change
+from stable_forgetting.errors import ConfigError, ModelError, RunDirectoryError
+from stable_forgetting.evaluation import evaluate_scores
+from stable_forgetting.models.load import load_model, save_model
+from stable_forgetting.records import RunRecord, read_record, write_text
+from stable_forgetting.report import render_table, write_report
+from stable_forgetting.run import RunDirectory, prepare
+from stable_forgetting.run import run as run_unlearning
+from stable_forgetting.run.adapted import load_adapted, merge_adapter
+from stable_forgetting.run.check import check_config
+from stable_forgetting.run.scoring import score
+from stable_forgetting.training import finetune as train_model
+
+console = Console()
+
+
+def _quiet() -> None:
+    """Leave the terminal to our own bars and sentences."""
+    transformers.utils.logging.disable_progress_bar()
+    transformers.utils.logging.set_verbosity_error()
+    logging.getLogger("stable_forgetting").addHandler(logging.NullHandler())
+    warnings.filterwarnings("ignore", module="(transformers|peft|accelerate|torch)")
+
+
+def _read(path: Path, changes: Sequence[str]) -> tuple[RunConfig, dict[str, Any]]:
+    _quiet()
+    return load_config(path, [parse_change(change) for change in changes])
+
+
+def run_config(path: Path, changes: Sequence[str], out: Path | None, *, resume: bool) -> None:
+    """`forget run`."""
+    config, given = _read(path, changes)
+    run_dir = out or Path("runs") / config.name
+    record = run_unlearning(config, run_dir, given=given, resume=resume, progress=RichProgress(console))
+    directory = RunDirectory(run_dir)
+    write_report([record], directory.report)
+    _show([record])
+    console.print(f"Adapter: {directory.adapter}\nReport:  {directory.report}", highlight=False)
+
+
+def compare(path: Path, changes: Sequence[str], out: Path | None) -> None:
+    """`forget compare`."""
+    _quiet()
+    comparison = load_comparison(path, [parse_change(change) for change in changes])
+    _compare(comparison, out or Path("runs") / path.stem)
+
+
+def demo(problem: str, out: Path) -> None:
+    """`forget demo`."""
+    _quiet()
+    names = list(PROBLEMS) if problem == "all" else [problem]
+    records = []
+    for name in names:
+        console.rule(f"{name}", align="left")
+        records += _compare(load_comparison(problem_path(name)), out / name)
+    if len(names) > 1:
+        write_report(records, out / "report.html")
+        console.print(f"Both problems on one page: {out / 'report.html'}", highlight=False)
+
+
+def _compare(comparison: Comparison, out_dir: Path) -> list[RunRecord]:
+    records = []
+    for record in run_comparison(comparison, out_dir, progress=RichProgress(console)):
+        records.append(record)
+        write_report([record], RunDirectory(out_dir / record.name).report)
+        console.print(f"{record.name}: {' '.join(record.verdicts) or record.error}", highlight=False)
+    write_report(records, out_dir / "report.html")
+    _show(records)
+    console.print(f"Report: {out_dir / 'report.html'}", highlight=False)
+    return records
+
+
+def _show(records: Sequence[RunRecord]) -> None:
+    for table in render_table(records):
+        console.print(table)
+    if len(records) == 1:
+        for sentence in [*records[0].verdicts, records[0].stopped and f"Stopped early: {records[0].stopped}"]:
+            if sentence:
+                console.print(sentence, highlight=False)
+
+
+def check(path: Path, changes: Sequence[str]) -> None:
+    """`forget check`."""
+    from stable_forgetting.cli.listings import check_tables
+
+    config, _ = _read(path, changes)
+    found = check_config(config)
+    for table in check_tables(found):
+        console.print(table)
+    if found.problems:
+        raise ConfigError(" ".join(found.problems))
+    console.print("No problems found.")
+
+
+def finetune(path: Path, changes: Sequence[str], out: Path, *, on: str) -> None:
+    """`forget finetune`."""
+    config, _ = _read(path, changes)
+    if config.model.finetune is None:
+        raise ConfigError(f"The config '{path}' has no section model.finetune, which says how to finetune. Add it.")
+    if out.exists():
+        raise RunDirectoryError(f"The folder '{out}' exists already. Choose another with --out, or remove it.")
+    models = prepare(config, RichProgress(console))
+    taught = models.sets.retain if on == "retain" else models.taught_to_base
+    work_dir = out.with_name(f"{out.name}.training")
+    train_model(
+        models.loaded.model,
+        models.loaded.task,
+        taught,
+        settings=config.model.finetune,
+        output_dir=work_dir,
+        resume=True,
+        progress=RichProgress(console),
+    )
+    save_model(models.loaded, out)
+    shutil.rmtree(work_dir, ignore_errors=True)
+    console.print(f"Model: {out}", highlight=False)
+
+
+def evaluate(
+    path: Path,
+    changes: Sequence[str],
+    *,
+    model: str | None,
+    adapter: Path | None,
+    retain_model: str | None,
+    out: Path | None,
+) -> None:
+    """`forget eval`."""
+    from stable_forgetting.cli.listings import metric_table
+
+    config, _ = _read(path, changes)
+    progress = RichProgress(console)
+    models = prepare(config, progress)
+    loaded = models.loaded if model is None else load_model(models.source(model))
+    retain_name = retain_model or config.retain_model
+    scores = {}
+    if retain_name is not None:
+        reference = load_model(models.source(retain_name))
+        scores["retain"] = score(reference, models.sets, "retain", settings=config.evaluation, progress=progress)
+    if adapter is not None:
+        loaded = load_adapted(loaded, adapter)
+    role = "base" if adapter is None else "unlearned"
+    own = score(loaded, models.sets, role, settings=config.evaluation, progress=progress)
+    settings = config.evaluation
+    found = evaluate_scores(own, scores.get("retain"), num_resamples=settings.num_resamples, seed=settings.seed)
+    console.print(metric_table(found))
+    if out is not None:
+        write_text(out, found.model_dump_json(indent=1))
+
+
+def report(run_dirs: Sequence[Path], out: Path | None) -> None:
+    """`forget report`."""
+    records = [read_record(run_dir) for run_dir in run_dirs]
+    page = out or (RunDirectory(run_dirs[0]).report if len(run_dirs) == 1 else Path("report.html"))
+    write_report(records, page)
+    console.print(f"Report: {page}", highlight=False)
+
+
+def merge(run_dir: Path, out: Path, base: str | None) -> None:
+    """`forget merge`."""
+    _quiet()
+    if out.exists():
+        raise RunDirectoryError(f"The folder '{out}' exists already. Choose another with --out, or remove it.")
+    if not run_dir.is_dir():
+        raise ModelError(f"No directory at '{run_dir}'. Give a run directory or the folder of an adapter.")
+    merge_adapter(run_dir, out, base=base, progress=RichProgress(console))
+    console.print(f"Merged model: {out}", highlight=False)

@@ -1,0 +1,106 @@
+"""Tables of the command line: what can be chosen, what a check found, the metrics of a model."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+
+from rich.console import Console
+from rich.table import Table
+
+from stable_forgetting.records import ModelEvaluation
+from stable_forgetting.run.check import Check
+
+_BETTER = {"higher": "higher is better", "lower": "lower is better", "retain": "retain model's value is the target"}
+
+
+def show(what: str) -> None:
+    """Print one of the tables of names."""
+    Console().print(LISTINGS[what]())
+
+
+def _bounds() -> Table:
+    from stable_forgetting.adapters import BOUNDS
+
+    rows = ((bound.name, bound.formula, _limit(bound.limit), bound.description) for bound in BOUNDS.values())
+    return _table(("bound", "formula", "largest |value|", ""), rows)
+
+
+def _limit(limit: float | None) -> str:
+    return "none" if limit is None else f"{limit:g}"
+
+
+def _objectives() -> Table:
+    from stable_forgetting.objectives import OBJECTIVES, get_term
+
+    rows = []
+    for name, (forget, retain, description) in OBJECTIVES.items():
+        retain_formula = get_term("retain", retain).formula if retain else "none"
+        rows.append((name, get_term("forget", forget).formula, retain_formula, description))
+    return _table(("objective", "forget term", "retain term", ""), rows)
+
+
+def _metrics() -> Table:
+    from stable_forgetting.evaluation import METRICS
+
+    rows = (
+        (metric.name, ", ".join(metric.tasks), _BETTER[metric.direction], metric.description)
+        for metric in METRICS.values()
+    )
+    return _table(("metric", "task", "direction", ""), rows)
+
+
+def _families() -> Table:
+    from stable_forgetting.adapters import MLP_LAYERS
+
+    rows = ((name, str(layers)) for name, layers in sorted(MLP_LAYERS.items()))
+    return _table(("family (model_type)", "MLP layers that get adapters"), rows)
+
+
+LISTINGS: dict[str, Callable[[], Table]] = {
+    "bounds": _bounds,
+    "objectives": _objectives,
+    "metrics": _metrics,
+    "families": _families,
+}
+
+
+def _table(columns: Sequence[str], rows: Iterable[Sequence[str]]) -> Table:
+    table = Table(*columns)
+    for row in rows:
+        table.add_row(*row)
+    return table
+
+
+def check_tables(found: Check) -> list[Table]:
+    """What a check found, without the problems."""
+    tables = []
+    if found.sets:
+        tables.append(_table(("set", "examples"), [(name, str(count)) for name, count in found.sets.items()]))
+    if found.layers:
+        share = found.num_trainable / found.num_base
+        table = Table("adapter", "")
+        table.add_row("layers", f"{len(found.layers)}: {found.layers[0]} … {found.layers[-1]}")
+        table.add_row("trainable parameters", f"{found.num_trainable:,} ({share:.2%} of {found.num_base:,})")
+        tables.append(table)
+    if found.memory_bytes:
+        rows = [(part, _gigabytes(size)) for part, size in found.memory_bytes.items()]
+        tables.append(
+            _table(("estimated memory", "GB"), [*rows, ("together", _gigabytes(sum(found.memory_bytes.values())))])
+        )
+    return tables
+
+
+def _gigabytes(size: int) -> str:
+    return f"{size / 1e9:.2f}"
+
+
+def metric_table(evaluation: ModelEvaluation) -> Table:
+    """All metrics of one model, those that are not available with the reason."""
+    table = Table("metric", "value", "95 % interval", "n", "", title=evaluation.source)
+    for metric in evaluation.metrics:
+        if metric.value is None:
+            table.add_row(metric.name, "not available", "", "", metric.reason)
+            continue
+        interval = "" if metric.low is None or metric.high is None else f"{metric.low:.4f} to {metric.high:.4f}"
+        table.add_row(metric.name, f"{metric.value:.4f}", interval, str(metric.count), _BETTER[metric.direction])
+    return table

@@ -1,0 +1,163 @@
+"""The command `forget`.
+
+Commands import what they need when they run, so that `--help` answers at once.
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Annotated, Literal
+
+import typer
+from rich.console import Console
+
+from stable_forgetting.errors import StableForgettingError
+
+app = typer.Typer(
+    name="forget",
+    help="Make a language model or an image classifier forget, and show that it has.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode="rich",
+)
+
+ConfigPath = Annotated[Path, typer.Argument(help="A YAML file; configs/ has examples.", metavar="CONFIG")]
+Changes = Annotated[
+    list[str] | None, typer.Option("--set", help="Change a setting: training.learning_rate=3e-4.", metavar="A.B=C")
+]
+OutDir = Annotated[Path | None, typer.Option("--out", help="Directory of the run. Default: runs/NAME.")]
+Resume = Annotated[bool, typer.Option("--resume", help="Continue a run that was interrupted.")]
+
+
+@app.command()
+def run(config: ConfigPath, changes: Changes = None, out: OutDir = None, resume: Resume = False) -> None:
+    """Unlearn as a config says: adapter, evidence and report."""
+    from stable_forgetting.cli import commands
+
+    commands.run_config(config, changes or [], out, resume=resume)
+
+
+@app.command()
+def compare(config: ConfigPath, changes: Changes = None, out: OutDir = None) -> None:
+    """Run several methods on one problem and report on all of them; what is finished is not run again."""
+    from stable_forgetting.cli import commands
+
+    commands.compare(config, changes or [], out)
+
+
+@app.command()
+def demo(
+    problem: Annotated[Literal["vision", "language", "all"], typer.Argument(help="Which problem.")] = "all",
+    out: Annotated[Path, typer.Option("--out", help="Directory of the runs.")] = Path("runs/demo"),
+) -> None:
+    """Both built-in problems, from training the models to the report; no download."""
+    from stable_forgetting.cli import commands
+
+    commands.demo(problem, out)
+
+
+@app.command()
+def check(
+    config: ConfigPath,
+    changes: Changes = None,
+) -> None:
+    """Find all problems of a config before anything is trained, and say what would be adapted and needed."""
+    from stable_forgetting.cli import commands
+
+    commands.check(config, changes or [])
+
+
+@app.command()
+def finetune(
+    config: ConfigPath,
+    out: Annotated[Path, typer.Option("--out", help="Folder of the finished model.")],
+    on: Annotated[
+        Literal["all", "retain"],
+        typer.Option("--on", help="all: forget and retain set (a base model); retain: a retain model."),
+    ] = "all",
+    changes: Changes = None,
+) -> None:
+    """Make a base or a retain model from the config's pretrained model."""
+    from stable_forgetting.cli import commands
+
+    commands.finetune(config, changes or [], out, on=on)
+
+
+@app.command(name="eval")
+def evaluate(
+    config: ConfigPath,
+    model: Annotated[
+        str | None, typer.Option("--model", help="Name or folder of the model. Default: the config's.")
+    ] = None,
+    adapter: Annotated[
+        Path | None, typer.Option("--adapter", help="Folder of an adapter that is put on the model.")
+    ] = None,
+    retain_model: Annotated[
+        str | None, typer.Option("--retain-model", help="Name or folder of the retain model to compare with.")
+    ] = None,
+    changes: Changes = None,
+    out: Annotated[Path | None, typer.Option("--out", help="JSON file for the metrics.")] = None,
+) -> None:
+    """Measure a model, with or without an adapter, on a config's sets."""
+    from stable_forgetting.cli import commands
+
+    commands.evaluate(config, changes or [], model=model, adapter=adapter, retain_model=retain_model, out=out)
+
+
+@app.command()
+def report(
+    run_dirs: Annotated[list[Path], typer.Argument(help="Run directories.", metavar="DIR...")],
+    out: Annotated[
+        Path | None, typer.Option("--out", help="The page. Default: report.html in the only or the current directory.")
+    ] = None,
+) -> None:
+    """Make one page of one or several runs."""
+    from stable_forgetting.cli import commands
+
+    commands.report(run_dirs, out)
+
+
+@app.command()
+def merge(
+    run_dir: Annotated[Path, typer.Argument(help="A run directory, or the folder of an adapter.", metavar="DIR")],
+    out: Annotated[Path, typer.Option("--out", help="Folder of the merged model.")],
+    base: Annotated[
+        str | None, typer.Option("--base", help="Name or folder of the base model. Default: as the run used it.")
+    ] = None,
+) -> None:
+    """Fold an adapter into its base model: plain weights that need no package of ours."""
+    from stable_forgetting.cli import commands
+
+    commands.merge(run_dir, out, base)
+
+
+@app.command(name="list")
+def list_names(
+    what: Annotated[Literal["bounds", "objectives", "metrics", "families"], typer.Argument(help="What to list.")],
+) -> None:
+    """Show what can be chosen, with a sentence on each."""
+    from stable_forgetting.cli import listings
+
+    listings.show(what)
+
+
+@app.callback(invoke_without_command=True)
+def _options(
+    version: Annotated[bool, typer.Option("--version", help="Show the version and stop.")] = False,
+) -> None:
+    if version:
+        from importlib.metadata import version as version_of
+
+        typer.echo(f"forget {version_of('stable-forgetting')}")
+        raise typer.Exit
+
+
+def main() -> None:
+    """Run the command line; a user's mistake is one sentence and exit code 2."""
+    try:
+        app()
+    except StableForgettingError as error:
+        Console(stderr=True).print(f"forget: {error}", style="red", markup=False, highlight=False, soft_wrap=True)
+        sys.exit(2)

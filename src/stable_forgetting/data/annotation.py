@@ -1,0 +1,178 @@
+"""From a row to one text and the span of the answer in it: prompt and answer, chat messages, or running text."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from stable_forgetting.data.rows import Row, Rows
+from stable_forgetting.errors import DataError
+
+DEFAULT_TEMPLATE = "Question: {prompt}\nAnswer: {answer}"
+"""How prompt and answer are put together without a chat template."""
+
+_STAND_IN = "⟦answer⟧"
+
+Span = tuple[int, int]
+
+
+@dataclass(frozen=True)
+class LanguageColumns:
+    """Names of the columns that are read, and how prompt and answer are put together.
+
+    Prompt and answer are used if both columns exist, else messages, else plain text.
+
+    Args:
+        prompt: Column of the prompt.
+        answer: Column of the answer.
+        text: Column of plain text.
+        messages: Column of chat messages: a list of objects with ``role`` and ``content``. The last message must be
+            the assistant's and is the answer; all before it are the prompt.
+        template: Text with ``{prompt}`` and, at its end, ``{answer}``; used where there is no chat template.
+    """
+
+    prompt: str = "prompt"
+    answer: str = "answer"
+    text: str = "text"
+    messages: str = "messages"
+    template: str = DEFAULT_TEMPLATE
+
+
+@dataclass(frozen=True)
+class AnnotatedText:
+    """A full text and where its answer is.
+
+    Args:
+        prompt: The prompt as the row has it, or the messages before the answer as text.
+        answer: The answer as the row has it.
+        text: The full text that is tokenised.
+        span: First character of the answer in ``text``, and the one after its last.
+        add_end: Whether the answer ends here, so that an end token follows it.
+        templated: Whether a chat template made the text, with its own special tokens.
+    """
+
+    prompt: str
+    answer: str
+    text: str
+    span: Span
+    add_end: bool
+    templated: bool
+
+
+def annotator(
+    rows: Rows, tokenizer: Any, columns: LanguageColumns, *, use_template: bool, name: str
+) -> tuple[Callable[[Row, str], AnnotatedText], set[str]]:
+    """Decide by the columns what the rows are, and how their text is made.
+
+    Args:
+        rows: The table.
+        tokenizer: Its chat template is used if ``use_template``.
+        columns: Which columns are read.
+        use_template: Whether prompts are put into the chat template.
+        name: Name of the set, for messages.
+
+    Returns:
+        The function that makes annotated text of a row and its place in words, and the columns that it uses.
+
+    Raises:
+        DataError: No columns fit, or messages come without a chat template. The function raises it for a bad row.
+    """
+    used = {columns.prompt, columns.answer}
+    if used <= set(rows.columns):
+        if use_template:
+            return lambda row, place: _chat(_as_messages(row, columns, place), tokenizer, place), used
+        pieces = _template_pieces(columns.template)
+        return lambda row, place: _plain(row, columns, pieces, place), used
+    if columns.messages in rows.columns:
+        if not use_template:
+            raise DataError(
+                f"The {name} set has chat messages, which need a chat template, but the tokenizer has none or "
+                "chat_template is false. Give prompt and answer columns, or a tokenizer with a chat template."
+            )
+        return lambda row, place: _chat(_checked_messages(row, columns, place), tokenizer, place), {columns.messages}
+    if columns.text in rows.columns:
+        return lambda row, place: _running_text(row, columns, place), {columns.text}
+    raise DataError(
+        f"The {name} set has none of the columns '{columns.prompt}' and '{columns.answer}', '{columns.messages}' or "
+        f"'{columns.text}' ({rows.source}). Columns: {', '.join(rows.columns) or 'none'}. Name the columns to use."
+    )
+
+
+def _field(row: Row, column: str, place: str) -> str:
+    value = row.get(column)
+    if isinstance(value, bool) or not isinstance(value, str | int | float):
+        raise DataError(f"Column '{column}' in {place} holds {value!r}, which is not text. Give a text.")
+    return str(value)
+
+
+def _filled(value: str, what: str, place: str) -> str:
+    if not value.strip():
+        raise DataError(f"The {what} in {place} is empty. Give it a text, or leave the row out.")
+    return value
+
+
+def _template_pieces(template: str) -> tuple[str, str]:
+    before, has_prompt, rest = template.partition("{prompt}")
+    between, has_answer, after = rest.partition("{answer}")
+    if not has_prompt or not has_answer or after:
+        raise DataError(f"The template {template!r} must hold '{{prompt}}' once and end with '{{answer}}'.")
+    return before, between
+
+
+def _plain(row: Row, columns: LanguageColumns, pieces: tuple[str, str], place: str) -> AnnotatedText:
+    prompt = _field(row, columns.prompt, place)
+    answer = _filled(_field(row, columns.answer, place), "answer", place)
+    before = f"{pieces[0]}{prompt}{pieces[1]}"
+    span = (len(before), len(before) + len(answer))
+    return AnnotatedText(prompt, answer, before + answer, span, add_end=True, templated=False)
+
+
+def _running_text(row: Row, columns: LanguageColumns, place: str) -> AnnotatedText:
+    text = _filled(_field(row, columns.text, place), "text", place)
+    return AnnotatedText("", text, text, (0, len(text)), add_end=False, templated=False)
+
+
+def _as_messages(row: Row, columns: LanguageColumns, place: str) -> list[dict[str, str]]:
+    return [
+        {"role": "user", "content": _field(row, columns.prompt, place)},
+        {"role": "assistant", "content": _filled(_field(row, columns.answer, place), "answer", place)},
+    ]
+
+
+def _checked_messages(row: Row, columns: LanguageColumns, place: str) -> list[dict[str, str]]:
+    messages = row.get(columns.messages)
+    if not isinstance(messages, list) or not all(_is_message(message) for message in messages):
+        raise DataError(
+            f"Column '{columns.messages}' in {place} must be a list of objects with the texts 'role' and 'content'."
+        )
+    if len(messages) < 2 or messages[-1]["role"] != "assistant":
+        roles = ", ".join(message["role"] for message in messages) or "none"
+        raise DataError(
+            f"The messages in {place} have the roles {roles}. Give at least two; the last one, the answer, must be "
+            "the assistant's."
+        )
+    _filled(messages[-1]["content"], "answer", place)
+    return [dict(message) for message in messages]
+
+
+def _is_message(message: Any) -> bool:
+    return isinstance(message, Mapping) and all(isinstance(message.get(key), str) for key in ("role", "content"))
+
+
+def _chat(messages: list[dict[str, str]], tokenizer: Any, place: str) -> AnnotatedText:
+    """Render the conversation, and find the answer by rendering it once more with a stand-in for the answer.
+
+    Looking for the answer's text would find it in the wrong place if it also occurs in the template or the prompt.
+    """
+    answer = messages[-1]["content"]
+    text = tokenizer.apply_chat_template(messages, tokenize=False)
+    stand_in = [*messages[:-1], {**messages[-1], "content": _STAND_IN}]
+    before, found, after = tokenizer.apply_chat_template(stand_in, tokenize=False).rpartition(_STAND_IN)
+    if not found or not (text.startswith(before) and text.endswith(after)):
+        raise DataError(f"The chat template changes the answer in {place}. Set chat_template to false.")
+    start, end = len(before), len(text) - len(after)
+    if text[start:end].strip() != answer.strip():
+        raise DataError(f"The chat template changes the answer in {place}. Set chat_template to false.")
+    prompt = "\n".join(message["content"] for message in messages[:-1])
+    return AnnotatedText(prompt, answer, text, (start, end), add_end=True, templated=True)

@@ -1,0 +1,1 @@
+"""Small problems that come with the package: invented people and handwritten digits."""

@@ -1,0 +1,140 @@
+"""Examples and example sets: what the models are trained on and measured with, identified by content."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Generic, Protocol, TypeVar
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from stable_forgetting.errors import DataError
+
+
+class Example(Protocol):
+    """What all examples have in common."""
+
+    @property
+    def key(self) -> str:
+        """Hash of the content that makes two examples the same, used to find overlaps."""
+        ...
+
+    @property
+    def identity(self) -> str:
+        """Hash of everything that a model is taught by the example."""
+        ...
+
+    @property
+    def num_labels(self) -> int:
+        """Number of label positions: answer tokens and end token, or one for an image."""
+        ...
+
+
+@dataclass(frozen=True)
+class LanguageExample:
+    """A prompt and its answer, as text and as tokens.
+
+    Args:
+        prompt: Question, or an empty string for plain text.
+        answer: Answer, or the whole text.
+        input_ids: Prompt tokens, answer tokens and the end token.
+        num_prompt_tokens: Label positions are ``input_ids[num_prompt_tokens:]``; at least 1, because the first token
+            has nothing before it to be predicted from.
+        metadata: The other columns of the row, such as paraphrases and wrong answers.
+    """
+
+    prompt: str
+    answer: str
+    input_ids: tuple[int, ...]
+    num_prompt_tokens: int
+    metadata: Mapping[str, Any] = field(default_factory=dict, compare=False)
+
+    @property
+    def key(self) -> str:
+        """Hash of prompt and answer without surrounding white space."""
+        return hashlib.sha256(f"{self.prompt.strip()}\x1f{self.answer.strip()}".encode()).hexdigest()
+
+    @property
+    def identity(self) -> str:
+        """The key: prompt and answer are all there is to learn."""
+        return self.key
+
+    @property
+    def num_labels(self) -> int:
+        """Number of answer tokens and end token."""
+        return len(self.input_ids) - self.num_prompt_tokens
+
+
+@dataclass(frozen=True, eq=False)
+class ImageExample:
+    """An image and its class.
+
+    Args:
+        pixels: The image as it came, uint8, height × width × 3.
+        label: Class index, from 0.
+        pixel_values: The image as the model takes it, float32, channels × height × width.
+        metadata: The other columns of the row.
+    """
+
+    pixels: npt.NDArray[np.uint8]
+    label: int
+    pixel_values: torch.Tensor
+    metadata: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def key(self) -> str:
+        """Hash of the pixels and their shape."""
+        return hashlib.sha256(str(self.pixels.shape).encode() + self.pixels.tobytes()).hexdigest()
+
+    @property
+    def identity(self) -> str:
+        """The key and the label: the same image under another label teaches something else."""
+        return f"{self.key}:{self.label}"
+
+    @property
+    def num_labels(self) -> int:
+        """One: an image has one label."""
+        return 1
+
+
+E = TypeVar("E", bound=Example)
+E_co = TypeVar("E_co", bound=Example, covariant=True)
+
+
+@dataclass(frozen=True, eq=False)
+class ExampleSet(Generic[E_co]):
+    """A named, ordered and never empty collection of examples.
+
+    Args:
+        name: forget, retain, holdout, test ...
+        examples: The examples in order.
+        source: Where they came from, in words.
+
+    Raises:
+        DataError: There are no examples.
+    """
+
+    name: str
+    examples: Sequence[E_co]
+    source: str = "given in memory"
+
+    def __post_init__(self) -> None:
+        if not self.examples:
+            raise DataError(f"The {self.name} set is empty ({self.source}). Give at least one example.")
+
+    def __len__(self) -> int:
+        return len(self.examples)
+
+    def __getitem__(self, index: int) -> E_co:
+        return self.examples[index]
+
+    def __iter__(self) -> Iterator[E_co]:
+        return iter(self.examples)
+
+    @property
+    def sha256(self) -> str:
+        """Hash of all examples in order."""
+        return hashlib.sha256("\x1f".join(example.identity for example in self.examples).encode()).hexdigest()

@@ -1,0 +1,159 @@
+"""Images in local files: NumPy archives and folders with one subfolder per class.
+
+N = images, H × W = height and width in pixels, C = colour channels.
+"""
+
+from __future__ import annotations
+
+import zipfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from stable_forgetting.errors import DataError
+
+IMAGE_ENDINGS = (".png", ".jpg", ".jpeg", ".bmp", ".gif", ".webp")
+SPLIT_NAMES = frozenset({"train", "test", "val", "validation"})
+
+Array = npt.NDArray[Any]
+
+_LAYOUT = "Give arrays image and label, or x_train, y_train, x_test, y_test, and class_names if there are any."
+
+
+def read_npz(path: Path) -> list[dict[str, Any]]:
+    """Rows of a NumPy archive: columns ``image``, ``label``, ``split``, and ``class_name`` if there are names.
+
+    The archive has the arrays ``image`` (N, H, W[, C]) and ``label`` (N,), or the same as ``x_train``, ``y_train``,
+    ``x_test``, ``y_test``. Other arrays of N values become columns of their own, such as ``coarse_train``, which
+    gives the column ``coarse``. ``class_names`` (K,) names the classes. Archives that hold pickled objects are
+    refused, because reading them may run code.
+
+    Args:
+        path: The file.
+
+    Returns:
+        The rows in order, training images first.
+
+    Raises:
+        DataError: The archive is damaged, holds pickled objects, or lacks the arrays above.
+    """
+    arrays = _load_arrays(path)
+    columns_by_split = {
+        split: columns for split in ("train", "test") if "image" in (columns := _split_columns(arrays, split))
+    }
+    if "image" in arrays:
+        columns_by_split = {"": arrays}
+    if not columns_by_split:
+        raise DataError(f"'{path}' holds the arrays {', '.join(arrays) or 'none'}. {_LAYOUT}")
+    rows: list[dict[str, Any]] = []
+    for split, columns in columns_by_split.items():
+        rows += _array_rows(columns, path, split)
+    names = arrays.get("class_names")
+    if names is not None:
+        _add_class_names(rows, [str(name) for name in names], path)
+    return rows
+
+
+def read_image_folder(path: Path) -> list[dict[str, Any]]:
+    """Rows of a folder of images: columns ``image`` (the path), ``label``, ``class_name`` and perhaps ``split``.
+
+    The folder holds one subfolder per class, or ``train``, ``test``, ``val`` or ``validation`` with one subfolder per
+    class in each. Labels count the class names in alphabetical order, over all splits together.
+
+    Args:
+        path: The folder.
+
+    Returns:
+        The rows, by split, class and file name in alphabetical order. The images are not read yet.
+
+    Raises:
+        DataError: There are no images in subfolders of this form.
+    """
+    folders = _subfolders(path)
+    splits = {folder.name: folder for folder in folders if folder.name in SPLIT_NAMES}
+    if splits and len(splits) == len(folders):
+        found = [_split_images(folder, {"split": name}) for name, folder in splits.items()]
+    else:
+        found = [_split_images(path, {})]
+    rows = [row for rows in found for row in rows]
+    if not rows:
+        raise DataError(
+            f"The folder '{path}' holds no images of the form CLASS/IMAGE or train/CLASS/IMAGE "
+            f"({' '.join(IMAGE_ENDINGS)}). Sort the images into one subfolder per class."
+        )
+    labels = {name: label for label, name in enumerate(sorted({row["class_name"] for row in rows}))}
+    return [{**row, "label": labels[row["class_name"]]} for row in rows]
+
+
+def _load_arrays(path: Path) -> dict[str, Array]:
+    if not zipfile.is_zipfile(path):
+        raise DataError(f"'{path}' is not a NumPy archive, or it is damaged. Write it with numpy.savez.")
+    try:
+        with np.load(path, allow_pickle=False) as archive:
+            return {name: archive[name] for name in archive.files}
+    except ValueError as error:
+        if "allow_pickle" not in str(error):
+            raise DataError(f"'{path}' is a damaged NumPy archive ({error}). Write it again.") from error
+        raise DataError(
+            f"'{path}' holds pickled Python objects, which may run code when they are read, so they are not. "
+            "Save arrays of numbers or of text (dtype uint8, int64, str)."
+        ) from error
+    except (zipfile.BadZipFile, EOFError, OSError) as error:
+        raise DataError(f"'{path}' is a damaged NumPy archive ({error}). Write it again.") from error
+
+
+def _split_columns(arrays: Mapping[str, Array], split: str) -> dict[str, Array]:
+    ending = f"_{split}"
+    columns = {name.removesuffix(ending): array for name, array in arrays.items() if name.endswith(ending)}
+    return {{"x": "image", "y": "label"}.get(name, name): array for name, array in columns.items()}
+
+
+def _array_rows(columns: Mapping[str, Array], path: Path, split: str) -> list[dict[str, Any]]:
+    images = columns["image"]
+    place = f"'{path}'" + (f", {split} part" if split else "")
+    if images.ndim not in (3, 4):
+        raise DataError(
+            f"The images in {place} have the shape {images.shape}. "
+            "Give (images, height, width) or (images, height, width, channels)."
+        )
+    if "label" not in columns:
+        raise DataError(f"{place} has images and no labels. {_LAYOUT}")
+    labels = columns["label"]
+    if labels.shape != (len(images),) or labels.dtype.kind not in "iu":
+        raise DataError(
+            f"The labels in {place} are {labels.dtype} of shape {labels.shape}, but there are {len(images)} images. "
+            "Give one whole number per image."
+        )
+    names = [name for name, array in columns.items() if name != "image" and array.shape == labels.shape]
+    lists = {name: columns[name].tolist() for name in names}
+    extra = {"split": split} if split else {}
+    return [
+        {"image": image, **{name: values[place] for name, values in lists.items()}, **extra}
+        for place, image in enumerate(images)
+    ]
+
+
+def _add_class_names(rows: list[dict[str, Any]], names: list[str], path: Path) -> None:
+    for number, row in enumerate(rows):
+        if not 0 <= row["label"] < len(names):
+            raise DataError(
+                f"Row {number} of '{path}' has label {row['label']}, but class_names has {len(names)} names. "
+                f"Labels must be from 0 to {len(names) - 1}."
+            )
+        row["class_name"] = names[row["label"]]
+
+
+def _subfolders(path: Path) -> list[Path]:
+    return sorted(entry for entry in path.iterdir() if entry.is_dir() and not entry.name.startswith("."))
+
+
+def _split_images(path: Path, extra: Mapping[str, str]) -> list[dict[str, Any]]:
+    return [
+        {"image": str(file), "class_name": folder.name, **extra}
+        for folder in _subfolders(path)
+        for file in sorted(folder.iterdir())
+        if file.suffix.lower() in IMAGE_ENDINGS
+    ]

@@ -1,0 +1,151 @@
+"""From rows to language examples: text, tokens, and the boundary between prompt and answer.
+
+The boundary is found in the tokens of the full text by their character offsets. Tokenising the prompt alone and
+counting its tokens can shift it, because a tokenizer may join the end of the prompt and the start of the answer.
+
+A token with at least one character of the answer belongs to the answer, so a token that lies across the boundary is a
+label, and the prompt tokens never give away a part of the answer.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+from stable_forgetting.data.annotation import DEFAULT_TEMPLATE, AnnotatedText, LanguageColumns, Span, annotator
+from stable_forgetting.data.examples import ExampleSet, LanguageExample
+from stable_forgetting.data.rows import Rows
+from stable_forgetting.errors import DataError
+
+__all__ = [
+    "DEFAULT_TEMPLATE",
+    "LanguageColumns",
+    "answer_tokens",
+    "generation_prompt_ids",
+    "language_examples",
+]
+
+
+def language_examples(
+    rows: Rows,
+    tokenizer: Any,
+    *,
+    name: str,
+    columns: LanguageColumns | None = None,
+    max_length: int = 512,
+    chat_template: bool | None = None,
+) -> ExampleSet[LanguageExample]:
+    """Language examples of all rows.
+
+    Labels are the answer's tokens and one end token: with a chat template the special token that ends the turn, else
+    the tokenizer's ``eos_token``. Plain text has no end token, because nothing says that it ends there, and all of its
+    tokens but the first are labels. Special tokens that the tokenizer puts first, such as ``<s>``, are kept.
+
+    Args:
+        rows: The table.
+        tokenizer: A fast tokenizer, one that knows the character offsets of its tokens.
+        name: Name of the set.
+        columns: Which columns are read; None for ``prompt``, ``answer``, ``text``, ``messages``.
+        max_length: Largest number of tokens; longer examples are cut at the end of the answer.
+        chat_template: Whether prompts are put into the tokenizer's chat template; None: if it has one.
+
+    Returns:
+        One example per row, in order. The other columns are in the examples' metadata.
+
+    Raises:
+        DataError: A column is missing, an answer is empty or cut off entirely, messages are malformed, the tokenizer
+            has no offsets, end token or chat template although it needs them, or there are no rows.
+    """
+    columns = columns or LanguageColumns()
+    _require_fast(tokenizer)
+    if chat_template and not tokenizer.chat_template:
+        raise DataError(
+            "The tokenizer has no chat template, but chat_template is true. Set it to false or leave it out."
+        )
+    use_template = bool(tokenizer.chat_template) if chat_template is None else chat_template
+    annotate, used = annotator(rows, tokenizer, columns, use_template=use_template, name=name)
+    texts = [annotate(row, f"row {number} of the {name} set") for number, row in enumerate(rows)]
+    examples = []
+    for number, (row, text, tokens) in enumerate(zip(rows, texts, _tokenize(texts, tokenizer), strict=True)):
+        ids, num_prompt_tokens = _cut(text, *tokens, tokenizer, max_length, f"row {number} of the {name} set")
+        metadata = {column: value for column, value in row.items() if column not in used}
+        examples.append(LanguageExample(text.prompt, text.answer, ids, num_prompt_tokens, metadata))
+    return ExampleSet(name, examples, rows.source)
+
+
+def generation_prompt_ids(example: LanguageExample) -> tuple[int, ...]:
+    """The tokens before the answer, from which a model generates its own: exactly those it was trained after."""
+    return example.input_ids[: example.num_prompt_tokens]
+
+
+def answer_tokens(offsets: Sequence[Span], span: Span) -> tuple[int, int] | None:
+    """First token of the answer and the one after its last: the tokens with a character in the answer's span.
+
+    Args:
+        offsets: First character of each token and the one after its last; special tokens have an empty span.
+        span: The same of the answer.
+
+    Returns:
+        The two positions, or None if no token has a character of the answer.
+
+    Example:
+        >>> answer_tokens([(0, 0), (0, 4), (4, 7), (7, 9)], (5, 9))
+        (2, 4)
+    """
+    inside = [place for place, (start, end) in enumerate(offsets) if max(start, span[0]) < min(end, span[1])]
+    return (inside[0], inside[-1] + 1) if inside else None
+
+
+def _require_fast(tokenizer: Any) -> None:
+    if not getattr(tokenizer, "is_fast", False):
+        raise DataError(
+            f"The tokenizer {type(tokenizer).__name__} is a slow one: it does not know the character offsets of its "
+            "tokens, which the boundary of the answer needs. Load it with use_fast=True, from a tokenizer.json."
+        )
+
+
+def _tokenize(texts: Sequence[AnnotatedText], tokenizer: Any) -> Iterator[tuple[list[int], list[Span]]]:
+    if not texts:
+        return
+    encoded = tokenizer(
+        [text.text for text in texts],
+        add_special_tokens=not texts[0].templated,
+        return_offsets_mapping=True,
+        return_attention_mask=False,
+    )
+    yield from zip(encoded["input_ids"], encoded["offset_mapping"], strict=True)
+
+
+def _cut(
+    text: AnnotatedText, ids: list[int], offsets: list[Span], tokenizer: Any, max_length: int, place: str
+) -> tuple[tuple[int, ...], int]:
+    """Tokens from the first to the end token, at most ``max_length``, and the number of those before the answer."""
+    found = answer_tokens(offsets, text.span)
+    if found is None:
+        raise DataError(f"The answer in {place} has no token of its own. Give it a longer text.")
+    start, end = max(found[0], 1), found[1]
+    whole = ids[:end]
+    if text.add_end:
+        end_id = _end_token(text, ids[end:], tokenizer)
+        whole = whole if whole[-1] == end_id else [*whole, end_id]
+    if start >= len(whole):
+        raise DataError(f"The text in {place} has a single token, which nothing predicts. Give it a longer text.")
+    if start >= max_length:
+        raise DataError(
+            f"The prompt in {place} has {start} tokens, so max_length {max_length} leaves nothing of the answer. "
+            "Raise max_length or shorten the prompt."
+        )
+    return tuple(whole[:max_length]), start
+
+
+def _end_token(text: AnnotatedText, following: list[int], tokenizer: Any) -> int:
+    if text.templated:
+        special = set(tokenizer.all_special_ids) | {
+            number for number, token in tokenizer.added_tokens_decoder.items() if token.special
+        }
+        for number in following:
+            if number in special:
+                return number
+    if tokenizer.eos_token_id is None:
+        raise DataError("The tokenizer has no end token, so nothing marks the end of an answer. Set its eos_token.")
+    return int(tokenizer.eos_token_id)

@@ -1,0 +1,177 @@
+"""Forget and retain examples side by side: the order in which training sees them.
+
+The batches of an epoch are a function of the seed and the epoch's number alone. A run that is resumed at epoch k sees
+exactly the batches that it would have seen without the break. E = examples in a batch.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Sequence
+from typing import Generic, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import Dataset, Sampler
+
+from stable_forgetting.data.examples import E, ExampleSet
+from stable_forgetting.errors import ConfigError
+
+FORGET = 0
+"""Role of an example to be forgotten."""
+RETAIN = 1
+"""Role of an example to be kept."""
+
+
+class Draw(NamedTuple):
+    """One example of a batch: its role, and its index in the set of that role."""
+
+    role: int
+    index: int  # type: ignore[assignment]  # hides tuple.index, which nobody needs of a draw
+
+
+class DrawnExample(NamedTuple):
+    """An example with the draw that chose it."""
+
+    draw: Draw
+    example: object
+
+
+class ForgetRetainBatches(Sampler[list[Draw]]):
+    """Batch sampler: every forget example once per epoch, and retain examples in cycles beside them.
+
+    Retain examples are drawn without replacement until all were seen, then anew, also across epochs: at any time no
+    retain example was seen more than once more often than another. With a retain set only, as in finetuning, an epoch
+    visits every retain example once.
+
+    Args:
+        num_forget: Size of the forget set; None if there is none.
+        num_retain: Size of the retain set; None if there is none.
+        forget_batch_size: Forget examples per batch; the last batch of an epoch may have fewer.
+        retain_batch_size: Retain examples per batch; always that many beside forget examples.
+        seed: Seed of both orders.
+
+    Raises:
+        ConfigError: There is neither set, or a size is below 1.
+
+    Example:
+        >>> batches = ForgetRetainBatches(3, 5, forget_batch_size=2, retain_batch_size=1, seed=0)
+        >>> [[draw.role for draw in batch] for batch in batches]
+        [[0, 0, 1], [0, 1]]
+    """
+
+    def __init__(
+        self,
+        num_forget: int | None,
+        num_retain: int | None,
+        *,
+        forget_batch_size: int,
+        retain_batch_size: int,
+        seed: int,
+    ) -> None:
+        sizes = {
+            "num_forget": num_forget,
+            "num_retain": num_retain,
+            "forget_batch_size": forget_batch_size,
+            "retain_batch_size": retain_batch_size,
+        }
+        for name, size in sizes.items():
+            if size is not None and size < 1:
+                raise ConfigError(f"{name} is {size}. It must be at least 1.")
+        if num_forget is None and num_retain is None:
+            raise ConfigError("There is neither a forget nor a retain set to draw batches from. Give at least one.")
+        self.num_forget = num_forget
+        self.num_retain = num_retain
+        self.forget_batch_size = forget_batch_size
+        self.retain_batch_size = retain_batch_size
+        self.seed = seed
+        self.epoch = 0
+
+    def set_epoch(self, epoch: int) -> None:
+        """Choose the epoch, from 0, whose batches come next."""
+        self.epoch = epoch
+
+    def __len__(self) -> int:
+        if self.num_forget is not None:
+            return math.ceil(self.num_forget / self.forget_batch_size)
+        assert self.num_retain is not None
+        return math.ceil(self.num_retain / self.retain_batch_size)
+
+    def __iter__(self) -> Iterator[list[Draw]]:
+        forget = [Draw(FORGET, index) for index in self._forget_order()]
+        retain = [Draw(RETAIN, index) for index in self._retain_order()]
+        for batch in range(len(self)):
+            of_forget = slice(batch * self.forget_batch_size, (batch + 1) * self.forget_batch_size)
+            of_retain = slice(batch * self.retain_batch_size, (batch + 1) * self.retain_batch_size)
+            yield forget[of_forget] + retain[of_retain]
+
+    def _forget_order(self) -> list[int]:
+        return [] if self.num_forget is None else self._permutation(FORGET, self.epoch, self.num_forget)
+
+    def _retain_order(self) -> list[int]:
+        """This epoch's piece of the endless sequence of permutations of the retain set."""
+        if self.num_retain is None:
+            return []
+        if self.num_forget is None:
+            return self._permutation(RETAIN, self.epoch, self.num_retain)
+        per_epoch = len(self) * self.retain_batch_size
+        first_cycle, offset = divmod(self.epoch * per_epoch, self.num_retain)
+        last_cycle = ((self.epoch + 1) * per_epoch - 1) // self.num_retain
+        order: list[int] = []
+        for cycle in range(first_cycle, last_cycle + 1):
+            order += self._permutation(RETAIN, cycle, self.num_retain)
+        return order[offset : offset + per_epoch]
+
+    def _permutation(self, role: int, number: int, size: int) -> list[int]:
+        order: list[int] = np.random.default_rng([self.seed, role, number]).permutation(size).tolist()
+        return order
+
+
+class PairedExamples(Dataset[DrawnExample], Generic[E]):
+    """Both sets as one data set whose index is a draw.
+
+    Args:
+        forget: Examples to be forgotten, or None.
+        retain: Examples to be kept, or None.
+    """
+
+    def __init__(self, forget: ExampleSet[E] | None, retain: ExampleSet[E] | None) -> None:
+        self.forget = forget
+        self.retain = retain
+
+    def __len__(self) -> int:
+        return sum(len(examples) for examples in (self.forget, self.retain) if examples is not None)
+
+    def __getitem__(self, draw: Draw) -> DrawnExample:
+        examples = self.forget if draw.role == FORGET else self.retain
+        if examples is None:
+            raise IndexError(f"{draw} is of a role that has no examples")
+        return DrawnExample(draw, examples[draw.index])
+
+
+class PairCollator(Generic[E]):
+    """Makes tensors of drawn examples: the task's own, and who they are.
+
+    Args:
+        collate: The task's function from examples to tensors.
+    """
+
+    def __init__(self, collate: Callable[[Sequence[E]], dict[str, Tensor]]) -> None:
+        self.collate = collate
+
+    def __call__(self, drawn: Sequence[DrawnExample]) -> dict[str, Tensor]:
+        """Collate a batch.
+
+        Args:
+            drawn: The examples of the batch in order.
+
+        Returns:
+            The task's tensors, and ``role`` (E,) and ``index`` (E,), int64.
+        """
+        examples: list[E] = [item.example for item in drawn]  # type: ignore[misc]
+        return {
+            **self.collate(examples),
+            "role": torch.tensor([item.draw.role for item in drawn], dtype=torch.int64),
+            "index": torch.tensor([item.draw.index for item in drawn], dtype=torch.int64),
+        }

@@ -1,0 +1,171 @@
+"""Greedy answers: the most likely token at each step, until the end token of the example.
+
+A loop of our own and not `generate` of transformers, because that one fills every setting that is not given from the
+model's own generation config: a repetition penalty or suppressed tokens in there would change the answers unseen.
+
+E = rows still going, T = tokens so far.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from accelerate.utils import extract_model_from_parallel
+from torch import Tensor, nn
+
+from stable_forgetting.data.examples import ExampleSet, LanguageExample
+from stable_forgetting.errors import ModelError
+from stable_forgetting.evaluation.likelihood import Progress, inference, longest_first
+from stable_forgetting.models.tasks import LanguageTask
+
+
+def greedy_answers(
+    model: nn.Module,
+    task: LanguageTask,
+    example_set: ExampleSet[LanguageExample],
+    *,
+    max_new_tokens: int,
+    batch_size: int,
+    progress: Progress | None = None,
+) -> list[str]:
+    """What the model answers to each prompt, decoded greedily, in the order of the set.
+
+    An answer ends before the example's end token (the last of its `input_ids`) or after `max_new_tokens` tokens. The
+    attention mask comes from lengths, never from token ids. The batch size changes nothing beyond rounding.
+
+    Args:
+        model: Causal language model of transformers, with or without adapters.
+        task: Gives the tokenizer.
+        example_set: Examples whose prompts are answered.
+        max_new_tokens: At most this many tokens per answer, at least 1.
+        batch_size: Prompts decoded at once.
+        progress: Told after each batch.
+
+    Returns:
+        One text per example, without special tokens and surrounding white space.
+
+    Raises:
+        ModelError: A prompt and its answer do not fit into the model's positions, or the model keeps no cache.
+    """
+    examples = example_set.examples
+    prompts = [example.input_ids[: example.num_prompt_tokens] for example in examples]
+    _check_positions(model, max(map(len, prompts)), max_new_tokens)
+    order = longest_first([len(prompt) for prompt in prompts])
+    answers: dict[int, str] = {}
+    with inference(model) as device:
+        for start in range(0, len(order), batch_size):
+            chosen = order[start : start + batch_size]
+            rows = _left_padded([prompts[i] for i in chosen], [examples[i].input_ids[-1] for i in chosen], device)
+            tokens = _decode(model, rows, max_new_tokens)
+            for index, row in zip(chosen, tokens, strict=True):
+                answers[index] = str(task.tokenizer.decode(row, skip_special_tokens=True)).strip()
+            if progress is not None:
+                progress(len(answers), len(order))
+    return [answers[index] for index in range(len(examples))]
+
+
+@dataclass(eq=False)
+class _Rows:
+    """The rows that are still going.
+
+    Args:
+        number: (E,), place of each row in the batch as it came.
+        end: (E,), end token of each row.
+        input_ids: (E, T) at first, then (E, 1): tokens that the model has not seen yet.
+        attention_mask: (E, T), 1 for tokens and 0 for padding.
+        cache: Keys and values of the tokens seen so far.
+    """
+
+    number: Tensor
+    end: Tensor
+    input_ids: Tensor
+    attention_mask: Tensor
+    cache: Any = None
+
+    def advance(self, token: Tensor) -> None:
+        """Append a token to each row, and drop the rows that end with it."""
+        going = token != self.end
+        if not going.all():
+            self.cache.batch_select_indices(going.nonzero()[:, 0])
+        token, self.number, self.end = token[going], self.number[going], self.end[going]
+        mask = self.attention_mask[going]
+        self.attention_mask = torch.cat([mask, mask.new_ones(len(mask), 1)], dim=1)
+        self.input_ids = token[:, None]
+
+
+def _left_padded(prompts: Sequence[Sequence[int]], ends: Sequence[int], device: torch.device) -> _Rows:
+    longest = max(map(len, prompts))
+    # Padding holds token 0, which every vocabulary has: the mask hides it.
+    input_ids = torch.zeros(len(prompts), longest, dtype=torch.long)
+    attention_mask = torch.zeros_like(input_ids)
+    for row, prompt in enumerate(prompts):
+        input_ids[row, longest - len(prompt) :] = torch.tensor(prompt)
+        attention_mask[row, longest - len(prompt) :] = 1
+    return _Rows(
+        number=torch.arange(len(prompts), device=device),
+        end=torch.tensor(ends, device=device),
+        input_ids=input_ids.to(device),
+        attention_mask=attention_mask.to(device),
+    )
+
+
+def _decode(model: nn.Module, rows: _Rows, max_new_tokens: int) -> list[list[int]]:
+    """Greedy tokens of each row, without its end token."""
+    answers: list[list[int]] = [[] for _ in rows.number]
+    accepted = _accepted_inputs(model)
+    for _ in range(max_new_tokens):
+        optional = {"position_ids": _positions(rows), "logits_to_keep": 1}
+        outputs = model(
+            input_ids=rows.input_ids,
+            attention_mask=rows.attention_mask,
+            past_key_values=rows.cache,
+            use_cache=True,
+            **{name: value for name, value in optional.items() if name in accepted},
+        )
+        rows.cache = _cache_of(outputs, model)
+        rows.advance(outputs.logits[:, -1].argmax(dim=-1))
+        for number, token in zip(rows.number.tolist(), rows.input_ids[:, 0].tolist(), strict=True):
+            answers[number].append(token)
+        if len(rows.number) == 0:
+            break
+    return answers
+
+
+def _positions(rows: _Rows) -> Tensor:
+    """Position of each unseen token, counted without padding, (E, T) or (E, 1)."""
+    positions = (rows.attention_mask.cumsum(dim=1) - 1).clamp(min=0)
+    return positions[:, -rows.input_ids.shape[1] :]
+
+
+def _accepted_inputs(model: nn.Module) -> set[str]:
+    """Names that the model's forward takes: models without position embeddings take no `position_ids`."""
+    inner = extract_model_from_parallel(model)
+    base = inner.get_base_model() if hasattr(inner, "get_base_model") else inner
+    return set(inspect.signature(base.forward).parameters)
+
+
+def _cache_of(outputs: Any, model: nn.Module) -> Any:
+    cache = getattr(outputs, "past_key_values", None)
+    if cache is None or not hasattr(cache, "batch_select_indices"):
+        raise ModelError(
+            f"{type(model).__name__} returns no key-value cache, which greedy answers need. "
+            "Set evaluation.generate to false to measure without answers."
+        )
+    return cache
+
+
+def _check_positions(model: nn.Module, longest: int, max_new_tokens: int) -> None:
+    config = extract_model_from_parallel(model).config
+    positions = getattr(config.get_text_config(), "max_position_embeddings", None)
+    if positions is None or longest + max_new_tokens <= positions:
+        return
+    room = positions - longest
+    advice = f"Set evaluation.max_new_tokens to at most {room}" if room > 0 else "Shorten the prompts"
+    raise ModelError(
+        f"The longest prompt has {longest} tokens; with {max_new_tokens} new ones it does not fit into the model's "
+        f"{positions} positions. {advice}."
+    )

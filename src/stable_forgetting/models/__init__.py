@@ -1,0 +1,1 @@
+"""Models: loading, tasks, and predictions at label positions."""

@@ -1,0 +1,250 @@
+"""Models by name: hub names, local folders, weights inside an installed package, and the built-in problems.
+
+Weights are read from safetensors (or GGUF, which holds no code either); code that comes with a model runs only if the
+user asks for it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.util
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from safetensors import SafetensorError
+from torch import nn
+from transformers import (
+    AutoConfig,
+    AutoImageProcessor,
+    AutoModelForCausalLM,
+    AutoModelForImageClassification,
+    AutoTokenizer,
+    GgufConfig,
+)
+
+from stable_forgetting.errors import ConfigError, ModelError, unknown_name
+from stable_forgetting.models.builtin import digits_model, people_model
+from stable_forgetting.models.tasks import ImageTask, LanguageTask, Task
+
+BUILTIN = {"builtin:people": ("language", people_model), "builtin:digits": ("image", digits_model)}
+"""Untrained models of the built-in problems, by name: their task and what makes them."""
+
+_PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
+
+
+@dataclass(frozen=True, eq=False)
+class LoadedModel:
+    """A model with the task it is for.
+
+    Args:
+        model: On its device, in evaluation mode.
+        task: Holds the tokenizer or image processor.
+        source: Where it came from, in words.
+    """
+
+    model: Any
+    task: Task
+    source: str
+
+    @property
+    def processor(self) -> Any:
+        """The tokenizer or image processor."""
+        return self.task.tokenizer if isinstance(self.task, LanguageTask) else self.task.processor  # type: ignore[attr-defined]
+
+
+@dataclass(frozen=True)
+class ModelSource:
+    """Which model is meant, and how it is read.
+
+    Args:
+        name: Local folder, hub name, `package:NAME` (weights inside an installed Python package) or a built-in model.
+        kind: The task it is for.
+        dtype: Precision of its weights.
+        num_classes: Image models: size of the head; a head of another size is made anew, the same every time.
+        revision: Of a hub name.
+        gguf_file: Name of the GGUF file in the folder.
+        trust_remote_code: Whether code that comes with the model may run.
+    """
+
+    name: str
+    kind: Literal["language", "image"]
+    dtype: str = "float32"
+    num_classes: int | None = None
+    revision: str | None = None
+    gguf_file: str | None = None
+    trust_remote_code: bool = False
+
+    @property
+    def is_builtin(self) -> bool:
+        """Whether it is an untrained model of a built-in problem."""
+        return self.name.startswith("builtin:")
+
+    def _options(self) -> dict[str, Any]:
+        options: dict[str, Any] = {"revision": self.revision, "trust_remote_code": self.trust_remote_code}
+        return options if self.gguf_file is None else options | {"gguf_file": self.gguf_file}
+
+    def _head_options(self) -> dict[str, Any]:
+        if self.kind == "language" or self.num_classes is None:
+            return {}
+        return {"num_labels": self.num_classes, "ignore_mismatched_sizes": True}
+
+    def _weights_options(self) -> dict[str, Any]:
+        if self.gguf_file is None:
+            return {"use_safetensors": True}
+        return {"quantization_config": GgufConfig(dequantize=True)}
+
+    @property
+    def _auto_classes(self) -> tuple[Any, Any]:
+        if self.kind == "language":
+            return AutoTokenizer, AutoModelForCausalLM
+        return AutoImageProcessor, AutoModelForImageClassification
+
+
+def load_model(source: ModelSource) -> LoadedModel:
+    """Load a model and its tokenizer or image processor.
+
+    Returns:
+        The model in evaluation mode, on a GPU if there is one.
+
+    Raises:
+        ModelError: It cannot be found or read.
+        ConfigError: The built-in model is unknown or for the other task.
+    """
+    if source.is_builtin:
+        return _builtin(source)
+    processors, models = source._auto_classes
+    folder = resolve_folder(source.name)
+    with _readable(source.name), torch.random.fork_rng():
+        torch.manual_seed(0)
+        processor = processors.from_pretrained(folder, **source._options())
+        model = models.from_pretrained(
+            folder,
+            dtype=getattr(torch, source.dtype),
+            **source._options(),
+            **source._head_options(),
+            **source._weights_options(),
+        )
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    return _ready(model.to(device), processor, source)
+
+
+def load_without_weights(source: ModelSource) -> LoadedModel:
+    """The model's layers without their content (on the meta device), and its tokenizer or image processor.
+
+    Raises:
+        ModelError: Its config or processor cannot be found or read.
+        ConfigError: The built-in model is unknown or for the other task.
+    """
+    if source.is_builtin:
+        return _builtin(source)
+    processors, models = source._auto_classes
+    folder = resolve_folder(source.name)
+    with _readable(source.name):
+        processor = processors.from_pretrained(folder, **source._options())
+        config = AutoConfig.from_pretrained(folder, **source._options())
+        if source.kind == "image" and source.num_classes is not None:
+            config.num_labels = source.num_classes
+        with torch.device("meta"):
+            model = models.from_config(config, trust_remote_code=source.trust_remote_code)
+    return _ready(model, processor, source)
+
+
+@contextmanager
+def _readable(name: str) -> Iterator[None]:
+    """Turns what transformers raises for a model that cannot be read into one sentence."""
+    try:
+        yield
+    except (OSError, ValueError, KeyError, ImportError, RuntimeError, SafetensorError) as error:
+        text = " ".join(str(error).split())
+        reason = text if len(text) <= 300 else f"{text[:300]}…"
+        raise ModelError(f"The model '{name}' cannot be loaded: {reason} Check its name and files.") from error
+
+
+def resolve_folder(name: str) -> str:
+    """The folder or hub name behind a model's name.
+
+    Raises:
+        ModelError: A package is not installed, or a local folder has no safetensors weights.
+    """
+    if name.startswith("package:"):
+        package = name.removeprefix("package:")
+        spec = importlib.util.find_spec(package)
+        if spec is None or not spec.submodule_search_locations:
+            raise ModelError(f"The package '{package}' of the model '{name}' is not installed. Install it with pip.")
+        return str(spec.submodule_search_locations[0])
+    path = Path(name).expanduser()
+    if path.is_dir():
+        _check_weights(path)
+        return str(path)
+    if path.is_file():
+        raise ModelError(f"The model '{name}' is a file. Give the folder that holds config.json and the weights.")
+    if name.startswith((".", "/", "~")) or name.count("/") > 1:
+        raise ModelError(f"No model folder at '{name}'. Give an existing folder or a hub name such as 'org/model'.")
+    return name
+
+
+def _check_weights(folder: Path) -> None:
+    if not (folder / "config.json").is_file():
+        inside = "an adapter: give its base model" if (folder / "adapter_config.json").is_file() else "no config.json"
+        raise ModelError(f"The model folder '{folder}' holds {inside}. Give a folder made by save_pretrained.")
+    if any(folder.glob("*.safetensors")) or any(folder.glob("*.gguf")):
+        return
+    pickles = sorted(path.name for path in folder.iterdir() if path.suffix in _PICKLES)
+    if pickles:
+        raise ModelError(
+            f"The model folder '{folder}' holds pickled weights ({pickles[0]}), which can run code when read. "
+            "Convert them to safetensors first."
+        )
+    raise ModelError(f"The model folder '{folder}' holds no *.safetensors weights. Save the model again.")
+
+
+def _builtin(source: ModelSource) -> LoadedModel:
+    if source.name not in BUILTIN:
+        raise ConfigError(unknown_name("built-in model", source.name, BUILTIN))
+    kind, make = BUILTIN[source.name]
+    if kind != source.kind:
+        raise ConfigError(
+            f"The model '{source.name}' is for the task '{kind}', not '{source.kind}'. Change the task or the model."
+        )
+    model, processor = make(seed=0)
+    return _ready(model, processor, source)
+
+
+def _ready(model: Any, processor: Any, source: ModelSource) -> LoadedModel:
+    if source.kind == "image":
+        return LoadedModel(model.eval(), ImageTask(processor), source.name)
+    if processor.pad_token_id is None:
+        processor.pad_token = processor.eos_token
+    return LoadedModel(model.eval(), LanguageTask(processor), source.name)
+
+
+def save_model(loaded: LoadedModel, folder: Path) -> None:
+    """Write model and tokenizer or processor so that the folder is there in full or not at all."""
+    partial = folder.with_name(f".{folder.name}.partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    loaded.model.save_pretrained(partial)
+    loaded.processor.save_pretrained(partial)
+    shutil.rmtree(folder, ignore_errors=True)
+    partial.replace(folder)
+
+
+def weights_sha256(model: nn.Module) -> str:
+    """Hash of all parameters and buffers by name, shape, type and content: the identity of a model."""
+    digest = hashlib.sha256()
+    for name, tensor in sorted(model.state_dict().items()):
+        digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}".encode())
+        digest.update(tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().data)
+    return digest.hexdigest()
+
+
+def cache_dir() -> Path:
+    """Where finetuned models are kept: `$STABLE_FORGETTING_CACHE`, or the user's cache folder."""
+    given = os.environ.get("STABLE_FORGETTING_CACHE")
+    root = Path(os.environ.get("XDG_CACHE_HOME", "~/.cache")).expanduser() / "stable-forgetting"
+    return Path(given).expanduser() if given else root

@@ -1,0 +1,154 @@
+"""Tasks: how a batch of examples becomes predictions at label positions, for language and for images.
+
+Objectives, training and metrics know only `Task` and `Predictions`; nothing above this file asks which kind of model
+it is handling in order to compute a value.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any, Literal, Protocol
+
+import torch
+from accelerate.utils import extract_model_from_parallel
+from torch import Tensor, nn
+
+from stable_forgetting.data.examples import Example, ImageExample, LanguageExample
+from stable_forgetting.models.predictions import Predictions
+
+Batch = dict[str, Tensor]
+
+IGNORED = -100
+"""Label of positions that do not count, as everywhere in transformers."""
+
+
+class Task(Protocol):
+    """What a kind of model has to be able to do."""
+
+    @property
+    def name(self) -> Literal["language", "image"]:
+        """The kind."""
+        ...
+
+    def collate(self, examples: Sequence[Any]) -> Batch:
+        """Stack examples into a batch; every tensor has one row per example."""
+        ...
+
+    def predict(self, model: nn.Module, batch: Batch) -> Predictions:
+        """One forward pass: the model's predictions at the label positions."""
+        ...
+
+
+class LanguageTask:
+    """Causal language models: label positions are the answer tokens and the end token.
+
+    Args:
+        tokenizer: A transformers tokenizer; it needs a pad token, whose id is never looked at again: the attention
+            mask comes from lengths, so that a pad token equal to the end token does no harm.
+    """
+
+    name: Literal["language"] = "language"
+
+    def __init__(self, tokenizer: Any) -> None:
+        self.tokenizer = tokenizer
+
+    def collate(self, examples: Sequence[LanguageExample]) -> Batch:
+        """Pad on the right: input_ids, attention_mask and labels, (E, T) each."""
+        shape = (len(examples), max(len(example.input_ids) for example in examples))
+        input_ids = torch.full(shape, int(self.tokenizer.pad_token_id))
+        attention_mask = torch.zeros(shape, dtype=torch.long)
+        labels = torch.full(shape, IGNORED)
+        for row, example in enumerate(examples):
+            length, start = len(example.input_ids), example.num_prompt_tokens
+            input_ids[row, :length] = torch.tensor(example.input_ids)
+            attention_mask[row, :length] = 1
+            labels[row, start:length] = input_ids[row, start:length]
+        return {"input_ids": input_ids, "attention_mask": attention_mask, "labels": labels}
+
+    def predict(self, model: nn.Module, batch: Batch) -> Predictions:
+        """Predictions of each answer token from the tokens before it.
+
+        The output head runs at label positions only: for a large vocabulary the logits of the questions and of the
+        padding would cost more than the rest of the batch.
+        """
+        labels = batch["labels"][:, 1:]
+        counts = labels != IGNORED
+        inputs = {"input_ids": batch["input_ids"], "attention_mask": batch["attention_mask"], "use_cache": False}
+        head = _output_head(model)
+        if head is None:
+            logits = model(**inputs).logits[:, :-1][counts]
+        else:
+            with _head_only_at(head, counts):
+                logits = model(**inputs).logits[0]
+        return Predictions(
+            logits=logits,
+            labels=labels[counts],
+            example=counts.nonzero()[:, 0],
+            num_examples=len(labels),
+        )
+
+
+def _output_head(model: nn.Module) -> nn.Module | None:
+    unwrapped = extract_model_from_parallel(model)
+    find_head = getattr(unwrapped, "get_output_embeddings", None)
+    head = find_head() if find_head is not None else None
+    return head if isinstance(head, nn.Module) else None
+
+
+@contextmanager
+def _head_only_at(head: nn.Module, counts: Tensor) -> Iterator[None]:
+    """Let the output head see only the hidden states that predict a label.
+
+    A hook on the head, and not a call of the decoder and then of the head, so that whatever a model does to its logits
+    afterwards (scaling, soft caps) stays in force, and wrappers for adapters and sharding need not be known here.
+
+    Args:
+        head: The output head; its input is (E, T, H).
+        counts: (E, T−1), bool: whether the token after each position is a label.
+    """
+
+    def keep_label_positions(_: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+        hidden, *rest = inputs
+        return (hidden[:, :-1][counts].unsqueeze(0), *rest)
+
+    handle = head.register_forward_pre_hook(keep_label_positions)
+    try:
+        yield
+    finally:
+        handle.remove()
+
+
+class ImageTask:
+    """Image classifiers: one label position per image.
+
+    Args:
+        processor: The image processor that made the examples' pixel values; kept so that it is saved with the model.
+    """
+
+    name: Literal["image"] = "image"
+
+    def __init__(self, processor: Any) -> None:
+        self.processor = processor
+
+    def collate(self, examples: Sequence[ImageExample]) -> Batch:
+        """Stack pixel_values (E, C, H, W) and labels (E,)."""
+        return {
+            "pixel_values": torch.stack([example.pixel_values for example in examples]),
+            "labels": torch.tensor([example.label for example in examples]),
+        }
+
+    def predict(self, model: nn.Module, batch: Batch) -> Predictions:
+        """Predictions of the class of each image."""
+        labels = batch["labels"]
+        return Predictions(
+            logits=model(pixel_values=batch["pixel_values"]).logits,
+            labels=labels,
+            example=torch.arange(len(labels), device=labels.device),
+            num_examples=len(labels),
+        )
+
+
+def num_labels(examples: Sequence[Example]) -> int:
+    """Number of label positions of some examples."""
+    return sum(example.num_labels for example in examples)

@@ -1,0 +1,116 @@
+"""objective = forget weight × forget term + retain weight × retain term."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from stable_forgetting.errors import ConfigError, unknown_name
+from stable_forgetting.models.predictions import Predictions
+from stable_forgetting.objectives.terms import Term, get_term
+
+
+@dataclass(frozen=True)
+class Objective:
+    """What is minimised. A term that is None or has the weight 0 is not computed.
+
+    Args:
+        forget: Forget term; None for plain finetuning.
+        retain: Retain term; None to forget without regard to the rest.
+        forget_weight: At least 0.
+        retain_weight: At least 0.
+        beta: Of terms that need it.
+    """
+
+    forget: Term | None
+    retain: Term | None
+    forget_weight: float = 1.0
+    retain_weight: float = 1.0
+    beta: float = 0.1
+
+    @property
+    def uses_forget(self) -> bool:
+        """Whether the forget set takes part."""
+        return self.forget is not None and self.forget_weight > 0
+
+    @property
+    def uses_retain(self) -> bool:
+        """Whether the retain set takes part."""
+        return self.retain is not None and self.retain_weight > 0
+
+    @property
+    def needs(self) -> frozenset[str]:
+        """What the terms in use need beside the predictions."""
+        needs = self.forget.needs if self.forget is not None and self.uses_forget else frozenset[str]()
+        return needs | (self.retain.needs if self.retain is not None and self.uses_retain else frozenset())
+
+
+OBJECTIVES: dict[str, tuple[str, str | None, str]] = {
+    "ascent": ("ascent", None, "ascend on the forget set alone: the simplest, and the least stable"),
+    "gradient_difference": ("ascent", "nll", "ascend on the forget set, descend on the retain set: the paper's"),
+    "kl": ("ascent", "kl", "ascend on the forget set, stay near the base model on the retain set"),
+    "npo": ("npo", "nll", "negative preference optimisation: ascent that fades once an example is forgotten"),
+    "calibrated": ("calibrated", "nll", "move each forget example to the likelihood of unseen data, no further"),
+}
+"""Forget term, usual retain term and description of each named objective."""
+
+
+def build_objective(
+    name: str,
+    *,
+    retain: str | None = None,
+    forget_weight: float = 1.0,
+    retain_weight: float = 1.0,
+    beta: float = 0.1,
+) -> Objective:
+    """Make a named objective.
+
+    Args:
+        name: Key of `OBJECTIVES`.
+        retain: Another retain term than the usual one.
+        forget_weight: Factor of the forget term, at least 0.
+        retain_weight: Factor of the retain term, at least 0.
+        beta: Of npo.
+
+    Returns:
+        The objective.
+
+    Raises:
+        ConfigError: The name is unknown, or a weight is negative.
+
+    Example:
+        >>> build_objective("gradient_difference").forget.formula
+        '−CE(F)'
+    """
+    if name not in OBJECTIVES:
+        raise ConfigError(unknown_name("objective", name, OBJECTIVES))
+    for what, weight in (("forget_weight", forget_weight), ("retain_weight", retain_weight)):
+        if not weight >= 0:
+            raise ConfigError(f"{what} is {weight}; it must be 0 or more. 0 leaves the term out.")
+    forget_name, usual, _ = OBJECTIVES[name]
+    retain_name = retain or usual
+    return Objective(
+        forget=get_term("forget", forget_name),
+        retain=get_term("retain", retain_name) if retain_name else None,
+        forget_weight=forget_weight,
+        retain_weight=retain_weight,
+        beta=beta,
+    )
+
+
+def term_value(term: Term, predictions: Predictions, needs: Mapping[str, Tensor | float], count: Tensor) -> Tensor:
+    """Value of a term on a batch, or on one part of a batch that is split.
+
+    Args:
+        term: The term.
+        predictions: Of the part.
+        needs: What the term needs, by name.
+        count: Scalar: labels or examples (`Term.per`) in the WHOLE batch, so that the values of its parts add up.
+
+    Returns:
+        Scalar.
+    """
+    numerators = term.function(predictions, **{name: needs[name] for name in term.needs})
+    return numerators.sum() / count

@@ -1,0 +1,59 @@
+"""Targets of calibrated forgetting: the likelihood at which each forget example would look unseen."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Literal
+
+import numpy as np
+import numpy.typing as npt
+
+from stable_forgetting.errors import ConfigError
+
+Floats = npt.NDArray[np.float64]
+
+
+def holdout_targets(
+    forget_nll: Sequence[float], holdout_nll: Sequence[float], matching: Literal["mean", "quantiles"]
+) -> Floats:
+    """Targets from how likely the base model finds unseen data of the same kind.
+
+    With ``mean`` all examples get the same target: the right average, but a distribution so narrow that it can be told
+    from unseen data. With ``quantiles`` the forget examples keep their order and together get the whole distribution of
+    the holdout set, which is what a membership attack sees.
+
+    Args:
+        forget_nll: l of the base model for each forget example, nats per label; only its order is used.
+        holdout_nll: l of the base model for each holdout example.
+        matching: How the holdout set is matched.
+
+    Returns:
+        A target for each forget example, in nats per label.
+
+    Example:
+        >>> holdout_targets([0.3, 0.1, 0.2], [1.0, 2.0, 3.0, 4.0, 5.0], "quantiles").round(2).tolist()
+        [4.33, 1.67, 3.0]
+        >>> holdout_targets([0.3, 0.1], [1.0, 2.0], "mean").tolist()
+        [1.5, 1.5]
+    """
+    holdout = np.asarray(holdout_nll, dtype=np.float64)
+    if matching == "mean":
+        return positive_targets(np.full(len(forget_nll), holdout.mean()))
+    ranks = np.argsort(np.argsort(forget_nll, kind="stable"), kind="stable")
+    return positive_targets(np.quantile(holdout, (ranks + 0.5) / len(ranks)))
+
+
+def positive_targets(targets: npt.ArrayLike) -> Floats:
+    """The targets, checked.
+
+    Raises:
+        ConfigError: A target is not a positive number.
+    """
+    values = np.asarray(targets, dtype=np.float64)
+    if not (np.isfinite(values) & (values > 0)).all():
+        worst = values[~(np.isfinite(values) & (values > 0))][0]
+        raise ConfigError(
+            f"A calibrated target is {worst:g} nats per label; targets must be finite and above 0. "
+            "Give a holdout set that the base model has not seen, or objective.target.nll."
+        )
+    return values

@@ -1,0 +1,145 @@
+"""Objective terms: functions from predictions to one value per example.
+
+Notation, for one example: S = summed negative log-likelihood over its label positions, n = their number, l = S / n.
+A term returns numerators; `Term.per` says what they are divided by when examples are put together: the number of
+labels (CE = ΣS / Σn) or the number of examples. So neither padding nor the way in which a batch is split can change a
+value.
+
+`reference` always means the base model: the same model with its adapter switched off.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from stable_forgetting.errors import ConfigError, unknown_name
+from stable_forgetting.models.predictions import Predictions
+
+Need = Literal["reference_nll_sum", "target", "reference_logits", "beta"]
+"""What a term takes beside the predictions; see the argument of the same name."""
+
+
+@dataclass(frozen=True)
+class Term:
+    """A named term and what it needs.
+
+    Args:
+        name: Name in configs and records.
+        function: From predictions and the needs to a numerator per example, (E,).
+        per: What the sum of the numerators is divided by.
+        side: Which examples it is meant for.
+        formula: The equation, as shown to people.
+        needs: Names of the further arguments of the function.
+    """
+
+    name: str
+    function: Callable[..., Tensor]
+    per: Literal["label", "example"]
+    side: Literal["forget", "retain"]
+    formula: str
+    needs: frozenset[Need] = field(default=frozenset())
+
+
+def nll(predictions: Predictions) -> Tensor:
+    """S: descending on it, divided by the labels, is ordinary training."""
+    return predictions.nll_sum
+
+
+def ascent(predictions: Predictions) -> Tensor:
+    """−S: gradient ascent on the cross entropy. It has no lower limit."""
+    return -predictions.nll_sum
+
+
+def npo(predictions: Predictions, *, reference_nll_sum: Tensor, beta: float) -> Tensor:
+    """−(2/β) log σ(β (S − S_ref)): negative preference optimisation (Zhang et al. 2024, arXiv 2404.05868, eq. 3).
+
+    Summed log-likelihoods, as in the paper. It is (2/β) ln 2 with the gradient of ascent where the model is the
+    reference, and tends to ascent for β → 0.
+
+    Args:
+        predictions: Of the forget examples.
+        reference_nll_sum: (E,), S of the base model on the same examples.
+        beta: β > 0; the larger, the sooner an example counts as forgotten.
+    """
+    return -2 / beta * F.logsigmoid(beta * (predictions.nll_sum - reference_nll_sum))
+
+
+def calibrated(predictions: Predictions, *, target: Tensor) -> Tensor:
+    """(l − t)² / (2 t): forget until the example looks unseen, and no further.
+
+    Two-sided, so that it cannot overshoot; divided by the target so that its slope at l = 0 is that of ascent. Ours.
+
+    Args:
+        predictions: Of the forget examples.
+        target: (E,), t > 0: the likelihood at which each example would look unseen, in nats per label.
+    """
+    return (predictions.nll_mean - target).square() / (2 * target)
+
+
+def kl(predictions: Predictions, *, reference_logits: Tensor) -> Tensor:
+    """Σ over label positions of KL(p_ref ‖ p): keep the base model's whole distribution, not only the right labels.
+
+    Args:
+        predictions: Of the retain examples.
+        reference_logits: (P, V), of the base model at the same label positions.
+    """
+    reference = torch.log_softmax(reference_logits.float(), dim=-1)
+    log_probs = torch.log_softmax(predictions.logits.float(), dim=-1)
+    return predictions.sum_by_example((reference.exp() * (reference - log_probs)).sum(dim=-1))
+
+
+FORGET_TERMS = {
+    term.name: term
+    for term in (
+        Term("ascent", ascent, per="label", side="forget", formula="−CE(F)"),
+        Term(
+            "npo",
+            npo,
+            per="example",
+            side="forget",
+            formula="−(2/β) mean log σ(β (S − S_ref))",
+            needs=frozenset({"reference_nll_sum", "beta"}),
+        ),
+        Term(
+            "calibrated",
+            calibrated,
+            per="example",
+            side="forget",
+            formula="mean (l − t)² / (2 t)",
+            needs=frozenset({"target"}),
+        ),
+    )
+}
+
+RETAIN_TERMS = {
+    term.name: term
+    for term in (
+        Term("nll", nll, per="label", side="retain", formula="CE(R)"),
+        Term(
+            "kl",
+            kl,
+            per="label",
+            side="retain",
+            formula="mean KL(p_ref ‖ p) over label positions",
+            needs=frozenset({"reference_logits"}),
+        ),
+    )
+}
+
+
+def get_term(side: Literal["forget", "retain"], name: str) -> Term:
+    """Look a term up.
+
+    Raises:
+        ConfigError: There is no such term.
+    """
+    table = FORGET_TERMS if side == "forget" else RETAIN_TERMS
+    if name not in table:
+        raise ConfigError(unknown_name(f"{side} term", name, table))
+    return table[name]

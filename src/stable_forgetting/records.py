@@ -1,0 +1,233 @@
+"""What a run leaves behind: one versioned, typed record that every table, plot and page is made from.
+
+A record never holds a stand-in for a number that could not be computed: such a metric has ``value=None`` and the
+``reason``. Records are read and written as JSON, and written to a temporary name first.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import tempfile
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from stable_forgetting.errors import RunDirectoryError
+
+FORMAT = 1
+"""Number of the record's format; it grows whenever an old reader would misunderstand a new record."""
+
+RECORD_NAME = "record.json"
+
+Direction = Literal["higher", "lower", "retain"]
+"""Which way is better: more, less, or close to the retain model's value."""
+
+ModelRole = Literal["base", "unlearned", "retain"]
+"""Base model (before), unlearned model (after), retain model (never saw the forget set)."""
+
+
+class _Record(BaseModel):
+    model_config = ConfigDict(extra="forbid", ser_json_inf_nan="constants")
+
+
+class MetricValue(_Record):
+    """One metric of one model: a value with its count and interval, or the reason why there is none."""
+
+    name: str
+    value: float | None = None
+    reason: str | None = None
+    """Why the metric is not available; None when it is."""
+    count: int | None = None
+    """Number of examples behind the value."""
+    low: float | None = None
+    high: float | None = None
+    """95 % bootstrap interval over the examples."""
+    direction: Direction
+    details: dict[str, float] = Field(default_factory=dict)
+    """Further numbers of the same test, such as the KS statistic D beside its p-value."""
+
+
+class ModelEvaluation(_Record):
+    """All metrics of one of the three models."""
+
+    role: ModelRole
+    source: str
+    """Where the model came from, in words: a name, a path, or how it was made."""
+    metrics: list[MetricValue]
+
+    def metric(self, name: str) -> MetricValue | None:
+        """The metric of that name, or None if this model has none."""
+        return next((metric for metric in self.metrics if metric.name == name), None)
+
+
+class StepRecord(_Record):
+    """One optimizer update. Fields that do not apply to the run are None."""
+
+    step: int
+    epoch: float
+    loss: float | None = None
+    forget_term: float | None = None
+    retain_term: float | None = None
+    grad_norm: float | None = None
+    learning_rate: float | None = None
+    adapter_norm: float | None = None
+    """Frobenius norm of the change over all adapted layers."""
+    largest_entry: float | None = None
+    """Largest absolute entry of the change in any layer."""
+    entry_limit: float | None = None
+    """The most that an entry can be in any layer; None for an unbounded adapter."""
+    saturated_share: float | None = None
+    """Share of entries within 1 % of their limit; None for an unbounded adapter."""
+    validation: dict[str, float] | None = None
+
+
+class LayerCertificate(_Record):
+    """The bound's guarantee for one layer, checked at the end of the run."""
+
+    layer: str
+    rank: int
+    scale: float
+    largest_entry: float
+    entry_limit: float | None
+    frobenius_norm: float
+    frobenius_limit: float | None
+    holds: bool | None
+    """Whether both norms are within their limits; None for an unbounded adapter, which has none."""
+
+
+class SetIdentity(_Record):
+    """One example set by content."""
+
+    name: str
+    source: str
+    count: int
+    sha256: str
+
+
+class ExampleOutcome(_Record):
+    """One example before and after: what each model answers or predicts."""
+
+    set_name: str
+    prompt: str
+    expected: str
+    outputs: dict[ModelRole, str]
+    image_png: str | None = None
+    """The image itself, PNG in base64."""
+
+
+class AdapterSummary(_Record):
+    """What was adapted."""
+
+    bound: str
+    rank: int
+    omega: float
+    scales: dict[str, float]
+    """Scale of each adapted layer by its module path."""
+    num_trainable: int
+    num_base: int
+
+
+class Environment(_Record):
+    """Where the run was executed."""
+
+    versions: dict[str, str]
+    commit: str | None
+    platform: str
+    device: str
+    num_threads: int
+
+
+class RunRecord(_Record):
+    """Everything a run leaves, complete enough to make the report and to repeat the run."""
+
+    format: int = FORMAT
+    name: str
+    task: Literal["language", "image"]
+    status: Literal["finished", "stopped", "failed"]
+    """``stopped``: a stop rule or a loss that was not finite ended the training early; the reason is in ``stopped``."""
+    stopped: str | None = None
+    error: str | None = None
+    verdicts: list[str] = Field(default_factory=list)
+    """Sentences that the run says about itself, such as that nothing was forgotten."""
+    created: str
+    """UTC, ISO 8601."""
+    config: dict[str, Any]
+    """All settings as used."""
+    given: dict[str, Any] = Field(default_factory=dict)
+    """The settings as given, before defaults."""
+    environment: Environment
+    models: dict[ModelRole, str] = Field(default_factory=dict)
+    """Identity (hash of weights or name and revision) of each model."""
+    sets: list[SetIdentity] = Field(default_factory=list)
+    adapter: AdapterSummary | None = None
+    history: list[StepRecord] = Field(default_factory=list)
+    certificate: list[LayerCertificate] = Field(default_factory=list)
+    evaluations: list[ModelEvaluation] = Field(default_factory=list)
+    examples: list[ExampleOutcome] = Field(default_factory=list)
+    timings: dict[str, float] = Field(default_factory=dict)
+    """Seconds of each phase."""
+    peak_memory_bytes: int | None = None
+    per_example_paths: dict[ModelRole, str] = Field(default_factory=dict)
+    """Files of per-example values, relative to the run directory."""
+
+    def evaluation(self, role: ModelRole) -> ModelEvaluation | None:
+        """The evaluation of one model, or None if that model was not evaluated."""
+        return next((entry for entry in self.evaluations if entry.role == role), None)
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a file so that a kill at any moment leaves the old file or the new one, never a half."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    try:
+        with os.fdopen(handle, "w", encoding="utf-8") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        Path(temporary).replace(path)
+    finally:
+        Path(temporary).unlink(missing_ok=True)
+
+
+def write_record(record: RunRecord, run_dir: Path) -> Path:
+    """Write ``record.json`` into the run directory and return its path."""
+    path = run_dir / RECORD_NAME
+    write_text(path, record.model_dump_json(indent=1))
+    return path
+
+
+def read_record(run_dir: Path) -> RunRecord:
+    """Read the record of a run directory.
+
+    Args:
+        run_dir: The run directory, or the path of the record itself.
+
+    Raises:
+        RunDirectoryError: There is no record, it is damaged, or it is of a newer format.
+    """
+    path = run_dir if run_dir.suffix == ".json" else run_dir / RECORD_NAME
+    if not path.is_file():
+        raise RunDirectoryError(f"No record at '{path}'. Give the directory of a run that `forget run` has written.")
+    try:
+        data = json.loads(path.read_text(encoding="utf-8"))
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise RunDirectoryError(f"The record '{path}' is damaged ({error}). Run again with --resume.") from error
+    found = data.get("format") if isinstance(data, dict) else None
+    if found != FORMAT:
+        raise RunDirectoryError(
+            f"The record '{path}' has format {found!r}; this version reads {FORMAT}. Use the version that wrote it."
+        )
+    try:
+        return RunRecord.model_validate(data)
+    except ValidationError as error:
+        first = error.errors()[0]
+        place = ".".join(str(part) for part in first["loc"])
+        raise RunDirectoryError(f"The record '{path}' is damaged at '{place}': {first['msg']}.") from error
+
+
+def finite_or_none(value: float | None) -> float | None:
+    """The value if it is a finite number, else None: records hold no infinities in the step history."""
+    return value if value is not None and math.isfinite(value) else None

@@ -1,0 +1,112 @@
+"""Which runs belong together: the same problem, and within it the same method with other seeds."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections import Counter
+from collections.abc import Sequence
+from typing import Any
+
+from stable_forgetting.records import RunRecord
+
+_SEED_SUFFIX = re.compile(r"[-_. /]*seed[-_= ]?\d+$", re.IGNORECASE)
+
+
+def name_without_seed(name: str) -> str:
+    """The run's name without a seed at its end.
+
+    Example:
+        >>> name_without_seed("gd-sine-seed3")
+        'gd-sine'
+    """
+    return _SEED_SUFFIX.sub("", name) or name
+
+
+def group_by_problem(records: Sequence[RunRecord]) -> list[list[RunRecord]]:
+    """Runs of one task, base model and data in one list, in the order of their first run.
+
+    A run that failed before its data were read has no hashes; it joins the runs of the same task, model and data
+    settings, and stands alone if there are none.
+    """
+    groups: dict[str, list[RunRecord]] = {}
+    for record in records:
+        if _is_identified(record):
+            groups.setdefault(_problem_key(record), []).append(record)
+    for record in records:
+        if not _is_identified(record):
+            groups.setdefault(_key_of_same_settings(record, groups), []).append(record)
+    order = {id(record): place for place, record in enumerate(records)}
+    lists = [sorted(group, key=lambda record: order[id(record)]) for group in groups.values()]
+    return sorted(lists, key=lambda group: order[id(group[0])])
+
+
+def group_by_method(records: Sequence[RunRecord]) -> list[list[RunRecord]]:
+    """Runs whose settings differ in nothing but seeds in one list, in the order of their first run.
+
+    Runs that did not leave measurements stay alone, and so does a second run with the same seeds: it is a repetition
+    and says nothing about the spread.
+    """
+    groups: dict[tuple[str, int], list[RunRecord]] = {}
+    repeats: Counter[tuple[str, str]] = Counter()
+    failures = 0
+    for record in records:
+        method = _method_key(record)
+        if record.status == "failed" or not record.evaluations:
+            failures += 1
+            groups[method, -failures] = [record]
+            continue
+        seeds = json.dumps(_seeds_of(record.config)) if record.config else record.name
+        groups.setdefault((method, repeats[method, seeds]), []).append(record)
+        repeats[method, seeds] += 1
+    return list(groups.values())
+
+
+def seed_label(record: RunRecord) -> str:
+    """How one run is told from the others of its method, such as ``"seed 3"``."""
+    seed = record.config.get("training", {}).get("seed") if isinstance(record.config.get("training"), dict) else None
+    return record.name if seed is None else f"seed {seed}"
+
+
+def _is_identified(record: RunRecord) -> bool:
+    return bool(record.sets) and "base" in record.models
+
+
+def _problem_key(record: RunRecord) -> str:
+    sets = sorted((entry.name, entry.sha256) for entry in record.sets)
+    return json.dumps([record.task, record.models["base"], sets])
+
+
+def _key_of_same_settings(record: RunRecord, groups: dict[str, list[RunRecord]]) -> str:
+    settings = _problem_settings(record)
+    for key, group in groups.items():
+        if any(_problem_settings(member) == settings for member in group):
+            return key
+    return settings
+
+
+def _problem_settings(record: RunRecord) -> str:
+    parts = {name: record.config.get(name) for name in ("model", "data", "retain_model")}
+    return json.dumps([record.task, parts], sort_keys=True, default=str)
+
+
+def _method_key(record: RunRecord) -> str:
+    if not record.config:
+        return name_without_seed(record.name)
+    settings = {name: value for name, value in record.config.items() if name != "name"}
+    return json.dumps(_without_seeds(settings), sort_keys=True, default=str)
+
+
+def _without_seeds(settings: Any) -> Any:
+    if isinstance(settings, dict):
+        return {name: _without_seeds(value) for name, value in settings.items() if name != "seed"}
+    return [_without_seeds(value) for value in settings] if isinstance(settings, list) else settings
+
+
+def _seeds_of(settings: Any, path: str = "") -> dict[str, Any]:
+    if not isinstance(settings, dict):
+        return {}
+    found = {f"{path}.{name}": value for name, value in settings.items() if name == "seed"}
+    for name, value in settings.items():
+        found |= _seeds_of(value, f"{path}.{name}")
+    return found

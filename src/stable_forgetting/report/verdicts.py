@@ -1,0 +1,160 @@
+"""The sentences at the top of the page: what happened, in plain words, and no more than the numbers carry."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+from stable_forgetting.records import LayerCertificate
+from stable_forgetting.report.glossary import GROUP_TITLES, HEADLINES, define
+from stable_forgetting.report.intervals import Estimate, excludes_zero
+from stable_forgetting.report.summary import Cell, GroupSummary, MethodSummary, MetricRow
+from stable_forgetting.report.wording import NOT_AVAILABLE, number, plural, precise
+
+Tone = Literal["good", "bad", "neutral"]
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """One sentence; the tone is good or bad only where a difference is larger than its interval."""
+
+    topic: str
+    sentence: str
+    tone: Tone = "neutral"
+
+
+def method_verdicts(method: MethodSummary) -> list[Verdict]:
+    """What one method did: how it ended, forgetting, keeping, privacy, the bound, and what the run says itself."""
+    task = method.records[0].task
+    verdicts = list(_ending(method))
+    for metric in HEADLINES[task]:
+        row = method.row(metric)
+        if row is not None:
+            verdicts.append(_headline(row))
+    certified = [layer for record in method.records for layer in record.certificate]
+    if certified:
+        verdicts.append(certificate_verdict(certified))
+    said = dict.fromkeys(sentence for record in method.records for sentence in record.verdicts)
+    return verdicts + [Verdict("The run notes", sentence) for sentence in said]
+
+
+def group_verdicts(group: GroupSummary) -> list[Verdict]:
+    """What a comparison shows: who leads on the headline metrics, and what failed."""
+    verdicts = [_leading(group, metric) for metric in HEADLINES[group.task] if metric in group.columns]
+    failed = [method.name for method in group.methods if method.status == "failed"]
+    if failed:
+        have = "run has" if len(failed) == 1 else "runs have"
+        verdicts.append(Verdict("Failed", f"{len(failed)} {have} no result: {', '.join(failed)}.", "bad"))
+    return verdicts
+
+
+def certificate_verdict(layers: Sequence[LayerCertificate]) -> Verdict:
+    """The bound's guarantee in one sentence."""
+    largest = max(layers, key=lambda layer: layer.largest_entry)
+    bounded = [layer for layer in layers if layer.entry_limit is not None]
+    if not bounded:
+        sentence = (
+            "This adapter has no bound, so nothing is guaranteed: the largest change of any weight is "
+            f"{number(largest.largest_entry)} (layer {largest.layer})."
+        )
+        return Verdict("Bound", sentence)
+    broken = [layer.layer for layer in layers if layer.holds is False]
+    if broken:
+        return Verdict("Bound", f"The bound does not hold in {plural(len(broken), 'layer')}: {broken[0]}.", "bad")
+    closest = max(bounded, key=entry_share)
+    sentence = (
+        f"Every weight's change is within its limit in all {plural(len(layers), 'adapted layer')}. The closest entry "
+        f"reaches {entry_share(closest):.1%} of its limit: {precise(closest.largest_entry)} of "
+        f"{precise(closest.entry_limit or 0.0)} in layer {closest.layer}."
+    )
+    return Verdict("Bound", sentence, "good" if all(layer.holds for layer in layers) else "neutral")
+
+
+def entry_share(layer: LayerCertificate) -> float:
+    """Largest entry as a share of its limit; 0 for a layer without a limit."""
+    return layer.largest_entry / layer.entry_limit if layer.entry_limit else 0.0
+
+
+def _ending(method: MethodSummary) -> Iterable[Verdict]:
+    if method.status == "failed":
+        yield Verdict("Failed", f"The run failed: {method.note or 'no error was recorded'}", "bad")
+    elif method.status == "stopped":
+        yield Verdict("Stopped early", method.note or "The reason was not recorded.")
+
+
+def _headline(row: MetricRow) -> Verdict:
+    definition = define(row.name)
+    topic = GROUP_TITLES[definition.group]
+    if row.unlearned.estimate is None:
+        return Verdict(topic, f"{definition.label}: {NOT_AVAILABLE}. {row.unlearned.reason}")
+    values = f"{definition.label}: {number(row.unlearned.estimate.value)}"
+    compared = [
+        f"{number(cell.estimate.value)} {words}"
+        for cell, words in ((row.base, "before"), (row.retain, "for the retain model"))
+        if cell.estimate is not None
+    ]
+    against = f" against {' and '.join(compared)}" if compared else ""
+    sentence = f"{values}{against}. {_change_sentence(row)}"
+    return Verdict(topic, sentence, _tone(row))
+
+
+def _tone(row: MetricRow) -> Tone:
+    """Good only if, where the retain model is the goal, no clear gap to it is left."""
+    if row.change == "worse":
+        return "bad"
+    gap_remains = row.direction == "retain" and row.gap.estimate is not None and excludes_zero(row.gap.estimate)
+    return "good" if row.change == "better" and not gap_remains else "neutral"
+
+
+def _change_sentence(row: MetricRow) -> str:
+    if row.change == "not judged":
+        return f"Whether that is better is not judged: {_missing_for_judgement(row)}."
+    if row.direction == "retain":
+        moved = {
+            "better": "It came closer to the retain model",
+            "worse": "It moved away from the retain model",
+            "unclear": "It is not clearly closer to the retain model than before",
+        }[row.change]
+        return f"{moved}{_gap_clause(row.gap)}."
+    if row.change == "unclear":
+        return "The change is within its interval: no clear difference."
+    return f"That is {row.change} than before, by more than the interval."
+
+
+def _missing_for_judgement(row: MetricRow) -> str:
+    if row.direction == "retain" and row.retain.estimate is None:
+        return "there is no retain model's value to compare with"
+    return "there is no interval to compare the change with"
+
+
+def _gap_clause(gap: Cell) -> str:
+    if gap.estimate is None or not gap.estimate.has_interval:
+        return ""
+    return (
+        ", and a clear gap to it remains"
+        if excludes_zero(gap.estimate)
+        else "; the remaining gap is within its interval"
+    )
+
+
+def _leading(group: GroupSummary, metric: str) -> Verdict:
+    definition = define(metric)
+    topic = GROUP_TITLES[definition.group]
+    measured = [m for m in group.methods if (row := m.row(metric)) is not None and row.unlearned.estimate is not None]
+    if len(measured) < 2:
+        return Verdict(topic, f"{definition.label}: fewer than two methods have a value to compare.")
+    leaders = group.leaders[group.columns.index(metric)]
+    if not leaders:
+        return Verdict(topic, f"{definition.label}: no method leads by more than the interval.")
+    behind = [method.name for method in measured if method.name not in leaders]
+    values = ", ".join(f"{name} ({_value_of(group, name, metric)})" for name in leaders)
+    leads = "leads" if len(leaders) == 1 else "lead, with no clear difference between them"
+    return Verdict(topic, f"{definition.label}: {values} {leads}; behind: {', '.join(behind)}.", "good")
+
+
+def _value_of(group: GroupSummary, name: str, metric: str) -> str:
+    method = next(method for method in group.methods if method.name == name)
+    row = method.row(metric)
+    estimate: Estimate | None = row.unlearned.estimate if row else None
+    return number(estimate.value) if estimate else NOT_AVAILABLE

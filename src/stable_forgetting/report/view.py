@@ -1,0 +1,197 @@
+"""Summary to page data: every text, cell and chart of the page, so that the template only arranges them."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, Literal
+
+from stable_forgetting.records import ExampleOutcome, LayerCertificate, RunRecord
+from stable_forgetting.report import wording
+from stable_forgetting.report.charts import draw_bars, draw_panel, draw_scatter
+from stable_forgetting.report.glossary import GROUP_TITLES, define
+from stable_forgetting.report.page_data import (
+    Certificate,
+    Example,
+    ExampleSet,
+    Figure,
+    GroupPage,
+    LayerLine,
+    MethodPage,
+    PageData,
+    Setting,
+    Term,
+)
+from stable_forgetting.report.series import (
+    Panel,
+    certificate_bars,
+    comparison_panels,
+    forget_retain_scatter,
+    method_panels,
+)
+from stable_forgetting.report.summary import ROLES, GroupSummary, MethodSummary, Summary
+from stable_forgetting.report.tables import comparison_table, results_table
+from stable_forgetting.report.verdicts import certificate_verdict, entry_share, group_verdicts, method_verdicts
+
+
+def build_page(summary: Summary) -> PageData:
+    """Turn a summary into the data of its page."""
+    single = summary.num_runs == 1
+    first = summary.groups[0].methods[0]
+    num_methods = sum(len(group.methods) for group in summary.groups)
+    subtitle = "What was forgotten, what was kept, and how each number was made"
+    return PageData(
+        title=first.name if single or num_methods == 1 else f"Comparison of {wording.plural(num_methods, 'method')}",
+        subtitle=subtitle,
+        groups=tuple(_group_page(group, f"g{place}") for place, group in enumerate(summary.groups, start=1)),
+        glossary=tuple(_glossary(summary)),
+    )
+
+
+def _group_page(group: GroupSummary, anchor: str) -> GroupPage:
+    task = {"language": "Language model", "image": "Image classifier"}[group.task]
+    several = len(group.methods) > 1
+    methods = [_method_page(method, f"{anchor}-m{place}") for place, method in enumerate(group.methods, start=1)]
+    anchors = {method.name: page.anchor for method, page in zip(group.methods, methods, strict=True)}
+    return GroupPage(
+        anchor=anchor,
+        title=f"{task}: {wording.plural(len(group.methods), 'method')} on one problem" if several else task,
+        facts=(("Base model", group.base_identity or "unknown: no run got far enough to record it"),),
+        sets=tuple((entry.name, entry.source, f"{entry.count:,}", entry.sha256) for entry in group.sets),
+        comparison=comparison_table(group, anchors, anchor) if several else None,
+        verdicts=tuple(group_verdicts(group)) if several else (),
+        figures=tuple(_group_figures(group, anchor)) if several else (),
+        methods=tuple(methods),
+    )
+
+
+def _group_figures(group: GroupSummary, anchor: str) -> Iterable[Figure]:
+    scatter = forget_retain_scatter(group)
+    if scatter is not None:
+        caption = "Each method with its 95 % intervals. The retain model (star) is the place to reach."
+        yield Figure("Forgetting against keeping", caption, draw_scatter(scatter, f"{anchor}-scatter"))
+    yield from (_figure(panel, f"{anchor}-{panel.key}") for panel in comparison_panels(group))
+
+
+def _figure(panel: Panel, prefix: str) -> Figure:
+    return Figure(panel.title, panel.caption, draw_panel(panel, prefix))
+
+
+def _method_page(method: MethodSummary, anchor: str) -> MethodPage:
+    first = method.records[0]
+    return MethodPage(
+        anchor=anchor,
+        name=method.name,
+        status=method.status,
+        facts=tuple(_facts(method)),
+        verdicts=tuple(method_verdicts(method)),
+        results=results_table(method, anchor) if method.rows else None,
+        examples=tuple(_example_sets(first)),
+        figures=tuple(_figure(panel, f"{anchor}-{panel.key}") for panel in method_panels(method)),
+        certificate=_certificate(method, anchor),
+        settings=tuple(_settings(first)),
+        environment=tuple(_environment(first)),
+    )
+
+
+def _facts(method: MethodSummary) -> Iterable[tuple[str, str]]:
+    first = method.records[0]
+    if len(method.records) > 1:
+        yield "Runs", ", ".join(record.name for record in method.records)
+    yield "Created", first.created
+    adapter = first.adapter
+    if adapter is not None:
+        yield "Adapter", f"{adapter.bound}, rank {adapter.rank}, omega {wording.number(adapter.omega)}"
+        share = adapter.num_trainable / adapter.num_base if adapter.num_base else 0.0
+        yield "Trained", f"{adapter.num_trainable:,} of {adapter.num_base:,} parameters ({share:.2%})"
+    if first.history:
+        yield "Steps", f"{first.history[-1].step:,}"
+    if first.timings:
+        yield "Time", ", ".join(f"{phase} {wording.seconds(value)}" for phase, value in first.timings.items())
+    if first.peak_memory_bytes is not None:
+        yield "Peak memory", wording.memory(first.peak_memory_bytes)
+    for role in ROLES:
+        evaluation = first.evaluation(role)
+        if evaluation is not None:
+            yield wording.ROLE_WORDS[role], evaluation.source
+
+
+def _example_sets(record: RunRecord) -> Iterable[ExampleSet]:
+    for name in dict.fromkeys(example.set_name for example in record.examples):
+        chosen = [example for example in record.examples if example.set_name == name]
+        yield ExampleSet(name, tuple(_example(example) for example in chosen))
+
+
+def _example(example: ExampleOutcome) -> Example:
+    outputs = tuple(
+        (wording.ROLE_WORDS[role], example.outputs[role], example.outputs[role].strip() == example.expected.strip())
+        for role in ROLES
+        if role in example.outputs
+    )
+    image = None if example.image_png is None else f"data:image/png;base64,{example.image_png}"
+    return Example(example.prompt, example.expected, outputs, image)
+
+
+def _certificate(method: MethodSummary, anchor: str) -> Certificate | None:
+    layers = [layer for record in method.records for layer in record.certificate]
+    if not layers:
+        return None
+    bars = certificate_bars(layers)
+    figure = None
+    if bars:
+        shown = "" if len(bars) == len(layers) else f" The {len(bars)} closest of {len(layers)} are shown."
+        caption = f"Largest entry of each layer's change as a share of its limit.{shown}"
+        figure = Figure("Distance to the bound", caption, draw_bars(bars, f"{anchor}-bound"))
+    return Certificate(certificate_verdict(layers).sentence, figure, tuple(_layer_line(layer) for layer in layers))
+
+
+def _layer_line(layer: LayerCertificate) -> LayerLine:
+    def against(value: float, limit: float | None) -> str:
+        return f"{wording.precise(value)} of {'no limit' if limit is None else wording.precise(limit)}"
+
+    return LayerLine(
+        layer=layer.layer,
+        rank=str(layer.rank),
+        scale=wording.precise(layer.scale),
+        entry=against(layer.largest_entry, layer.entry_limit),
+        share="no limit" if layer.entry_limit is None else f"{entry_share(layer):.1%}",
+        norm=against(layer.frobenius_norm, layer.frobenius_limit),
+        holds={True: "holds", False: "does not hold", None: "nothing to hold"}[layer.holds],
+    )
+
+
+def _settings(record: RunRecord) -> Iterable[Setting]:
+    given = dict(_flatten(record.given))
+    for name, value in _flatten(record.config):
+        yield Setting(name, value, name in given)
+
+
+def _flatten(settings: Mapping[str, Any], path: str = "") -> Iterable[tuple[str, str]]:
+    for name, value in settings.items():
+        if isinstance(value, dict) and value:
+            yield from _flatten(value, f"{path}{name}.")
+        else:
+            yield f"{path}{name}", value if isinstance(value, str) else json.dumps(value, default=str)
+
+
+def _environment(record: RunRecord) -> Sequence[tuple[str, str]]:
+    environment = record.environment
+    versions = ", ".join(f"{name} {version}" for name, version in environment.versions.items())
+    models = [(f"{wording.ROLE_WORDS[role]} identity", record.models[role]) for role in ROLES if role in record.models]
+    return [
+        ("Device", environment.device),
+        ("Platform", environment.platform),
+        ("Threads", str(environment.num_threads)),
+        ("Versions", versions),
+        ("Commit", environment.commit or "not recorded"),
+        *models,
+    ]
+
+
+def _glossary(summary: Summary) -> Iterable[Term]:
+    rows = {row.name: row for group in summary.groups for method in group.methods for row in method.rows}
+    columns: dict[str, Literal[""]] = {column: "" for group in summary.groups for column in group.columns}
+    for name in {**rows, **columns}:
+        definition = define(name)
+        direction = wording.direction(rows[name].direction) if name in rows else "not measured here"
+        yield Term(name, definition.label, GROUP_TITLES[definition.group], definition.sentence, direction)

@@ -1,0 +1,103 @@
+"""Saved adapters: put on their base model again, or folded into it."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+from peft import PeftModel
+from safetensors import SafetensorError
+from transformers import AutoConfig
+
+from stable_forgetting.config import parse_config
+from stable_forgetting.errors import ModelError
+from stable_forgetting.models.load import LoadedModel, ModelSource, load_model, resolve_folder, save_model
+from stable_forgetting.progress import Progress
+from stable_forgetting.run.directory import CONFIG_NAME
+from stable_forgetting.run.pipeline import prepare
+
+ADAPTER_CONFIG = "adapter_config.json"
+ADAPTER_WEIGHTS = "adapter_model.safetensors"
+
+
+def load_adapted(base: LoadedModel, adapter_dir: Path) -> LoadedModel:
+    """Put a saved adapter on its base model.
+
+    Args:
+        base: The base model; its layers are wrapped in place.
+        adapter_dir: Folder that `save_pretrained` wrote.
+
+    Raises:
+        ModelError: There is no adapter, it is damaged, or it does not fit the model.
+    """
+    read_adapter_config(adapter_dir)
+    if not (adapter_dir / ADAPTER_WEIGHTS).is_file():
+        pickled = (adapter_dir / "adapter_model.bin").is_file()
+        found = "pickled weights, which can run code when read" if pickled else f"no {ADAPTER_WEIGHTS}"
+        raise ModelError(f"The adapter folder '{adapter_dir}' holds {found}. Save the adapter as safetensors.")
+    try:
+        model = PeftModel.from_pretrained(base.model, str(adapter_dir)).eval()
+    except (SafetensorError, RuntimeError, ValueError, TypeError, KeyError) as error:
+        reason = " ".join(str(error).split())[:300]
+        raise ModelError(
+            f"The adapter '{adapter_dir}' cannot be put on '{base.source}': {reason}. "
+            "Give the adapter's own base model, or save the adapter again."
+        ) from error
+    return LoadedModel(model, base.task, f"{base.source} with the adapter {adapter_dir}")
+
+
+def read_adapter_config(adapter_dir: Path) -> dict[str, Any]:
+    """The adapter's config.
+
+    Raises:
+        ModelError: There is none, or it is damaged.
+    """
+    path = adapter_dir / ADAPTER_CONFIG
+    if not path.is_file():
+        raise ModelError(f"No adapter at '{adapter_dir}': {ADAPTER_CONFIG} is missing. Give the folder of an adapter.")
+    try:
+        config = json.loads(path.read_text(encoding="utf-8"))
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise ModelError(f"The adapter config '{path}' is damaged: {error}. Save the adapter again.") from error
+    if not isinstance(config, dict) or "peft_type" not in config:
+        raise ModelError(f"The adapter config '{path}' has no 'peft_type', so it is none of PEFT's. Save it again.")
+    return config
+
+
+def merge_adapter(place: Path, out: Path, *, base: str | None, progress: Progress) -> None:
+    """Fold an adapter into its base model and write plain weights.
+
+    Args:
+        place: A run directory, or the folder of an adapter.
+        out: Folder of the merged model.
+        base: Name or folder of the base model; None for the one that the run or the adapter names.
+        progress: Where finetuning is shown, if the base model has to be made again.
+
+    Raises:
+        ModelError: The adapter or its base model cannot be loaded.
+    """
+    if (place / CONFIG_NAME).is_file():
+        config = parse_config(yaml.safe_load((place / CONFIG_NAME).read_text(encoding="utf-8")))
+        adapter_dir = place / "adapter"
+        read_adapter_config(adapter_dir)
+        loaded = load_model(ModelSource(base, config.task)) if base else prepare(config, progress).base()
+    else:
+        adapter_dir = place
+        name = base or read_adapter_config(place).get("base_model_name_or_path")
+        if not name:
+            raise ModelError(f"The adapter '{place}' does not name its base model. Give it with --base.")
+        loaded = load_model(ModelSource(name, _kind(name)))
+    adapted = load_adapted(loaded, adapter_dir)
+    save_model(LoadedModel(adapted.model.merge_and_unload(), adapted.task, adapted.source), out)
+
+
+def _kind(name: str) -> Literal["language", "image"]:
+    """The task of a model, from the architecture that its config names."""
+    try:
+        config = AutoConfig.from_pretrained(resolve_folder(name))
+    except (OSError, ValueError) as error:
+        raise ModelError(f"The base model '{name}' cannot be loaded: {' '.join(str(error).split())[:300]}") from error
+    architectures = config.architectures or []
+    return "image" if any(found.endswith("ForImageClassification") for found in architectures) else "language"

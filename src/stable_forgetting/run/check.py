@@ -1,0 +1,127 @@
+"""What a run would do and need, found out before anything is trained and without loading weights."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any, TypeVar
+
+from peft import get_peft_model
+from torch import nn
+
+from stable_forgetting.adapters import BoundedLoraConfig
+from stable_forgetting.config import RunConfig
+from stable_forgetting.data.examples import LanguageExample
+from stable_forgetting.errors import StableForgettingError
+from stable_forgetting.models.load import LoadedModel, load_without_weights
+from stable_forgetting.objectives import build_objective
+from stable_forgetting.run.models import configured_source
+from stable_forgetting.run.sets import Sets, load_set_rows, make_sets, num_classes
+
+Result = TypeVar("Result")
+
+_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
+
+
+@dataclass
+class Check:
+    """What was found.
+
+    Args:
+        problems: One sentence each; none means that the run can start.
+        sets: Number of examples of each set.
+        layers: Adapted layers.
+        num_trainable: Parameters of the adapter.
+        num_base: Parameters of the model.
+        memory_bytes: Estimated memory of the unlearning by part.
+    """
+
+    problems: list[str] = field(default_factory=list)
+    sets: dict[str, int] = field(default_factory=dict)
+    layers: list[str] = field(default_factory=list)
+    num_trainable: int = 0
+    num_base: int = 0
+    memory_bytes: dict[str, int] = field(default_factory=dict)
+
+
+def check_config(config: RunConfig) -> Check:
+    """Find all problems at once: a part is tried even if another one failed."""
+    found = Check()
+    chosen = config.objective
+    _attempt(found, lambda: build_objective(chosen.name, retain=chosen.retain, beta=chosen.beta))
+    adapter = _attempt(found, lambda: adapter_config(config))
+    rows = _attempt(found, lambda: load_set_rows(config.data))
+    classes = num_classes(rows, config.data) if rows and config.task == "image" else None
+    loaded = _attempt(found, lambda: load_without_weights(configured_source(config, classes)))
+    sets = None
+    if rows is not None and loaded is not None:
+        sets = _attempt(found, lambda: make_sets(rows, loaded.task, config.data, classes=classes))
+    if sets is not None:
+        found.sets = {name: len(examples) for name, examples in sets.by_name.items()}
+    if loaded is not None and adapter is not None:
+        _attempt(found, lambda: _describe_adapter(found, loaded, adapter))
+    if loaded is not None and sets is not None and found.layers:
+        found.memory_bytes = estimate_memory(loaded.model, sets, config, num_trainable=found.num_trainable)
+    return found
+
+
+def adapter_config(config: RunConfig) -> BoundedLoraConfig:
+    """The run's adapter in PEFT's words."""
+    chosen = config.adapter
+    return BoundedLoraConfig(
+        r=chosen.rank,
+        bound=chosen.bound,
+        omega=chosen.omega,
+        scale=chosen.scale,
+        target_modules=chosen.target_modules,
+        init_seed=chosen.seed,
+    )
+
+
+def _attempt(found: Check, action: Callable[[], Result]) -> Result | None:
+    try:
+        return action()
+    except StableForgettingError as error:
+        found.problems.append(str(error))
+        return None
+
+
+def _describe_adapter(found: Check, loaded: LoadedModel, adapter: BoundedLoraConfig) -> None:
+    found.num_base = sum(parameter.numel() for parameter in loaded.model.parameters())
+    adapted = get_peft_model(loaded.model, adapter)
+    found.layers = sorted(adapted.peft_config["default"].resolved_scales)
+    found.num_trainable = sum(parameter.numel() for parameter in adapted.parameters() if parameter.requires_grad)
+
+
+def estimate_memory(model: nn.Module, sets: Sets, config: RunConfig, *, num_trainable: int) -> dict[str, int]:
+    """Estimated memory of the unlearning on one device, in bytes by part.
+
+    The base weights; the adapter in float32 with its gradient and AdamW's two moments; the input of every linear layer,
+    kept for the backward pass, and as much again for attention, norms and elementwise functions; and three copies of
+    the logits at the label positions.
+    """
+    width = _BYTES[config.model.dtype]
+    training = config.training
+    examples = [*sets.forget, *sets.retain]
+    rows = training.forget_batch_size + training.retain_batch_size
+    positions, labels = 1, 1
+    if isinstance(examples[0], LanguageExample):
+        positions = max(len(example.input_ids) for example in examples)
+        labels = max(example.num_labels for example in examples)
+    else:
+        positions = _num_patches(model)
+    inputs = sum(module.in_features for module in model.modules() if isinstance(module, nn.Linear))
+    classes = getattr(model.config, "vocab_size", None) or getattr(model.config, "num_labels", 1)
+    base = sum(parameter.numel() for parameter in model.parameters()) - num_trainable
+    return {
+        "base weights": base * width,
+        "adapter, gradient and optimizer": num_trainable * 4 * 4,
+        "activations": 2 * inputs * positions * rows * width,
+        "logits": 3 * rows * labels * classes * 4,
+    }
+
+
+def _num_patches(model: Any) -> int:
+    config = model.config
+    size, patch = getattr(config, "image_size", 224), getattr(config, "patch_size", 16)
+    return int((size // patch) ** 2 + 1)

@@ -1,0 +1,241 @@
+"""One run, from a config to a record: the place where all parts meet."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from peft import get_peft_model
+
+from stable_forgetting.adapters import certificate
+from stable_forgetting.config import RunConfig
+from stable_forgetting.data.splits import subset
+from stable_forgetting.errors import StableForgettingError
+from stable_forgetting.evaluation import (
+    VALIDATION_METRICS,
+    VALIDATION_NAMES,
+    LikelihoodScores,
+    ModelScores,
+    evaluate_scores,
+    score_examples,
+    validation_metrics,
+    verdicts,
+)
+from stable_forgetting.models.load import LoadedModel, load_model, weights_sha256
+from stable_forgetting.objectives import Objective, build_objective
+from stable_forgetting.progress import Progress, SilentProgress
+from stable_forgetting.records import ModelRole, RunRecord, write_record
+from stable_forgetting.run.check import adapter_config
+from stable_forgetting.run.constants import forget_constants
+from stable_forgetting.run.directory import RunDirectory
+from stable_forgetting.run.environment import environment, peak_memory_bytes
+from stable_forgetting.run.models import RunModels, configured_source
+from stable_forgetting.run.outcomes import adapter_summary, example_outcomes, layer_certificates
+from stable_forgetting.run.scoring import kept_scores, measured_sets, reference_scores, score
+from stable_forgetting.run.sets import Sets, load_set_rows, make_sets, num_classes
+from stable_forgetting.training import Sets as TrainingSets
+from stable_forgetting.training import TrainingOutcome, Validation, train
+
+
+def run(
+    config: RunConfig,
+    run_dir: Path,
+    *,
+    given: Mapping[str, Any] | None = None,
+    resume: bool = False,
+    progress: Progress | None = None,
+) -> RunRecord:
+    """Unlearn as a config says, and leave the adapter, the values, and the record of how it went.
+
+    Args:
+        config: The run's config.
+        run_dir: Where everything is written; see `RunDirectory`.
+        given: The settings as the user gave them, kept in the record.
+        resume: Whether to continue what is in `run_dir`. A run that was killed gives the same adapter as one that was
+            not; a finished one gives its record.
+        progress: Where progress is shown.
+
+    Returns:
+        The record, also written to `run_dir`.
+
+    Raises:
+        StableForgettingError: The user's mistakes, before anything is written; later ones leave a failed record.
+    """
+    directory, progress = RunDirectory(run_dir), progress or SilentProgress()
+    objective = _objective(config)
+    models = prepare(config, progress)
+    directory.open(config, resume=resume)
+    if (finished := directory.finished_record()) is not None:
+        return finished
+    start = _new_record(config, given or {}, models.sets)
+    try:
+        record = _unlearn_and_measure(models, objective, directory, start, resume=resume)
+    except Exception as error:
+        problem = str(error) if isinstance(error, StableForgettingError) else f"{type(error).__name__}: {error}"
+        write_record(start.model_copy(update={"status": "failed", "error": problem}), run_dir)
+        raise
+    write_record(record, run_dir)
+    return record
+
+
+def prepare(config: RunConfig, progress: Progress) -> RunModels:
+    """Load the data and the configured model, and check everything that can be checked before training."""
+    rows = load_set_rows(config.data)
+    classes = num_classes(rows, config.data) if config.task == "image" else None
+    loaded = load_model(configured_source(config, classes))
+    sets = make_sets(rows, loaded.task, config.data, classes=classes)
+    return RunModels(config, sets, loaded, classes, progress)
+
+
+def _objective(config: RunConfig) -> Objective:
+    chosen = config.objective
+    return build_objective(
+        chosen.name,
+        retain=chosen.retain,
+        forget_weight=chosen.forget_weight,
+        retain_weight=chosen.retain_weight,
+        beta=chosen.beta,
+    )
+
+
+def _new_record(config: RunConfig, given: Mapping[str, Any], sets: Sets) -> RunRecord:
+    return RunRecord(
+        name=config.name,
+        task=config.task,
+        status="finished",
+        created=datetime.now(UTC).isoformat(timespec="seconds"),
+        config=config.model_dump(mode="json"),
+        given=dict(given),
+        environment=environment(),
+        sets=sets.identities(),
+    )
+
+
+@dataclass
+class _Clock:
+    """Seconds of each phase, by name."""
+
+    seconds: dict[str, float] = field(default_factory=dict)
+
+    @contextmanager
+    def phase(self, name: str) -> Iterator[None]:
+        start = time.perf_counter()
+        yield
+        self.seconds[name] = self.seconds.get(name, 0.0) + time.perf_counter() - start
+
+
+def _unlearn_and_measure(
+    models: RunModels, objective: Objective, directory: RunDirectory, start: RunRecord, *, resume: bool
+) -> RunRecord:
+    config, sets, clock = models.config, models.sets, _Clock()
+    identities: dict[ModelRole, str] = {}
+    scores: dict[ModelRole, ModelScores] = {}
+    with clock.phase("retain model"):
+        if (retain := models.retain()) is not None:
+            identities["retain"] = weights_sha256(retain.model)
+            scores["retain"] = _reference(retain, "retain", models)
+            del retain
+    with clock.phase("base model"):
+        base = models.base()
+        identities["base"] = weights_sha256(base.model)
+        scores["base"] = _reference(base, "base", models)
+        pretrained = _pretrained_likelihood(models, objective)
+    with clock.phase("unlearning"):
+        unlearned, outcome = _train_adapter(base, models, objective, scores["base"], pretrained, directory, resume)
+        unlearned.model.save_pretrained(directory.adapter)
+    with clock.phase("evaluation"):
+        scores["unlearned"] = kept_scores(
+            directory.scores("unlearned"),
+            lambda: score(unlearned, sets, "unlearned", settings=config.evaluation, progress=models.progress),
+        )
+        for role, found in scores.items():
+            kept_scores(directory.scores(role), lambda found=found: found)  # type: ignore[misc]
+        evaluations = {role: _evaluate(found, scores.get("retain"), config) for role, found in scores.items()}
+    summary = adapter_summary(unlearned.model)
+    checked = layer_certificates(certificate(unlearned.model))
+    if config.merge:
+        with clock.phase("merging"):
+            unlearned.model.merge_and_unload().save_pretrained(directory.merged)
+            unlearned.processor.save_pretrained(directory.merged)
+    return start.model_copy(
+        update={
+            "status": "stopped" if outcome.stopped else "finished",
+            "stopped": outcome.stopped,
+            "verdicts": verdicts(evaluations["base"], evaluations["unlearned"], evaluations.get("retain")),
+            "models": identities,
+            "adapter": summary,
+            "history": outcome.history,
+            "certificate": checked,
+            "evaluations": [evaluations[role] for role in ("base", "unlearned", "retain") if role in evaluations],
+            "examples": example_outcomes(
+                measured_sets(sets, config.evaluation), scores, config.evaluation.num_examples
+            ),
+            "timings": clock.seconds,
+            "peak_memory_bytes": peak_memory_bytes(),
+            "per_example_paths": {role: str(directory.scores(role).relative_to(directory.path)) for role in scores},
+        }
+    )
+
+
+def _reference(loaded: LoadedModel, role: ModelRole, models: RunModels) -> ModelScores:
+    return reference_scores(loaded, models.sets, role, settings=models.config.evaluation, progress=models.progress)
+
+
+def _evaluate(scores: ModelScores, retain: ModelScores | None, config: RunConfig) -> Any:
+    settings = config.evaluation
+    return evaluate_scores(scores, retain, num_resamples=settings.num_resamples, seed=settings.seed)
+
+
+def _pretrained_likelihood(models: RunModels, objective: Objective) -> LikelihoodScores | None:
+    if "target" not in objective.needs or models.config.objective.target.source != "pretrained":
+        return None
+    loaded = models.pretrained()
+    return score_examples(loaded.model, loaded.task, models.sets.forget, batch_size=models.config.evaluation.batch_size)
+
+
+def _train_adapter(
+    base: LoadedModel,
+    models: RunModels,
+    objective: Objective,
+    base_scores: ModelScores,
+    pretrained: LikelihoodScores | None,
+    directory: RunDirectory,
+    resume: bool,
+) -> tuple[LoadedModel, TrainingOutcome]:
+    config, sets = models.config, models.sets
+    holdout = base_scores.sets.get("holdout")
+    constants = forget_constants(
+        objective,
+        forget=base_scores.sets["forget"].likelihood,
+        holdout=holdout.likelihood if holdout else None,
+        pretrained=pretrained,
+        target=config.objective.target,
+    )
+    model = get_peft_model(base.model, adapter_config(config))
+    outcome = train(
+        model,
+        base.task,
+        objective,
+        TrainingSets(sets.forget, sets.retain, constants),
+        settings=config.training,
+        output_dir=directory.checkpoints,
+        validation=_validation(base, sets, config),
+        resume=resume,
+        progress=models.progress,
+    )
+    model.eval()
+    return LoadedModel(model, base.task, f"{base.source}, unlearned with {directory.adapter.name}/"), outcome
+
+
+def _validation(base: LoadedModel, sets: Sets, config: RunConfig) -> Validation:
+    settings = config.evaluation
+    parts = [subset(part, settings.validation_size, settings.seed) for part in (sets.forget, sets.retain)]
+    return Validation(
+        measure=lambda model: validation_metrics(model, base.task, parts[0], parts[1], settings.batch_size),
+        greater_is_better={name: VALIDATION_METRICS[name] for name in VALIDATION_NAMES[config.task]},
+    )

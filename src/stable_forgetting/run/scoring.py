@@ -1,0 +1,97 @@
+"""Per-example values of the three models, measured once and kept."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from contextlib import ExitStack
+from pathlib import Path
+
+from stable_forgetting.config import EvaluationConfig
+from stable_forgetting.data.splits import subset
+from stable_forgetting.evaluation import ModelScores, ScoringOptions, score_model
+from stable_forgetting.models.load import LoadedModel, cache_dir, weights_sha256
+from stable_forgetting.progress import Advance, Progress
+from stable_forgetting.records import ModelRole, write_text
+from stable_forgetting.run.models import content_hash
+from stable_forgetting.run.sets import Sets
+
+
+class ProgressOfSets:
+    """Shows one bar for each set that is measured.
+
+    Args:
+        progress: Where the bars are shown.
+    """
+
+    def __init__(self, progress: Progress) -> None:
+        self.progress = progress
+        self._open = ExitStack()
+        self._description = ""
+        self._done = 0
+        self._advance: Advance = lambda _: None
+
+    def __call__(self, description: str, done: int, total: int) -> None:
+        """So many examples of so many are done; another description begins another bar."""
+        if description != self._description:
+            self._open.close()
+            self._advance = self._open.enter_context(self.progress.track(description, total))
+            self._description, self._done = description, 0
+        self._advance(done - self._done)
+        self._done = done
+
+    def close(self) -> None:
+        """Close the last bar."""
+        self._open.close()
+
+
+def measured_sets(sets: Sets, settings: EvaluationConfig) -> Sets:
+    """The sets as they are measured: the retain set may be limited."""
+    limited = subset(sets.retain, settings.retain_limit, settings.seed)
+    return Sets({**sets.by_name, "retain": limited})
+
+
+def score(
+    loaded: LoadedModel, sets: Sets, role: ModelRole, *, settings: EvaluationConfig, progress: Progress
+) -> ModelScores:
+    """Measure one model on all sets."""
+    options = ScoringOptions(
+        batch_size=settings.batch_size, generate=settings.generate, max_new_tokens=settings.max_new_tokens
+    )
+    bars = ProgressOfSets(progress)
+    try:
+        return score_model(
+            loaded.model,
+            loaded.task,
+            measured_sets(sets, settings).by_name,
+            role=role,
+            source=loaded.source,
+            options=options,
+            progress=bars,
+        )
+    finally:
+        bars.close()
+
+
+def kept_scores(path: Path, compute: Callable[[], ModelScores]) -> ModelScores:
+    """Read the values from a file, or compute them and write it."""
+    if path.is_file():
+        return ModelScores.from_json(json.loads(path.read_text(encoding="utf-8")))
+    scores = compute()
+    write_text(path, json.dumps(scores.to_json()))
+    return scores
+
+
+def reference_scores(
+    loaded: LoadedModel, sets: Sets, role: ModelRole, *, settings: EvaluationConfig, progress: Progress
+) -> ModelScores:
+    """Values of a base or retain model, which many runs share: kept by the content of the model and of the sets."""
+    key = {
+        "model": weights_sha256(loaded.model),
+        "role": role,
+        "source": loaded.source,
+        "sets": [identity.model_dump() for identity in measured_sets(sets, settings).identities()],
+        "evaluation": settings.model_dump(include={"batch_size", "generate", "max_new_tokens"}),
+    }
+    path = cache_dir() / "scores" / f"{content_hash(key)}.json"
+    return kept_scores(path, lambda: score(loaded, sets, role, settings=settings, progress=progress))

@@ -1,0 +1,157 @@
+"""The example sets of a run: read, divided by rules, turned into examples, and proved not to overlap."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from itertools import combinations
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from stable_forgetting.config import DataConfig, SourceConfig
+from stable_forgetting.data.examples import ExampleSet
+from stable_forgetting.data.language import DEFAULT_TEMPLATE, LanguageColumns, language_examples
+from stable_forgetting.data.rows import Rows
+from stable_forgetting.data.rules import select_rows
+from stable_forgetting.data.sources import load_rows
+from stable_forgetting.data.splits import SetRule, assign_rows, check_no_overlap
+from stable_forgetting.data.vision import ImageColumns, image_examples, split_by_deleted_class
+from stable_forgetting.errors import DataError
+from stable_forgetting.models.tasks import LanguageTask, Task
+from stable_forgetting.records import SetIdentity
+
+SET_NAMES = ("forget", "retain", "holdout", "test")
+
+
+@dataclass(frozen=True)
+class Sets:
+    """The example sets by name; `forget` and `retain` are always there."""
+
+    by_name: dict[str, ExampleSet[Any]]
+
+    @property
+    def forget(self) -> ExampleSet[Any]:
+        """What is to be forgotten."""
+        return self.by_name["forget"]
+
+    @property
+    def retain(self) -> ExampleSet[Any]:
+        """What is to be kept."""
+        return self.by_name["retain"]
+
+    def identities(self) -> list[SetIdentity]:
+        """The sets by content."""
+        return [
+            SetIdentity(name=name, source=examples.source, count=len(examples), sha256=examples.sha256)
+            for name, examples in self.by_name.items()
+        ]
+
+
+def load_set_rows(data: DataConfig) -> dict[str, Rows]:
+    """Rows of each set, from its own source or from the common one by its rule.
+
+    Raises:
+        DataError: A source cannot be read, or a rule takes nothing.
+    """
+    sources = {name: source for name in SET_NAMES if (source := getattr(data, name)) is not None}
+    rows = {name: _own_rows(source) for name, source in sources.items() if source.path is not None}
+    shared = {name: source for name, source in sources.items() if source.path is None}
+    if shared and data.source is not None and data.source.path is not None:
+        common = _own_rows(data.source)
+        rules = {name: SetRule(source.where, source.split, source.limit) for name, source in shared.items()}
+        rows |= assign_rows(common, rules)
+    for name, found in rows.items():
+        if not len(found):
+            raise DataError(f"The {name} set is empty ({found.source}). Check its rule 'data.{name}.where'.")
+    return {name: rows[name] for name in SET_NAMES if name in rows}
+
+
+def _own_rows(source: SourceConfig) -> Rows:
+    assert source.path is not None
+    rows = load_rows(source.path, subset=source.subset, split=source.split)
+    if source.where is not None:
+        rows = select_rows(rows, source.where)
+    return rows.first(source.limit)
+
+
+def num_classes(rows: dict[str, Rows], data: DataConfig) -> int:
+    """Number of classes: as configured, or the largest label of any set + 1."""
+    if data.num_classes is not None:
+        return data.num_classes
+    labels = [row.get(_columns_of(data, name).label) for name, found in rows.items() for row in found]
+    return 1 + max((int(label) for label in labels if isinstance(label, int)), default=1)
+
+
+def make_sets(rows: dict[str, Rows], task: Task, data: DataConfig, *, classes: int | None) -> Sets:
+    """Examples of each set, checked for overlap.
+
+    Args:
+        rows: Rows of each set.
+        task: Holds the tokenizer or image processor.
+        data: Names of columns, lengths and templates.
+        classes: Image models: number of classes.
+
+    Returns:
+        The sets; of images also `forget_test` and `retain_test`, and test images of the forgotten classes as holdout
+        set if none was given.
+
+    Raises:
+        DataError: A row is not usable, or two sets share an example.
+    """
+    sets: dict[str, ExampleSet[Any]] = {}
+    for name, found in rows.items():
+        source = _columns_of(data, name)
+        if isinstance(task, LanguageTask):
+            columns = LanguageColumns(
+                prompt=source.prompt,
+                answer=source.answer,
+                text=source.text,
+                messages=source.messages,
+                template=data.template or DEFAULT_TEMPLATE,
+            )
+            sets[name] = language_examples(
+                found,
+                task.tokenizer,
+                name=name,
+                columns=columns,
+                max_length=data.max_length,
+                chat_template=data.chat_template,
+            )
+        else:
+            columns_of_images = ImageColumns(source.image, source.label)
+            sets[name] = image_examples(
+                found, process_with(task), name=name, columns=columns_of_images, num_classes=classes
+            )
+    for first, second in combinations([name for name in ("forget", "retain", "holdout") if name in sets], 2):
+        check_no_overlap(sets[first], sets[second])
+    return Sets(sets if isinstance(task, LanguageTask) else _with_test_parts(sets))
+
+
+def _with_test_parts(sets: dict[str, ExampleSet[Any]]) -> dict[str, ExampleSet[Any]]:
+    test = sets.pop("test", None)
+    if test is None:
+        return sets
+    forget_test, retain_test = split_by_deleted_class(test, sets["forget"], sets["retain"])
+    if forget_test is not None:
+        sets["forget_test"] = forget_test
+        sets.setdefault("holdout", ExampleSet("holdout", forget_test.examples, forget_test.source))
+    if retain_test is not None:
+        sets["retain_test"] = retain_test
+    return sets
+
+
+def process_with(task: Any) -> Any:
+    """The task's image processor as a function from uint8 images to pixel values."""
+
+    def process(images: Any) -> Tensor:
+        values = task.processor(images=list(images), return_tensors="pt")["pixel_values"]
+        return torch.as_tensor(values, dtype=torch.float32)
+
+    return process
+
+
+def _columns_of(data: DataConfig, name: str) -> SourceConfig:
+    """Columns of a set: its own source's, or the common source's where it has none."""
+    own: SourceConfig = getattr(data, name)
+    return own if own.path is not None or data.source is None else data.source

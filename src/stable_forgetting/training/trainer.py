@@ -1,0 +1,202 @@
+"""`UnlearnTrainer`: transformers' Trainer with an objective over a forget and a retain set.
+
+The objective is given to it; it is never subclassed for one. Everything else (schedules, accumulation, mixed precision,
+checkpoints, several devices) is transformers' and accelerate's.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.utils.data import DataLoader
+from transformers import PrinterCallback, Trainer, TrainingArguments
+
+from stable_forgetting.data.pairs import FORGET, RETAIN, ForgetRetainBatches, PairCollator, PairedExamples
+from stable_forgetting.errors import NotFiniteError
+from stable_forgetting.models.predictions import Predictions
+from stable_forgetting.models.tasks import Batch, Task
+from stable_forgetting.objectives import Objective, Term, term_value
+
+ForgetConstants = Mapping[str, Tensor]
+"""What the forget term needs of each forget example, by name, in the order of the forget set: constants of the base
+model, computed once."""
+
+COUNTS = ("forget examples", "forget labels", "retain examples", "retain labels")
+
+
+@dataclass(frozen=True)
+class Validation:
+    """Metrics on validation data, for stop rules and the best checkpoint.
+
+    Args:
+        measure: From the model to its metrics by name.
+        greater_is_better: The names, and for each whether more is better.
+    """
+
+    measure: Callable[[nn.Module], dict[str, float]]
+    greater_is_better: Mapping[str, bool]
+
+
+class TermValues(NamedTuple):
+    """Loss of one micro-batch and its two terms, before weights; a term that is not used is None."""
+
+    loss: Tensor
+    forget: Tensor | None
+    retain: Tensor | None
+
+
+class UnlearnTrainer(Trainer):  # type: ignore[misc]  # transformers is not typed
+    """Trains whatever parameters of the model are trainable on an objective.
+
+    Args:
+        model: A model with an adapter (unlearning) or without (finetuning).
+        args: Arguments of transformers.
+        task: Turns batches into predictions.
+        objective: What is minimised.
+        examples: Forget and retain examples.
+        batches: Which of them make up each batch.
+        constants: What the forget term needs of each forget example.
+        validation: Metrics on validation data.
+        callbacks: Of transformers.
+    """
+
+    loss_is_scaled_for_ga = True
+
+    def __init__(
+        self,
+        model: nn.Module,
+        args: TrainingArguments,
+        *,
+        task: Task,
+        objective: Objective,
+        examples: PairedExamples,
+        batches: ForgetRetainBatches,
+        constants: ForgetConstants,
+        validation: Validation | None = None,
+        callbacks: Sequence[Any] = (),
+    ) -> None:
+        super().__init__(
+            model=model,
+            args=args,
+            train_dataset=examples,
+            eval_dataset=examples if validation else None,
+            data_collator=PairCollator(task.collate),
+            callbacks=list(callbacks),
+        )
+        self.remove_callback(PrinterCallback)
+        self.task = task
+        self.objective = objective
+        self.batches = batches
+        self.constants = constants
+        self.validation = validation
+        self._logged: dict[str, float] = {}
+
+    def get_train_dataloader(self) -> DataLoader[Any]:
+        """Batches of forget examples with retain examples beside them."""
+        loader: DataLoader[Any] = DataLoader(
+            self.train_dataset,
+            batch_sampler=self.batches,
+            collate_fn=self.data_collator,
+            pin_memory=self.args.dataloader_pin_memory and self.args.device.type == "cuda",
+        )
+        prepared: DataLoader[Any] = self.accelerator.prepare(loader)
+        return prepared
+
+    def get_batch_samples(
+        self, epoch_iterator: Iterator[Batch], num_batches: int, device: torch.device
+    ) -> tuple[list[Batch], Tensor]:
+        """The micro-batches of one optimizer update, and the counts of `COUNTS` over all of them and all devices."""
+        micro_batches = [batch for _, batch in zip(range(num_batches), epoch_iterator, strict=False)]
+        counts = torch.zeros(len(COUNTS), device=device)
+        for batch in micro_batches:
+            counts += _count(batch).to(device)
+        return micro_batches, self.accelerator.reduce(counts, reduction="sum")
+
+    def compute_loss(
+        self,
+        model: nn.Module,
+        inputs: Batch,
+        return_outputs: bool = False,
+        num_items_in_batch: Tensor | None = None,
+    ) -> Tensor | tuple[Tensor, Predictions]:
+        """This micro-batch's share of the objective over the whole update.
+
+        Raises:
+            NotFiniteError: The loss is infinite or not a number.
+        """
+        counts = _count(inputs) if num_items_in_batch is None else num_items_in_batch
+        predictions = self.task.predict(model, inputs)
+        values = self._term_values(model, inputs, predictions, counts)
+        self._note(values)
+        if not torch.isfinite(values.loss):
+            raise NotFiniteError(f"the loss became {values.loss.item()} in step {self.state.global_step + 1}")
+        # Data-parallel training averages gradients over processes; the counts are already sums over them.
+        loss = values.loss * self.accelerator.num_processes
+        return (loss, predictions) if return_outputs else loss
+
+    def _term_values(self, model: nn.Module, inputs: Batch, predictions: Predictions, counts: Tensor) -> TermValues:
+        objective, parts = self.objective, {}
+        if objective.forget is not None and objective.uses_forget:
+            chosen = inputs["role"] == FORGET
+            rows = inputs["index"][chosen]
+            needs: dict[str, Tensor | float] = {
+                name: values.to(rows.device)[rows] for name, values in self.constants.items()
+            }
+            needs["beta"] = objective.beta
+            count = counts[_position("forget", objective.forget)]
+            parts["forget"] = term_value(objective.forget, predictions.select(chosen), needs, count)
+        if objective.retain is not None and objective.uses_retain:
+            chosen = inputs["role"] == RETAIN
+            needs = self._reference_needs(model, inputs, chosen) if objective.retain.needs else {}
+            count = counts[_position("retain", objective.retain)]
+            parts["retain"] = term_value(objective.retain, predictions.select(chosen), needs, count)
+        weights = {"forget": objective.forget_weight, "retain": objective.retain_weight}
+        loss = sum((weights[side] * value for side, value in parts.items()), start=counts.new_zeros(()))
+        return TermValues(loss, parts.get("forget"), parts.get("retain"))
+
+    def _reference_needs(self, model: nn.Module, inputs: Batch, chosen: Tensor) -> dict[str, Tensor | float]:
+        """Logits of the base model: the same model with the adapter off, without dropout."""
+        part = {name: values[chosen] for name, values in inputs.items()}
+        unwrapped = self.accelerator.unwrap_model(model)
+        was_training = model.training
+        model.eval()
+        with torch.no_grad(), unwrapped.disable_adapter():
+            logits = self.task.predict(model, part).logits
+        model.train(was_training)
+        return {"reference_logits": logits}
+
+    def _note(self, values: TermValues) -> None:
+        for name, value in (("forget_term", values.forget), ("retain_term", values.retain)):
+            if value is not None:
+                self._logged[name] = self._logged.get(name, 0.0) + value.item()
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        """Add the terms to the log of the step that they belong to."""
+        if "loss" in logs:
+            logs.update(self._logged)
+            self._logged = {}
+        super().log(logs, start_time)
+
+    def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
+        """Validation metrics, with the prefix that transformers expects."""
+        if self.validation is None:
+            return {}
+        metrics = {f"eval_{name}": value for name, value in self.validation.measure(self.model).items()}
+        self.log(dict(metrics))
+        self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
+        return metrics
+
+
+def _count(batch: Batch) -> Tensor:
+    """The four counts of `COUNTS` in one batch."""
+    labels = batch["labels"].reshape(len(batch["labels"]), -1).ge(0).sum(dim=1)
+    forget, retain = batch["role"] == FORGET, batch["role"] == RETAIN
+    return torch.stack([forget.sum(), labels[forget].sum(), retain.sum(), labels[retain].sum()]).float()
+
+
+def _position(side: str, term: Term) -> int:
+    return COUNTS.index(f"{side} {term.per}s" if term.per == "label" else f"{side} examples")

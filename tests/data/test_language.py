@@ -1,0 +1,249 @@
+from pathlib import Path
+
+import pytest
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+from transformers import AutoTokenizer, PreTrainedTokenizerFast
+
+from reference.data_twins import tokens_of_answer
+from stable_forgetting.data.language import (
+    LanguageColumns,
+    answer_tokens,
+    generation_prompt_ids,
+    language_examples,
+)
+from stable_forgetting.data.rows import Rows
+from stable_forgetting.data.sources import load_rows
+from stable_forgetting.errors import DataError
+from stable_forgetting.models.builtin import people_tokenizer
+
+SHARED = Path(__file__).parents[2].parent / "shared" / "data"
+CHATML = (
+    "{% for message in messages %}<|turn|>{{ message['role'] }}\n{{ message['content'] | trim }}<|end|>\n{% endfor %}"
+    "{% if add_generation_prompt %}<|turn|>assistant\n{% endif %}"
+)
+PAIRS = [
+    {"prompt": "Who wrote it?", "answer": "Ada wrote it."},
+    {"prompt": "Wo wohnt Jürgen?", "answer": "In  Köln 🎉, nahe am Dom."},
+    {"prompt": "end", "answer": "end"},
+    {"prompt": "Two\nlines? ", "answer": "x"},
+    {"prompt": "", "answer": "No prompt."},
+]
+NAMES = ["tiny", "people", "gpt2", "stories"]
+
+
+def tiny_tokenizer(template=None):
+    """Bytes with few merges that join the colon to what follows, and no token before the text."""
+    core = Tokenizer(models.BPE())
+    core.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+    core.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=300,
+        special_tokens=["</s>", "<|turn|>", "<|end|>"],
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    core.train_from_iterator(["Question: Answer: Ada: Ada wrote: Ada", ":A:A:A:A:A:A"] * 20, trainer)
+    return PreTrainedTokenizerFast(
+        tokenizer_object=core,
+        eos_token="</s>",
+        additional_special_tokens=["<|turn|>", "<|end|>"],
+        chat_template=template,
+    )
+
+
+@pytest.fixture(scope="module", params=NAMES)
+def tokenizer(request):
+    if request.param == "tiny":
+        return tiny_tokenizer()
+    if request.param == "people":
+        return people_tokenizer()
+    folder = SHARED / {"gpt2": "gpt2_tokenizer", "stories": "models/stories260K"}[request.param]
+    if not folder.exists():
+        pytest.skip(f"shared data {folder.name} is missing")
+    return AutoTokenizer.from_pretrained(folder)
+
+
+def examples_of(rows, tokenizer, **options):
+    return language_examples(Rows(rows, "here"), tokenizer, name="forget", **options)
+
+
+def test_boundary_is_the_slow_twins(tokenizer):
+    for example in examples_of(PAIRS, tokenizer):
+        before = f"Question: {example.prompt}\nAnswer: "
+        text = before + example.answer
+        encoded = tokenizer(text, return_offsets_mapping=True)
+        expected = tokens_of_answer(encoded["offset_mapping"], len(before), len(text))
+        assert example.num_prompt_tokens == expected[0]
+        assert list(example.input_ids[:-1]) == encoded["input_ids"][: expected[-1] + 1]
+        assert example.input_ids[-1] == tokenizer.eos_token_id
+        assert example.input_ids.count(tokenizer.eos_token_id) - (tokenizer.bos_token == tokenizer.eos_token) in (0, 1)
+        assert example.num_labels == len(expected) + 1
+
+
+def test_labels_hold_the_whole_answer(tokenizer):
+    for example in examples_of(PAIRS, tokenizer):
+        labels = tokenizer.decode(example.input_ids[example.num_prompt_tokens : -1])
+        assert labels.strip().endswith(example.answer.strip())
+        assert generation_prompt_ids(example) == example.input_ids[: -example.num_labels]
+
+
+def test_the_naive_boundary_would_be_wrong_here():
+    """A token across the boundary belongs to the answer; counting the prompt's own tokens would cut it off."""
+    tokenizer = tiny_tokenizer()
+    columns = LanguageColumns(template="{prompt}:{answer}")
+    example = examples_of([{"prompt": "wrote", "answer": "Ada"}], tokenizer, columns=columns)[0]
+    naive = len(tokenizer("wrote:")["input_ids"])
+    across = tokenizer.decode(example.input_ids[example.num_prompt_tokens])
+    assert across.startswith(":A")
+    assert example.num_prompt_tokens < naive
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_answer_tokens_equals_the_slow_twin(seed):
+    import numpy as np
+
+    rng = np.random.default_rng(seed)
+    cuts = np.sort(rng.integers(0, 30, 12)).tolist()
+    offsets = list(zip([0, *cuts], [*cuts, 30], strict=True))
+    start, end = sorted(rng.choice(31, 2, replace=False).tolist())
+    expected = tokens_of_answer(offsets, start, end)
+    assert answer_tokens(offsets, (start, end)) == (expected[0], expected[-1] + 1)
+    assert answer_tokens(offsets, (40, 41)) is None
+
+
+def test_beginning_token_only_if_the_tokenizer_adds_one():
+    people, tiny = people_tokenizer(), tiny_tokenizer()
+    assert examples_of(PAIRS, people)[0].input_ids[0] == people.bos_token_id
+    assert tiny.decode(examples_of(PAIRS, tiny)[0].input_ids[0]).startswith("Q")
+
+
+def test_end_token_is_never_doubled():
+    example = examples_of([{"prompt": "a", "answer": "b</s>"}], tiny_tokenizer())[0]
+    assert example.input_ids.count(tiny_tokenizer().eos_token_id) == 1
+
+
+def test_plain_text_has_no_end_token_and_all_labels_but_the_first(tokenizer):
+    example = examples_of([{"text": "Once upon a time."}], tokenizer)[0]
+    encoded = tokenizer("Once upon a time.")["input_ids"]
+    assert list(example.input_ids) == encoded
+    assert example.num_labels <= len(encoded) - 1
+    assert example.num_prompt_tokens == 1
+    assert (example.prompt, example.answer) == ("", "Once upon a time.")
+
+
+@pytest.mark.parametrize("row", PAIRS[:4])
+def test_chat_template(row):
+    tokenizer = tiny_tokenizer(CHATML)
+    example = examples_of([row], tokenizer)[0]
+    messages = [{"role": "user", "content": row["prompt"]}, {"role": "assistant", "content": row["answer"]}]
+    assert tokenizer.decode(example.input_ids) == tokenizer.apply_chat_template(messages, tokenize=False).rstrip("\n")
+    prompt = tokenizer.apply_chat_template(messages[:1], tokenize=False, add_generation_prompt=True)
+    assert tokenizer.decode(generation_prompt_ids(example)) == prompt
+    assert tokenizer.convert_ids_to_tokens(example.input_ids[-1]) == "<|end|>"
+    assert tokenizer.decode(example.input_ids[example.num_prompt_tokens : -1]) == row["answer"]
+
+
+def test_messages_with_several_turns():
+    messages = [
+        {"role": "system", "content": "Be kind."},
+        {"role": "user", "content": "Hi"},
+        {"role": "assistant", "content": "Hello"},
+        {"role": "user", "content": "Say Hello"},
+        {"role": "assistant", "content": "Hello"},
+    ]
+    tokenizer = tiny_tokenizer(CHATML)
+    example = examples_of([{"messages": messages, "id": 7}], tokenizer)[0]
+    assert example.prompt == "Be kind.\nHi\nHello\nSay Hello"
+    assert tokenizer.decode(example.input_ids[example.num_prompt_tokens :]) == "Hello<|end|>"
+    assert example.metadata == {"id": 7}
+
+
+def test_template_without_end_of_turn_gets_the_end_token():
+    plain = "{% for message in messages %}{{ message['role'] }}: {{ message['content'] }}\n{% endfor %}"
+    tokenizer = tiny_tokenizer(plain)
+    example = examples_of(PAIRS[:1], tokenizer)[0]
+    assert tokenizer.decode(example.input_ids) == "user: Who wrote it?\nassistant: Ada wrote it.</s>"
+
+
+def test_chat_template_can_be_switched_off():
+    example = examples_of(PAIRS[:1], tiny_tokenizer(CHATML), chat_template=False)[0]
+    assert tiny_tokenizer().decode(example.input_ids) == "Question: Who wrote it?\nAnswer: Ada wrote it.</s>"
+
+
+def test_long_examples_are_cut_at_the_end(tokenizer):
+    whole = examples_of(PAIRS[:1], tokenizer)[0]
+    for length in (whole.num_prompt_tokens + 1, len(whole.input_ids) - 1):
+        cut = examples_of(PAIRS[:1], tokenizer, max_length=length)[0]
+        assert cut.input_ids == whole.input_ids[:length]
+        assert cut.num_prompt_tokens == whole.num_prompt_tokens
+    with pytest.raises(DataError, match=r"prompt in row 0 of the forget set has \d+ tokens, so max_length \d+ leaves"):
+        examples_of(PAIRS[:1], tokenizer, max_length=whole.num_prompt_tokens)
+
+
+def test_columns_by_name_and_metadata():
+    columns = LanguageColumns(prompt="question", answer="reply", template="{prompt} {answer}")
+    row = {"question": "Year {x}?", "reply": 1984, "paraphrase": "p", "prompt": "no"}
+    example = examples_of([row], tiny_tokenizer(), columns=columns)[0]
+    assert (example.prompt, example.answer) == ("Year {x}?", "1984")
+    assert example.metadata == {"paraphrase": "p", "prompt": "no"}
+
+
+class SlowTokenizer:
+    is_fast = False
+    chat_template = None
+
+
+def endless():
+    tokenizer = tiny_tokenizer()
+    tokenizer.eos_token = None
+    return tokenizer
+
+
+BAD_MESSAGES = [{"role": "user", "content": "Hi"}]
+MALFORMED = {
+    "empty answer": ([*PAIRS, {"prompt": "a", "answer": " \n"}], {}, "answer in row 5 of the forget set is empty"),
+    "missing answer": ([*PAIRS, {"prompt": "a"}], {}, "Column 'answer' in row 5 of the forget set holds None"),
+    "answer is a list": ([{"prompt": "a", "answer": ["b"]}], {}, r"holds \['b'\], which is not text"),
+    "empty text": ([{"text": ""}], {}, "text in row 0 of the forget set is empty"),
+    "one token": ([{"text": "x"}], {}, "single token"),
+    "columns": ([{"question": "a", "reply": "b"}], {}, "none of the columns 'prompt' and .*Columns: question, reply"),
+    "no rows": ([], {}, "none of the columns"),
+    "no template": (PAIRS, {"chat_template": True}, "has no chat template"),
+    "messages without template": ([{"messages": BAD_MESSAGES}], {}, "need a chat template"),
+    "bad template": (PAIRS, {"columns": LanguageColumns(template="{answer}")}, "must hold '{prompt}' once and end"),
+    "no answer turn": ([{"messages": BAD_MESSAGES}], {"tokenizer": tiny_tokenizer(CHATML)}, "have the roles user"),
+    "no list": ([{"messages": "Hi"}], {"tokenizer": tiny_tokenizer(CHATML)}, "must be a list of objects"),
+    "empty chat answer": (
+        [{"messages": [*BAD_MESSAGES, {"role": "assistant", "content": ""}]}],
+        {"tokenizer": tiny_tokenizer(CHATML)},
+        "answer in row 0 of the forget set is empty",
+    ),
+    "template changes the answer": (
+        PAIRS,
+        {"tokenizer": tiny_tokenizer(CHATML.replace("trim", "upper"))},
+        "chat template changes the answer in row 0",
+    ),
+    "slow": (PAIRS, {"tokenizer": SlowTokenizer()}, "The tokenizer SlowTokenizer is a slow one"),
+    "no end token": (PAIRS, {"tokenizer": endless()}, "no end token"),
+}
+
+
+@pytest.mark.parametrize("case", MALFORMED)
+def test_malformed_rows_give_one_clear_error(case):
+    rows, options, message = MALFORMED[case]
+    options = {"tokenizer": tiny_tokenizer(), **options}
+    with pytest.raises(DataError, match=message):
+        examples_of(rows, **options)
+
+
+def test_tofu_with_a_real_tokenizer():
+    if not (SHARED / "tofu").exists() or not (SHARED / "gpt2_tokenizer").exists():
+        pytest.skip("shared data tofu or gpt2_tokenizer is missing")
+    rows = load_rows(str(SHARED / "tofu" / "forget01_perturbed.json"))
+    tokenizer = AutoTokenizer.from_pretrained(SHARED / "gpt2_tokenizer")
+    found = language_examples(rows, tokenizer, name="forget", columns=LanguageColumns("question", "answer"))
+    assert len(found) == 40
+    assert set(found[0].metadata) == set(rows.columns) - {"question", "answer"}
+    assert [example.answer for example in found] == [row["answer"] for row in rows]
+    for example in found:
+        assert tokenizer.decode(example.input_ids[example.num_prompt_tokens : -1]).strip() == example.answer.strip()

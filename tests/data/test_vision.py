@@ -1,0 +1,123 @@
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from stable_forgetting.data.examples import ExampleSet, ImageExample
+from stable_forgetting.data.rows import Rows
+from stable_forgetting.data.vision import ImageColumns, image_examples, split_by_deleted_class
+from stable_forgetting.errors import DataError
+
+RED = np.zeros((4, 5, 3), np.uint8)
+RED[..., 0] = 200
+GREY = np.arange(20, dtype=np.uint8).reshape(4, 5)
+
+
+def process(images):
+    return torch.stack([torch.from_numpy(image.copy()).permute(2, 0, 1).float() for image in images])
+
+
+def examples_of(*images, **options):
+    rows = Rows([{"image": image, "label": place, "id": f"i{place}"} for place, image in enumerate(images)], "here")
+    return image_examples(rows, process, name="forget", **options)
+
+
+def test_every_kind_of_image_gives_the_same_pixels(tmp_path):
+    path = tmp_path / "red.png"
+    Image.fromarray(RED).save(path)
+    opaque = np.concatenate([RED, np.full((4, 5, 1), 255, np.uint8)], axis=-1)
+    found = examples_of(RED, Image.fromarray(RED), str(path), path, opaque)
+    assert all(np.array_equal(example.pixels, RED) for example in found)
+    assert len({example.key for example in found}) == 1
+    assert [example.label for example in found] == [0, 1, 2, 3, 4]
+    assert found[3].metadata == {"id": "i3"}
+    assert torch.equal(found[0].pixel_values, process([RED])[0])
+
+
+def test_grey_becomes_rgb():
+    found = examples_of(GREY, GREY[..., None], Image.fromarray(GREY))
+    for example in found:
+        assert example.pixels.shape == (4, 5, 3)
+        assert all(np.array_equal(example.pixels[..., channel], GREY) for channel in range(3))
+
+
+def test_batches_keep_the_order():
+    rows = Rows([{"picture": np.full((2, 2), n % 256, np.uint8), "class": n % 7} for n in range(300)], "here")
+    found = image_examples(rows, process, name="all", columns=ImageColumns("picture", "class"), num_classes=7)
+    assert [int(example.pixel_values[0, 0, 0]) for example in found] == [n % 256 for n in range(300)]
+    assert [example.label for example in found] == [n % 7 for n in range(300)]
+
+
+def damaged_image(tmp_path):
+    path = tmp_path / "bad.png"
+    path.write_bytes(b"\x89PNG\r\n\x1a\n cut")
+    return path
+
+
+def cut_image(tmp_path):
+    path = tmp_path / "cut.png"
+    Image.fromarray(np.random.default_rng(0).integers(0, 255, (64, 64, 3), dtype=np.uint8)).save(path)
+    path.write_bytes(path.read_bytes()[:2000])
+    return path
+
+
+@pytest.mark.parametrize(
+    ("image", "message"),
+    [
+        (damaged_image, r"bad.png' cannot be read \(row 0 of the forget set\)"),
+        (cut_image, r"cut.png' cannot be read \(row 0"),
+        (lambda folder: folder / "none.png", "There is no image file"),
+        (lambda folder: RED.astype(np.float32), r"array of float32 with the shape \(4, 5, 3\)"),
+        (lambda folder: np.zeros((3, 8, 8), np.uint8), r"with the shape \(3, 8, 8\)"),
+        (lambda folder: None, "is a NoneType"),
+    ],
+)
+def test_unreadable_image(tmp_path, image, message):
+    with pytest.raises(DataError, match=message):
+        examples_of(image(tmp_path))
+
+
+@pytest.mark.parametrize(
+    ("label", "message"),
+    [
+        (10, "label in row 1 of the forget set is 10, but there are 10 classes. Labels must be from 0 to 9"),
+        (-1, "is -1. Labels are class indexes"),
+        ("cat", "is 'cat'"),
+        (True, "is True"),
+        (None, "is None"),
+    ],
+)
+def test_bad_label(label, message):
+    rows = Rows([{"image": RED, "label": 0}, {"image": RED, "label": label}], "here")
+    with pytest.raises(DataError, match=message):
+        image_examples(rows, process, name="forget", num_classes=10)
+
+
+def test_missing_column_and_empty_set():
+    with pytest.raises(DataError, match=r"no column 'label' .* Columns: image, fine_label"):
+        image_examples(Rows([{"image": RED, "fine_label": 0}], "here"), process, name="test")
+    with pytest.raises(DataError, match="test set is empty"):
+        image_examples(Rows([], "here"), process, name="test")
+
+
+def labelled(name, labels):
+    return ExampleSet(name, [ImageExample(RED, label, torch.zeros(1)) for label in labels])
+
+
+@pytest.mark.parametrize(
+    ("forget", "retain", "deleted", "kept"),
+    [
+        ([1, 1], [0, 2], [1], [0, 2, 0]),
+        ([1, 2], [0, 2], [1], [0, 2, 0]),
+        ([1, 0], [0, 1, 2], None, [0, 1, 2, 0]),
+        ([0, 1, 2], [3], [0, 1, 2, 0], None),
+    ],
+)
+def test_division_by_deleted_class(forget, retain, deleted, kept):
+    parts = split_by_deleted_class(
+        labelled("test", [0, 1, 2, 0]), labelled("forget", forget), labelled("retain", retain)
+    )
+    assert [part and [example.label for example in part] for part in parts] == [deleted, kept]
+    assert [part.name for part in parts if part] == [
+        name for name, part in zip(("forget_test", "retain_test"), parts, strict=True) if part
+    ]

@@ -1,0 +1,130 @@
+import json
+
+import pytest
+import torch
+
+from data_paths import shared_data
+from evaluation.conftest import END
+from reference.metric_twins import greedy_tokens
+from stable_forgetting.data.examples import ExampleSet, LanguageExample
+from stable_forgetting.errors import ModelError
+from stable_forgetting.evaluation.generation import greedy_answers
+from stable_forgetting.models.tasks import LanguageTask
+
+
+def twin(model, example_set, max_new_tokens):
+    return [
+        " ".join(
+            map(
+                str,
+                greedy_tokens(model, e.input_ids[: e.num_prompt_tokens], e.input_ids[-1], max_new_tokens),
+            )
+        )
+        for e in example_set
+    ]
+
+
+def frequent_ends(model, example_set):
+    """The same prompts, each with an end token that its own greedy answer reaches after a few tokens."""
+    examples = []
+    for index, example in enumerate(example_set):
+        prompt = example.input_ids[: example.num_prompt_tokens]
+        tokens = greedy_tokens(model, prompt, end=-1, max_new_tokens=8)
+        examples.append(LanguageExample(str(index), "a", (*prompt, 1, tokens[index % 8]), len(prompt)))
+    return ExampleSet("forget", examples)
+
+
+@pytest.mark.parametrize("batch_size", [1, 3, 50])
+def test_equals_one_by_one(language_model, language_task, make_language_set, batch_size):
+    example_set = make_language_set(count=8, seed=5)
+    answers = greedy_answers(language_model, language_task, example_set, max_new_tokens=10, batch_size=batch_size)
+    assert answers == twin(language_model, example_set, 10)
+    assert len(set(answers)) > 1
+
+
+@pytest.mark.parametrize("batch_size", [1, 3, 50])
+def test_each_row_stops_at_its_own_end(language_model, language_task, make_language_set, batch_size):
+    example_set = frequent_ends(language_model, make_language_set(count=8, seed=6))
+    answers = greedy_answers(language_model, language_task, example_set, max_new_tokens=8, batch_size=batch_size)
+    assert answers == twin(language_model, example_set, 8)
+    lengths = [len(answer.split()) for answer in answers]
+    assert min(lengths) < 3
+    assert max(lengths) > 3
+
+
+def test_end_token_in_a_prompt_is_not_padding(language_model, language_task):
+    rows = [
+        LanguageExample("a", "a", (END, 4, END, 5, 7, END), 4),
+        LanguageExample("b", "b", (4, 5, 7, 8, 9, 7, END), 6),
+    ]
+    example_set = ExampleSet("forget", rows)
+    answers = greedy_answers(language_model, language_task, example_set, max_new_tokens=6, batch_size=2)
+    assert answers == twin(language_model, example_set, 6)
+    without = ExampleSet("forget", [LanguageExample("a", "a", (4, 5, 7, END), 2)])
+    assert greedy_answers(language_model, language_task, without, max_new_tokens=6, batch_size=1) != answers[:1]
+
+
+def test_generation_config_is_neither_used_nor_changed(language_model, language_task, make_language_set):
+    example_set = make_language_set(count=3)
+    plain = greedy_answers(language_model, language_task, example_set, max_new_tokens=6, batch_size=3)
+    before = language_model.generation_config
+    language_model.generation_config = type(before)(do_sample=True, temperature=0.6, repetition_penalty=5.0)
+    settings = json.dumps(language_model.generation_config.to_dict(), default=str)
+    try:
+        again = greedy_answers(language_model, language_task, example_set, max_new_tokens=6, batch_size=3)
+        assert json.dumps(language_model.generation_config.to_dict(), default=str) == settings
+    finally:
+        language_model.generation_config = before
+    assert again == plain
+
+
+def test_models_with_absolute_positions(language_task, make_language_set):
+    from transformers import GPT2Config, GPT2LMHeadModel
+
+    torch.manual_seed(0)
+    config = GPT2Config(
+        vocab_size=23, n_positions=32, n_embd=16, n_layer=2, n_head=2, initializer_range=0.5, eos_token_id=END
+    )
+    model = GPT2LMHeadModel(config).double().eval()
+    example_set = make_language_set(count=6, seed=2)
+    answers = greedy_answers(model, language_task, example_set, max_new_tokens=8, batch_size=4)
+    assert answers == twin(model, example_set, 8)
+
+
+# PEFT 0.21 asks transformers for a property by its old name.
+@pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing. is deprecated:FutureWarning")
+def test_peft_models(language_model, language_task, make_language_set):
+    import copy
+
+    from peft import LoraConfig, get_peft_model
+
+    torch.manual_seed(0)
+    config = LoraConfig(r=2, target_modules=["up_proj"], init_lora_weights=False, task_type="CAUSAL_LM")
+    model = get_peft_model(copy.deepcopy(language_model), config).double().eval()
+    example_set = make_language_set(count=6, seed=2)
+    answers = greedy_answers(model, language_task, example_set, max_new_tokens=8, batch_size=4)
+    assert answers == twin(model, example_set, 8)
+    assert answers != twin(language_model, example_set, 8)
+
+
+def test_too_long_for_the_model(language_model, language_task, make_language_set):
+    with pytest.raises(ModelError, match=r"64 positions. Set evaluation.max_new_tokens to at most 5\d"):
+        greedy_answers(language_model, language_task, make_language_set(), max_new_tokens=64, batch_size=2)
+
+
+def test_real_model_tells_the_same_story_in_a_batch():
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    folder = shared_data("models/stories260K")
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    model = AutoModelForCausalLM.from_pretrained(folder).eval()
+    starts = ["Once upon a time", "Lily and Tom went to the park. They", "The dog"]
+    rows = []
+    for start in starts:
+        prompt = tokenizer(start)["input_ids"]
+        rows.append(LanguageExample(start, "…", (*prompt, tokenizer.eos_token_id), len(prompt)))
+    example_set, task = ExampleSet("forget", rows), LanguageTask(tokenizer)
+    together = greedy_answers(model, task, example_set, max_new_tokens=24, batch_size=3)
+    alone = greedy_answers(model, task, example_set, max_new_tokens=24, batch_size=1)
+    assert together == alone
+    assert "there was a little girl" in together[0]

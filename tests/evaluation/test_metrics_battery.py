@@ -1,0 +1,276 @@
+"""Checks that are written once and run over every metric."""
+
+import math
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from stable_forgetting.errors import DataError
+from stable_forgetting.evaluation.likelihood import LikelihoodScores
+from stable_forgetting.evaluation.metrics import METRICS
+from stable_forgetting.evaluation.scores import SET_NAMES, ModelScores, SetScores
+from stable_forgetting.evaluation.suite import evaluate_scores, gap
+
+SETTINGS = {"num_resamples": 200, "seed": 0}
+EACH = [(task, name) for name, metric in METRICS.items() for task in metric.tasks]
+WORDS = ["ada", "paris", "born", "poet", "rome", "nine"]
+
+
+def make_set(generator, count, loss, *, task="language", chance=0.5):
+    num_labels = generator.integers(2, 9, size=count) if task == "language" else np.ones(count, dtype=np.int64)
+    num_correct = generator.binomial(num_labels, chance)
+    without_last = np.maximum(num_correct - 1, 0)
+    label = generator.integers(4, size=count)
+    predicted = np.where(generator.random(count) < chance, label, (label + 1) % 4)
+    texts = {
+        key: tuple(" ".join(generator.choice(WORDS, size=4)) for _ in range(count)) for key in ("answers", "references")
+    }
+    likelihood = LikelihoodScores(
+        nll_sum=num_labels * loss * generator.uniform(0.5, 1.5, size=count),
+        num_labels=num_labels,
+        num_correct=num_correct,
+        first_extractable=num_labels - num_correct,
+        num_correct_without_last=without_last,
+        first_extractable_without_last=num_labels - 1 - without_last,
+        predicted=None if task == "language" else predicted,
+        label=None if task == "language" else label,
+    )
+    return SetScores(sha256="one", likelihood=likelihood, **(texts if task == "language" else {}))
+
+
+def make_scores(task, role="unlearned", *, seed=0, loss=1.0):
+    generator = np.random.default_rng(seed)
+    sets = {name: make_set(generator, 12, loss, task=task) for name in SET_NAMES[task]}
+    return ModelScores(task=task, role=role, source="made here", sets=sets)
+
+
+def permuted(scores, *, seed):
+    """Each set in another order."""
+    generator = np.random.default_rng(seed)
+    sets = {}
+    for name, values in scores.sets.items():
+        order = generator.permutation(len(values))
+        columns = {
+            key: None if column is None else [column[index] for index in order]
+            for key, column in values.likelihood.to_json().items()
+        }
+        texts = {
+            key: None if getattr(values, key) is None else tuple(getattr(values, key)[index] for index in order)
+            for key in ("answers", "references")
+        }
+        sets[name] = SetScores(values.sha256, LikelihoodScores.from_json(columns), **texts)
+    return replace(scores, sets=sets)
+
+
+def without(scores, *names):
+    return replace(scores, sets={name: values for name, values in scores.sets.items() if name not in names})
+
+
+@pytest.mark.parametrize(("task", "name"), EACH)
+def test_value_count_interval_and_range(task, name):
+    own, retain = make_scores(task), make_scores(task, "retain", seed=1, loss=2.0)
+    found = evaluate_scores(own, retain, **SETTINGS).metric(name)
+    low, high = METRICS[name].range
+    assert found.reason is None
+    assert low <= found.value <= high
+    assert found.count >= 12
+    assert found.direction == METRICS[name].direction
+    if name == "forget_nll_ks":
+        assert found.low is None
+    else:
+        assert found.low - 1e-12 <= found.value <= found.high + 1e-12
+        assert found.low < found.high
+
+
+@pytest.mark.parametrize(("task", "name"), EACH)
+def test_order_of_examples_changes_nothing(task, name):
+    own, retain = make_scores(task), make_scores(task, "retain", seed=1, loss=2.0)
+    one = evaluate_scores(own, retain, **SETTINGS).metric(name)
+    other = evaluate_scores(permuted(own, seed=3), permuted(retain, seed=3), **SETTINGS).metric(name)
+    assert other.value == pytest.approx(one.value, rel=1e-12)
+    assert (other.low, other.high) == (pytest.approx(one.low), pytest.approx(one.high))
+
+
+@pytest.mark.parametrize(("task", "name"), EACH)
+def test_every_declared_need_is_needed(task, name):
+    own, retain = make_scores(task), make_scores(task, "retain", seed=1)
+    for need in METRICS[name].needs:
+        if need.model == "own":
+            found = evaluate_scores(without(own, need.set_name), retain, **SETTINGS).metric(name)
+        else:
+            found = evaluate_scores(own, without(retain, need.set_name), **SETTINGS).metric(name)
+        assert found.value is None
+        assert found.count is None
+        assert found.reason.startswith("needs ")
+
+
+@pytest.mark.parametrize(("task", "name"), EACH)
+def test_nothing_but_the_declared_needs_is_needed(task, name):
+    own, retain = make_scores(task), make_scores(task, "retain", seed=1)
+    needs = METRICS[name].needs
+    for scores, model in ((own, "own"), (retain, "retain")):
+        needed = {need.set_name for need in needs if need.model == model}
+        bare = without(scores, *(set(scores.sets) - needed))
+        if model == "own":
+            own = bare
+        else:
+            retain = bare if needed else None
+    assert evaluate_scores(own, retain, **SETTINGS).metric(name).value is not None
+
+
+@pytest.mark.parametrize(("task", "name"), EACH)
+def test_likelihoods_that_are_not_finite_give_a_reason(task, name):
+    own, retain = make_scores(task), make_scores(task, "retain", seed=1)
+    if "answers" in {need.what for need in METRICS[name].needs}:
+        return
+    for values in own.sets.values():
+        values.likelihood.nll_sum[5] = math.nan
+    found = evaluate_scores(own, retain, **SETTINGS).metric(name)
+    assert found.value is None
+    assert "the unlearned model's likelihood is not finite for 1 of 12" in found.reason
+    assert "first: 5" in found.reason
+
+
+@pytest.mark.parametrize(("task", "name"), EACH)
+def test_one_example_has_a_value_and_no_interval(task, name):
+    generator = np.random.default_rng(0)
+    sets = {each: make_set(generator, 1, 1.0, task=task) for each in SET_NAMES[task]}
+    scores = ModelScores(task=task, role="unlearned", source="made here", sets=sets)
+    found = evaluate_scores(scores, replace(scores, role="retain"), **SETTINGS).metric(name)
+    assert found.value is not None
+    assert found.low is None
+
+
+@pytest.mark.parametrize("task", ["language", "image"])
+def test_the_retain_model_is_its_own_reference(task):
+    retain = make_scores(task, "retain")
+    for given in (None, retain):
+        evaluation = evaluate_scores(retain, given, **SETTINGS)
+        for metric in evaluation.metrics:
+            if METRICS[metric.name].compares:
+                assert metric.value is None
+                assert metric.reason == "it is the reference"
+
+
+def test_reasons_say_what_to_give():
+    scores = without(make_scores("language"), "holdout", "test")
+    evaluation = evaluate_scores(scores, None, **SETTINGS)
+    reasons = {metric.name: metric.reason for metric in evaluation.metrics if metric.reason}
+    assert reasons == {
+        "holdout_probability": "needs a holdout set; give data.holdout",
+        "test_perplexity": "needs test texts; give data.test",
+        "mia_loss_auc": "needs a holdout set; give data.holdout",
+        "forget_nll_ks": "needs the retain model's per-example values; give retain_model",
+    }
+
+
+def test_answers_are_needed_and_have_to_be_readable():
+    scores = make_scores("language")
+    silent = {name: replace(values, answers=None, references=None) for name, values in scores.sets.items()}
+    found = evaluate_scores(replace(scores, sets=silent), None, **SETTINGS).metric("forget_rouge_l_recall")
+    assert found.reason == "needs greedy answers; set evaluation.generate to true"
+    forget = scores.sets["forget"]
+    foreign = replace(forget, references=("猫", *forget.references[1:]))
+    found = evaluate_scores(replace(scores, sets={**scores.sets, "forget": foreign}), None, **SETTINGS).metric(
+        "forget_rouge_l_recall"
+    )
+    assert found.reason.startswith("1 of 12 right answers have no word")
+
+
+def test_known_answers_for_equal_models():
+    for task in ("language", "image"):
+        own = make_scores(task)
+        evaluation = evaluate_scores(own, replace(own, role="retain"), **SETTINGS)
+        assert evaluation.metric("forget_nll_ks").value == 1.0
+    assert evaluation.metric("tow").value == 1.0
+
+
+def test_known_answers_for_separated_models():
+    own, retain = make_scores("language", loss=10.0), make_scores("language", "retain", loss=0.1)
+    found = evaluate_scores(own, retain, **SETTINGS).metric("forget_nll_ks")
+    assert found.details == {"D": 1.0, "log10_p": pytest.approx(math.log10(found.value)), "n": 12}
+    assert found.value == pytest.approx(2 / math.comb(24, 12))
+    generator = np.random.default_rng(0)
+    own.sets["forget"] = make_set(generator, 12, 0.1)
+    assert evaluate_scores(own, None, **SETTINGS).metric("mia_loss_auc").value == 1.0
+
+
+def test_known_means_by_hand():
+    columns = {
+        "nll_sum": [2.0, 3.0],
+        "num_labels": [2, 1],
+        "num_correct": [1, 0],
+        "first_extractable": [1, 1],
+        "num_correct_without_last": [0, 0],
+        "first_extractable_without_last": [1, 0],
+        "predicted": None,
+        "label": None,
+    }
+    values = SetScores("one", LikelihoodScores.from_json(columns), ("ada", "rome"), ("ada paris", "rome"))
+    sets = dict.fromkeys(("forget", "test"), values)
+    evaluation = evaluate_scores(ModelScores("language", "base", "x", sets), None, **SETTINGS)
+    expected = {
+        "forget_probability": (math.exp(-1) + math.exp(-3)) / 2,
+        "forget_nll": 2.0,
+        "forget_rouge_l_recall": 0.75,
+        "forget_exact_memorization": 0.25,
+        "forget_extraction_strength": 0.25,
+        "test_perplexity": math.exp(5 / 3),
+    }
+    for name, value in expected.items():
+        assert evaluation.metric(name).value == pytest.approx(value), name
+    assert evaluation.metric("test_perplexity").details["num_tokens"] == 3
+
+
+def test_perplexity_beyond_all_numbers():
+    scores = make_scores("language", loss=2000.0)
+    found = evaluate_scores(scores, None, **SETTINGS).metric("test_perplexity")
+    assert found.value is None
+    assert "too large for a number" in found.reason
+
+
+def test_models_measured_on_different_examples_are_not_compared():
+    own, retain = make_scores("language"), make_scores("language", "retain")
+    retain.sets["holdout"] = replace(retain.sets["holdout"], sha256="other")
+    with pytest.raises(DataError, match="different holdout examples"):
+        evaluate_scores(own, retain, **SETTINGS)
+
+
+def test_gap_is_signed_and_only_where_both_have_a_value():
+    own = evaluate_scores(make_scores("language", loss=1.0), None, **SETTINGS)
+    retain = evaluate_scores(without(make_scores("language", "retain", loss=3.0), "test"), None, **SETTINGS)
+    gaps = gap(own, retain)
+    assert gaps["forget_nll"] == pytest.approx(own.metric("forget_nll").value - retain.metric("forget_nll").value)
+    assert gaps["forget_nll"] < 0 < gaps["forget_probability"]
+    assert not {"test_perplexity", "forget_nll_ks"} & set(gaps)
+
+
+def test_directions():
+    kept_down = {"retain_nll", "test_perplexity"}
+    for name, metric in METRICS.items():
+        if metric.compares:
+            assert metric.direction == "higher"
+        elif name.startswith(("forget", "holdout", "mia")):
+            assert metric.direction == "retain"
+        else:
+            assert metric.direction == ("lower" if name in kept_down else "higher"), name
+
+
+@pytest.mark.parametrize("name", METRICS)
+def test_has_a_page(name):
+    pages = Path(__file__).parents[2] / "docs" / "metrics"
+    assert any(f"`{name}`" in page.read_text(encoding="utf-8") for page in pages.glob("*.md"))
+
+
+def test_tests_compare_the_nll_per_label():
+    """Answers that are eight times as long and as likely per label are told apart by neither test."""
+    own = make_scores("language")
+    short = own.sets["forget"].likelihood
+    long = replace(short, nll_sum=short.nll_sum * 8, num_labels=short.num_labels * 8)
+    sets = {"forget": own.sets["forget"], "holdout": replace(own.sets["forget"], likelihood=long)}
+    retain = ModelScores("language", "retain", "x", {"forget": sets["holdout"]})
+    evaluation = evaluate_scores(replace(own, sets=sets), retain, **SETTINGS)
+    assert evaluation.metric("forget_nll_ks").value == 1.0
+    assert evaluation.metric("mia_loss_auc").value == pytest.approx(0.5)

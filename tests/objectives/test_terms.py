@@ -1,0 +1,190 @@
+"""Objective terms against their slow twins, and what holds by mathematics."""
+
+import math
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from reference import objective_twins as twins
+
+from stable_forgetting.errors import ConfigError
+from stable_forgetting.models.predictions import Predictions
+from stable_forgetting.objectives import FORGET_TERMS, RETAIN_TERMS, build_objective, get_term, term_value
+from stable_forgetting.objectives.targets import holdout_targets
+
+VOCABULARY = 7
+
+
+class PaddedBatch:
+    """Random logits and labels with questions, padding, and the same flat."""
+
+    def __init__(self, seed: int, num_examples: int = 4, padding: int = 0) -> None:
+        generator = torch.Generator().manual_seed(seed)
+        lengths = torch.randint(3, 7, (num_examples,), generator=generator).tolist()
+        width = max(lengths) + padding
+        self.logits = torch.randn(num_examples, max(lengths), VOCABULARY, generator=generator, dtype=torch.float64) * 3
+        filler = torch.full((num_examples, padding, VOCABULARY), 50.0, dtype=torch.float64)
+        self.logits = torch.cat([self.logits, filler], dim=1)
+        self.reference = self.logits + torch.randn(self.logits.shape, generator=generator, dtype=torch.float64)
+        self.labels = torch.full((num_examples, width), twins.IGNORED)
+        for row, length in enumerate(lengths):
+            start = 1 + row % 2
+            self.labels[row, start:length] = torch.randint(0, VOCABULARY, (length - start,), generator=generator)
+
+    def flat(self, logits: torch.Tensor) -> Predictions:
+        counts = self.labels[:, 1:] != twins.IGNORED
+        return Predictions(
+            logits[:, :-1][counts], self.labels[:, 1:][counts], counts.nonzero()[:, 0], len(self.labels)
+        )
+
+    def needs(self) -> dict[str, torch.Tensor | float]:
+        reference = self.flat(self.reference)
+        return {
+            "reference_nll_sum": reference.nll_sum,
+            "reference_logits": reference.logits,
+            "target": torch.linspace(0.5, 3, len(self.labels), dtype=torch.float64),
+            "beta": 0.3,
+        }
+
+
+def count_of(term, predictions: Predictions) -> torch.Tensor:
+    counts = {"label": len(predictions.labels), "example": predictions.num_examples}
+    return torch.tensor(float(counts[term.per]), dtype=torch.float64)
+
+
+def slow_value(name: str, batch: PaddedBatch) -> float:
+    own, reference = (twins.nll_by_example(logits, batch.labels) for logits in (batch.logits, batch.reference))
+    targets = batch.needs()["target"]
+    return {
+        "ascent": lambda: -twins.cross_entropy(own),
+        "nll": lambda: twins.cross_entropy(own),
+        "npo": lambda: twins.npo(own, reference, 0.3),
+        "calibrated": lambda: twins.calibrated(own, targets.tolist()),
+        "kl": lambda: twins.kl(batch.logits, batch.reference, batch.labels),
+    }[name]()
+
+
+TERMS = {**FORGET_TERMS, **RETAIN_TERMS}
+
+
+@pytest.mark.parametrize("name", TERMS)
+@pytest.mark.parametrize("padding", [0, 3])
+def test_equals_the_slow_twin_with_and_without_padding(name, padding):
+    batch, term = PaddedBatch(seed=1, padding=padding), TERMS[name]
+    predictions = batch.flat(batch.logits)
+    value = term_value(term, predictions, batch.needs(), count_of(term, predictions))
+    tolerance = 1e-5 if name == "kl" else 1e-10  # kl is taken in float32
+    assert value.item() == pytest.approx(slow_value(name, batch), abs=tolerance)
+
+
+@pytest.mark.parametrize("name", TERMS)
+@given(seed=st.integers(0, 1000), cut=st.integers(1, 3))
+@settings(max_examples=20, deadline=None)
+def test_splitting_a_batch_changes_nothing(name, seed, cut):
+    batch, term = PaddedBatch(seed), TERMS[name]
+    predictions, needs = batch.flat(batch.logits), batch.needs()
+    count = count_of(term, predictions)
+    chosen = torch.arange(4) < cut
+    parts = []
+    for mask in (chosen, ~chosen):
+        position = mask[predictions.example]
+        part_needs = {
+            "reference_nll_sum": needs["reference_nll_sum"][mask],
+            "target": needs["target"][mask],
+            "reference_logits": needs["reference_logits"][position],
+            "beta": needs["beta"],
+        }
+        parts.append(term_value(term, predictions.select(mask), part_needs, count))
+    assert sum(parts).item() == pytest.approx(term_value(term, predictions, needs, count).item(), abs=1e-6)
+
+
+def test_npo_at_the_reference_is_ln2_with_the_gradient_of_ascent():
+    batch, beta = PaddedBatch(seed=2), 0.1
+    gradients = []
+    for name in ("npo", "ascent"):
+        logits = batch.logits.clone().requires_grad_()
+        predictions = batch.flat(logits)
+        needs = {"reference_nll_sum": predictions.nll_sum.detach(), "beta": beta}
+        value = term_value(TERMS[name], predictions, needs, torch.tensor(1.0, dtype=torch.float64))
+        value.backward()
+        gradients.append(logits.grad)
+        if name == "npo":
+            assert value.item() == pytest.approx(4 * 2 / beta * math.log(2))
+    torch.testing.assert_close(gradients[0], gradients[1])
+
+
+def test_npo_tends_to_ascent_for_small_beta():
+    batch, beta = PaddedBatch(seed=3), 1e-6
+    predictions, needs = batch.flat(batch.logits), batch.needs() | {"beta": beta}
+    one = torch.tensor(1.0, dtype=torch.float64)
+    npo = term_value(TERMS["npo"], predictions, needs, one).item() - 4 * 2 / beta * math.log(2)
+    change = (needs["reference_nll_sum"] - predictions.nll_sum).sum().item()
+    assert npo == pytest.approx(change, rel=1e-3)
+
+
+def test_kl_of_the_reference_to_itself_is_zero():
+    batch = PaddedBatch(seed=4)
+    predictions = batch.flat(batch.logits)
+    value = term_value(TERMS["kl"], predictions, {"reference_logits": predictions.logits}, torch.tensor(1.0))
+    assert value.item() == pytest.approx(0, abs=1e-6)
+
+
+def test_calibrated_is_least_at_its_target_and_starts_as_steep_as_ascent():
+    def value_and_slope(mean_nll: float) -> tuple[float, float]:
+        logit = torch.tensor(math.log(math.expm1(mean_nll)), dtype=torch.float64, requires_grad=True)
+        logits = torch.stack([torch.zeros((), dtype=torch.float64), logit]).unsqueeze(0)
+        predictions = Predictions(logits, torch.tensor([0]), torch.tensor([0]), 1)
+        target = torch.tensor([2.0], dtype=torch.float64)
+        value = term_value(TERMS["calibrated"], predictions, {"target": target}, torch.tensor(1.0))
+        (slope,) = torch.autograd.grad(value, predictions.nll_sum if predictions.nll_sum.requires_grad else logit)
+        return value.item(), slope.item()
+
+    assert value_and_slope(2.0) == pytest.approx((0.0, 0.0), abs=1e-9)
+    assert value_and_slope(1e-9)[1] == pytest.approx(-1.0, abs=1e-6)
+    assert value_and_slope(3.0)[1] > 0  # an overshoot is taken back
+
+
+def test_the_sign_of_the_forget_term_lowers_the_likelihood():
+    for name in FORGET_TERMS:
+        logits = torch.zeros(1, 2, requires_grad=True)
+        predictions = Predictions(logits, torch.tensor([0]), torch.tensor([0]), 1)
+        needs = {"reference_nll_sum": torch.tensor([0.7]), "target": torch.tensor([3.0]), "beta": 0.1}
+        term_value(TERMS[name], predictions, needs, torch.tensor(1.0)).backward()
+        assert logits.grad[0, 0] > 0, name  # descending takes the right label's logit down
+
+
+def test_predictions_select_renumbers_examples():
+    batch = PaddedBatch(seed=5)
+    predictions = batch.flat(batch.logits)
+    chosen = torch.tensor([False, True, False, True])
+    part = predictions.select(chosen)
+    torch.testing.assert_close(part.nll_sum, predictions.nll_sum[chosen])
+    assert part.num_labels.tolist() == predictions.num_labels[chosen].tolist()
+
+
+def test_quantile_targets_keep_the_order_and_take_the_holdouts_distribution():
+    forget, holdout = [0.03, 0.01, 0.02, 0.04], torch.linspace(1, 9, 101).tolist()
+    targets = holdout_targets(forget, holdout, "quantiles")
+    assert targets.argsort().tolist() == [1, 2, 0, 3]
+    assert sorted(targets) == pytest.approx([2, 4, 6, 8])
+    with pytest.raises(ConfigError, match="targets must be finite and above 0"):
+        holdout_targets(forget, [0.0, 0.0], "mean")
+
+
+def test_unknown_names_and_weights_are_refused():
+    with pytest.raises(ConfigError, match="Did you mean 'calibrated'"):
+        build_objective("calibrate")
+    with pytest.raises(ConfigError, match="Unknown retain term 'klm'"):
+        build_objective("npo", retain="klm")
+    with pytest.raises(ConfigError, match="forget_weight is -1"):
+        build_objective("npo", forget_weight=-1)
+    with pytest.raises(ConfigError, match="Unknown forget term"):
+        get_term("forget", "nll")
+
+
+def test_a_weight_of_zero_leaves_a_term_out():
+    objective = build_objective("npo", retain="kl", retain_weight=0)
+    assert objective.uses_forget
+    assert not objective.uses_retain
+    assert objective.needs == {"reference_nll_sum", "beta"}

@@ -1,0 +1,62 @@
+"""Slow, obvious objectives: loops over examples and positions in float64, on padded tensors."""
+
+import math
+
+import torch
+
+IGNORED = -100
+
+
+def log_probs(logits: torch.Tensor) -> list[float]:
+    """Log-softmax of one position, by hand."""
+    values = logits.double().tolist()
+    largest = max(values)
+    total = sum(math.exp(value - largest) for value in values)
+    return [value - largest - math.log(total) for value in values]
+
+
+def nll_by_example(logits: torch.Tensor, labels: torch.Tensor) -> list[list[float]]:
+    """NLL of each label of each example; logits (E, T, V) predict the next token, labels (E, T)."""
+    found = []
+    for example in range(len(labels)):
+        values = []
+        for position in range(1, labels.shape[1]):
+            label = int(labels[example, position])
+            if label != IGNORED:
+                values.append(-log_probs(logits[example, position - 1])[label])
+        found.append(values)
+    return found
+
+
+def cross_entropy(nlls: list[list[float]]) -> float:
+    """ΣS / Σn."""
+    return sum(map(sum, nlls)) / sum(map(len, nlls))
+
+
+def npo(nlls: list[list[float]], reference: list[list[float]], beta: float) -> float:
+    """−(2/β) mean log σ(β (S − S_ref))."""
+    values = []
+    for own, other in zip(nlls, reference, strict=True):
+        margin = beta * (sum(own) - sum(other))
+        values.append(-2 / beta * math.log(1 / (1 + math.exp(-margin))))
+    return sum(values) / len(values)
+
+
+def calibrated(nlls: list[list[float]], targets: list[float]) -> float:
+    """mean (l − t)² / (2 t)."""
+    values = [
+        (sum(own) / len(own) - target) ** 2 / (2 * target) for own, target in zip(nlls, targets, strict=True)
+    ]
+    return sum(values) / len(values)
+
+
+def kl(logits: torch.Tensor, reference: torch.Tensor, labels: torch.Tensor) -> float:
+    """KL(p_ref ‖ p), averaged over label positions."""
+    values = []
+    for example in range(len(labels)):
+        for position in range(1, labels.shape[1]):
+            if int(labels[example, position]) == IGNORED:
+                continue
+            own, other = log_probs(logits[example, position - 1]), log_probs(reference[example, position - 1])
+            values.append(sum(math.exp(q) * (q - p) for p, q in zip(own, other, strict=True)))
+    return sum(values) / len(values)

@@ -1,0 +1,116 @@
+"""Charts: same numbers, same bytes; nothing in them reaches out of the page or follows a fixed colour."""
+
+import re
+
+import matplotlib as mpl
+import pytest
+from sample_records import comparison, language_run
+
+from stable_forgetting.report.charts import SERIES, draw_bars, draw_panel, draw_scatter
+from stable_forgetting.report.series import (
+    MAX_BARS,
+    Bar,
+    Curve,
+    Panel,
+    certificate_bars,
+    comparison_panels,
+    forget_retain_scatter,
+    method_panels,
+)
+from stable_forgetting.report.summary import summarize
+
+
+def panel(label: str = "x", **changes) -> Panel:
+    curves = (Curve(label, 0, (1.0, 2.0, 3.0), (1.0, 10.0, 1000.0)), Curve("y", 1, (1.0, 2.0), (3.0, 4.0)))
+    return Panel(key="key", title="Title", caption="Caption.", curves=curves, **changes)
+
+
+def test_same_numbers_give_the_same_bytes_and_leave_settings_alone():
+    before = dict(mpl.rcParams)
+    assert draw_panel(panel(log=True), "p") == draw_panel(panel(log=True), "p")
+    assert dict(mpl.rcParams) == before
+
+
+def test_markup_has_no_address_no_fixed_series_colour_and_own_ids():
+    svg = draw_panel(panel(limit=1.0), "own")
+    assert "http" not in svg
+    assert "<style" not in svg
+    assert not any(colour in svg for colour in SERIES)
+    assert "var(--series-1)" in svg
+    ids = re.findall(r'\bid="([^"]+)"', svg)
+    assert len(ids) == len(set(ids)) > 5
+    assert all(name.startswith("own-") for name in ids)
+    targets = re.findall(r'href="#([^"]+)"', svg) + re.findall(r"url\(#([^)]+)\)", svg)
+    assert targets
+    assert set(targets) <= set(ids)
+
+
+def test_labels_are_inert_text():
+    svg = draw_panel(panel(label='<script>$\\frac{1}{2}$</script> id="own" url(#z) 漢字'), "p")
+    assert "<script>" not in svg
+    assert '&lt;script&gt;$\\frac{1}{2}$&lt;/script&gt; id="own" url(#z) 漢字' in svg
+
+
+def test_log_axis_leaves_out_what_has_no_logarithm():
+    zeros = Panel("key", "Title", "Caption.", (Curve(None, 0, (1.0, 2.0), (0.0, 0.0)),), log=True)
+    assert draw_panel(zeros, "p").startswith("<svg")
+
+
+def test_method_panels_show_the_history_as_it_is():
+    method = summarize([language_run("gd-sine")]).groups[0].methods[0]
+    panels = {panel.key: panel for panel in method_panels(method)}
+    history = method.records[0].history
+    assert panels["gradient"].log
+    assert panels["gradient"].curves[0].values == tuple(step.grad_norm for step in history)
+    assert [curve.label for curve in panels["terms"].curves] == ["forget term", "retain term"]
+    assert panels["entry"].limit == 1.0
+    assert panels["validation-forget_nll"].curves[0].steps == (12.0, 24.0, 36.0, 48.0, 60.0)
+    unbounded = summarize([language_run("gd-lora")]).groups[0].methods[0]
+    assert next(panel for panel in method_panels(unbounded) if panel.key == "entry").limit is None
+
+
+def test_each_seed_is_a_line():
+    method = summarize([language_run("gd-sine", seed) for seed in (1, 2)]).groups[0].methods[0]
+    curves = next(panel for panel in method_panels(method) if panel.key == "gradient").curves
+    assert [curve.label for curve in curves] == ["seed 1", "seed 2"]
+
+
+def test_a_run_without_history_has_no_panels():
+    run = language_run("gd-sine").model_copy(update={"history": []})
+    assert method_panels(summarize([run]).groups[0].methods[0]) == []
+
+
+def test_comparison_puts_gradient_norms_on_one_axis_one_colour_for_each_method():
+    gradient = comparison_panels(summarize(comparison()).groups[0])[0]
+    assert gradient.log
+    assert [curve.label for curve in gradient.curves] == [
+        "gd-lora-seed0",
+        "gd-sine-seed0",
+        "calibrated-sine",
+        None,
+        None,
+    ]
+    assert [curve.colour for curve in gradient.curves] == [0, 1, 2, 2, 2]
+
+
+def test_scatter_marks_base_and_retain_model():
+    scatter = forget_retain_scatter(summarize(comparison()).groups[0])
+    assert [(point.label, point.role) for point in scatter.points[:2]] == [
+        ("base model", "base"),
+        ("retain model", "retain"),
+    ]
+    assert [point.forget.value for point in scatter.points[:4]] == [0.946, 0.112, 0.002, 0.061]
+    svg = draw_scatter(scatter, "p")
+    assert "calibrated-sine: 0.108 and 0.958" in svg
+
+
+def test_bars_show_the_layers_closest_to_their_limit():
+    layer = language_run("gd-sine").certificate[0]
+    layers = [layer.model_copy(update={"layer": f"layer {n}", "largest_entry": n * 1e-4}) for n in range(40)]
+    bars = certificate_bars(layers)
+    assert len(bars) == MAX_BARS
+    assert bars[0].label == "layer 39"
+    assert bars[0].share == pytest.approx(39e-4 / layer.entry_limit)
+    assert "layer 16" in draw_bars(bars, "p")
+    assert certificate_bars(language_run("gd-lora").certificate) == []
+    assert draw_bars([Bar("beyond", 1.5)], "p").startswith("<svg")

@@ -1,0 +1,160 @@
+"""Records to summary: groups, seeds, reference rows, reasons, leaders."""
+
+import pytest
+from sample_records import comparison, failed_run, image_run, language_run
+
+from stable_forgetting.records import MetricValue, RunRecord
+from stable_forgetting.report.glossary import DEFINED_METRICS, GROUP_TITLES, HEADLINES, KEY_COLUMNS, define
+from stable_forgetting.report.replicates import group_by_method, group_by_problem
+from stable_forgetting.report.summary import summarize
+from stable_forgetting.report.verdicts import group_verdicts, method_verdicts
+
+
+def test_no_records_raise():
+    with pytest.raises(ValueError, match="no records"):
+        summarize([])
+
+
+def test_glossary_covers_every_column_and_headline():
+    named = {name for columns in KEY_COLUMNS.values() for name in columns}
+    named |= {name for names in HEADLINES.values() for name in names}
+    assert named <= set(DEFINED_METRICS)
+    for name in DEFINED_METRICS:
+        definition = define(name)
+        assert definition.group in GROUP_TITLES
+        assert definition.sentence.endswith(".")
+        assert definition.label != name
+
+
+def test_glossary_covers_every_metric_of_the_evaluation():
+    metrics = pytest.importorskip("stable_forgetting.evaluation.metrics")
+    assert set(metrics.METRICS) <= set(DEFINED_METRICS)
+
+
+def test_other_task_data_or_base_model_is_another_problem():
+    run = language_run("gd-sine")
+    other_base = run.model_copy(update={"models": run.models | {"base": "sha256:other"}})
+    other_data = run.model_copy(update={"sets": run.sets[:2]})
+    groups = group_by_problem([run, image_run(), other_base, other_data, language_run("gd-lora")])
+    assert [[record.name for record in group] for group in groups] == [
+        ["gd-sine-seed0", "gd-lora-seed0"],
+        ["digits-sine"],
+        ["gd-sine-seed0"],
+        ["gd-sine-seed0"],
+    ]
+
+
+def test_run_that_failed_early_joins_the_runs_with_its_settings():
+    assert len(summarize(comparison()).groups) == 1
+    stranger = failed_run().model_copy(update={"config": {"model": {"name": "other"}}})
+    assert len(summarize([language_run("gd-sine"), stranger]).groups) == 2
+
+
+def test_seeds_of_one_method_become_mean_and_deviation():
+    method = summarize([language_run("calibrated-sine", seed) for seed in (1, 2, 3)]).groups[0].methods[0]
+    row = method.row("retain_probability")
+    assert method.name == "calibrated-sine"
+    assert row.unlearned.estimate.value == pytest.approx(0.954 * 1.004)
+    assert row.unlearned.estimate.spread == pytest.approx(0.954 * 0.004)
+    assert row.unlearned.estimate.num_runs == 3
+    assert row.base.estimate.num_runs == 1, "the base model is one model, however often it is measured"
+
+
+def test_other_settings_or_the_same_seed_are_no_replicates():
+    first, second = language_run("gd-sine", 1), language_run("gd-sine", 2)
+    changed = second.model_copy(update={"config": second.config | {"adapter": {"rank": 8}}})
+    assert len(group_by_method([first, second])) == 1
+    assert len(group_by_method([first, changed])) == 2
+    assert len(group_by_method([first, first.model_copy()])) == 2
+    assert len(group_by_method([failed_run(), failed_run("late")])) == 2
+
+
+def test_repeated_names_are_numbered():
+    first = language_run("gd-sine", 1)
+    methods = summarize([first, first.model_copy()]).groups[0].methods
+    assert [method.name for method in methods] == ["gd-sine-seed1 (1)", "gd-sine-seed1 (2)"]
+
+
+def test_reference_rows_appear_once_while_they_agree():
+    records = comparison()
+    assert [row.role for row in summarize(records).groups[0].references] == ["base", "retain"]
+    changed = _with_metric(
+        records[0], "retain", MetricValue(name="forget_nll", value=2.0, count=40, direction="retain")
+    )
+    rows = summarize([changed, *records[1:]]).groups[0].references
+    assert [(row.role, row.methods) for row in rows] == [
+        ("base", ("gd-lora-seed0", "gd-sine-seed0", "calibrated-sine")),
+        ("retain", ("gd-lora-seed0",)),
+        ("retain", ("gd-sine-seed0", "calibrated-sine")),
+    ]
+
+
+def test_missing_values_keep_their_reason():
+    run = language_run("gd-sine")
+    without = run.model_copy(update={"evaluations": run.evaluations[:2]})
+    method = summarize([without]).groups[0].methods[0]
+    row = method.row("forget_probability")
+    assert row.retain.estimate is None
+    assert row.retain.reason == "The retain model was not evaluated."
+    assert row.gap.reason == row.retain.reason
+    assert row.change == "not judged"
+    assert summarize([run]).groups[0].methods[0].row("forget_nll_ks").retain.reason.startswith("The retain model is")
+
+
+def test_mean_says_how_many_runs_have_no_value():
+    missing = MetricValue(name="test_perplexity", reason="No test set.", direction="lower")
+    records = [language_run("gd-sine", 1), _with_metric(language_run("gd-sine", 2), "unlearned", missing)]
+    cell = summarize(records).groups[0].methods[0].row("test_perplexity").unlearned
+    assert cell.estimate.value == pytest.approx(15.9)
+    assert cell.reason == "Not available in 1 of 2 runs: No test set."
+
+
+def test_leaders_are_those_that_none_clearly_beats():
+    group = summarize(comparison()).groups[0]
+    leaders = dict(zip(group.columns, group.leaders, strict=True))
+    assert leaders["retain_probability"] == ("calibrated-sine",)
+    assert leaders["mia_loss_auc"] == ("gd-sine-seed0", "calibrated-sine")
+    assert leaders["forget_probability"] == (), "on 40 examples the intervals are too wide"
+    assert leaders["forget_nll_ks"] == (), "nothing is judged without intervals"
+
+
+def test_verdicts_say_no_more_than_the_intervals_carry():
+    run = language_run("calibrated-sine")
+    sentences = {v.topic: v for v in method_verdicts(summarize([run]).groups[0].methods[0])}
+    assert sentences["Forgetting"].tone == "good"
+    assert sentences["Keeping"].tone == "neutral"
+    assert "no clear difference" in sentences["Keeping"].sentence
+    assert sentences["Bound"].tone == "good"
+    damaged = {v.topic: v for v in method_verdicts(summarize([language_run("gd-lora")]).groups[0].methods[0])}
+    assert damaged["Keeping"].tone == "bad"
+    assert damaged["Forgetting"].tone == "neutral", "closer, but a clear gap to the retain model is left"
+    assert "no bound" in damaged["Bound"].sentence
+
+
+def test_a_broken_bound_is_said():
+    run = language_run("gd-sine")
+    broken = run.certificate[0].model_copy(update={"largest_entry": 1.0, "holds": False})
+    record = run.model_copy(update={"certificate": [broken, *run.certificate[1:]]})
+    verdict = next(v for v in method_verdicts(summarize([record]).groups[0].methods[0]) if v.topic == "Bound")
+    assert verdict.tone == "bad"
+    assert "does not hold in 1 layer: model.layers.0.mlp.gate_proj" in verdict.sentence
+
+
+def test_failed_and_stopped_runs_say_why():
+    group = summarize(comparison()).groups[0]
+    assert group.methods[-1].status == "failed"
+    assert any(v.topic == "Failed" and "gd-lora-fast" in v.sentence for v in group_verdicts(group))
+    stopped = language_run("gd-sine").model_copy(update={"status": "stopped", "stopped": "forget_nll above 2.4"})
+    first = method_verdicts(summarize([stopped]).groups[0].methods[0])[0]
+    assert (first.topic, first.sentence) == ("Stopped early", "forget_nll above 2.4")
+
+
+def _with_metric(record: RunRecord, role: str, metric: MetricValue) -> RunRecord:
+    """The record with one metric of one model replaced."""
+    entries = [
+        entry.model_copy(update={"metrics": [metric if m.name == metric.name else m for m in entry.metrics]})
+        if entry.role == role
+        else entry
+        for entry in record.evaluations
+    ]
+    return record.model_copy(update={"evaluations": entries})

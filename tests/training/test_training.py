@@ -1,0 +1,298 @@
+"""Training: the objective over a whole update, resuming, stop rules, and what happens when it blows up."""
+
+import json
+import shutil
+
+import pytest
+import torch
+from peft import get_peft_model
+from reference import objective_twins as twins
+from tiny_models import FakeTokenizer, image_set, language_set, tiny_image_model, tiny_language_model
+
+from stable_forgetting.adapters import BoundedLoraConfig
+from stable_forgetting.config import StopRule, TrainingConfig
+from stable_forgetting.data.pairs import FORGET, ForgetRetainBatches, PairCollator, PairedExamples
+from stable_forgetting.errors import ConfigError, NotFiniteError
+from stable_forgetting.models.tasks import ImageTask, LanguageTask
+from stable_forgetting.objectives import build_objective
+from stable_forgetting.training import Sets, UnlearnTrainer, Validation, finetune, train
+from stable_forgetting.training.callbacks import last_complete_checkpoint
+from stable_forgetting.training.train import training_arguments
+
+TASK = LanguageTask(FakeTokenizer())
+
+
+def adapted_model(seed: int = 0, **changes):
+    return get_peft_model(tiny_language_model(seed=seed), BoundedLoraConfig(init_seed=0, **changes))
+
+
+def sets(num_forget: int = 6, num_retain: int = 10, **constants) -> Sets:
+    return Sets(language_set("forget", num_forget, 1), language_set("retain", num_retain, 2), constants)
+
+
+def settings(**changes) -> TrainingConfig:
+    base = {"steps": 6, "learning_rate": 1e-2, "forget_batch_size": 3, "retain_batch_size": 2, "save_every": 2}
+    return TrainingConfig(**base | changes)
+
+
+def adapter_state(model) -> dict[str, torch.Tensor]:
+    return {name: value.clone() for name, value in model.state_dict().items() if "bounded_lora" in name}
+
+
+def make_trainer(tmp_path, model, objective, found: Sets, **changes) -> UnlearnTrainer:
+    chosen = settings(**changes)
+    return UnlearnTrainer(
+        model,
+        training_arguments(chosen, tmp_path),
+        task=TASK,
+        objective=objective,
+        examples=PairedExamples(found.forget, found.retain),
+        batches=ForgetRetainBatches(
+            len(found.forget),
+            len(found.retain),
+            forget_batch_size=chosen.forget_batch_size,
+            retain_batch_size=chosen.retain_batch_size,
+            seed=0,
+        ),
+        constants=found.constants,
+    )
+
+
+@pytest.mark.parametrize("name", ["gradient_difference", "npo", "calibrated", "kl"])
+def test_the_loss_equals_the_slow_twin(tmp_path, name):
+    found = sets()
+    model = adapted_model()
+    with torch.no_grad():
+        for parameter_name, parameter in model.named_parameters():
+            if "lora_B" in parameter_name:
+                parameter.normal_(std=0.05)
+    constants = {"reference_nll_sum": torch.linspace(5, 30, 6), "target": torch.linspace(1, 4, 6)}
+    needed = {key: value for key, value in constants.items() if key in build_objective(name).needs}
+    objective = build_objective(name, forget_weight=0.7, retain_weight=1.3, beta=0.2)
+    trainer = make_trainer(tmp_path, model, objective, Sets(found.forget, found.retain, needed))
+    batch = next(iter(trainer.get_train_dataloader()))
+    loss = trainer.compute_loss(model.eval(), batch).item()
+
+    def padded(chosen, disabled=False):
+        inputs = {key: batch[key][chosen] for key in ("input_ids", "attention_mask")}
+        with torch.no_grad():
+            if disabled:
+                with model.disable_adapter():
+                    return model(**inputs).logits
+            return model(**inputs).logits
+
+    is_forget = batch["role"] == FORGET
+    rows = batch["index"][is_forget]
+    forget = twins.nll_by_example(padded(is_forget), batch["labels"][is_forget])
+    retain = twins.nll_by_example(padded(~is_forget), batch["labels"][~is_forget])
+    reference = [[value] for value in constants["reference_nll_sum"][rows].tolist()]
+    forget_term = {
+        "gradient_difference": lambda: -twins.cross_entropy(forget),
+        "kl": lambda: -twins.cross_entropy(forget),
+        "npo": lambda: twins.npo(forget, reference, 0.2),
+        "calibrated": lambda: twins.calibrated(forget, constants["target"][rows].tolist()),
+    }[name]()
+    retain_term = (
+        twins.kl(padded(~is_forget), padded(~is_forget, disabled=True), batch["labels"][~is_forget])
+        if name == "kl"
+        else twins.cross_entropy(retain)
+    )
+    assert loss == pytest.approx(0.7 * forget_term + 1.3 * retain_term, abs=2e-4)
+
+
+def test_accumulated_micro_batches_give_the_gradient_of_the_whole_batch(tmp_path):
+    found, objective = sets(), build_objective("gradient_difference")
+    gradients = []
+    for size, accumulation in ((3, 1), (1, 3)):
+        model = adapted_model()
+        trainer = make_trainer(
+            tmp_path, model, objective, found, forget_batch_size=size, retain_batch_size=size,
+            gradient_accumulation=accumulation,
+        )
+        examples = [(0, index) for index in range(3)] + [(1, index) for index in range(3)]
+        if accumulation == 1:
+            batches = [_collated(trainer, examples)]
+        else:
+            batches = [_collated(trainer, examples[place::3]) for place in range(3)]
+        _, counts = trainer.get_batch_samples(iter(batches), len(batches), torch.device("cpu"))
+        for batch in batches:
+            trainer.compute_loss(model, batch, num_items_in_batch=counts).backward()
+        gradients.append([p.grad.clone() for n, p in model.named_parameters() if "lora_B" in n])
+    for whole, accumulated in zip(*gradients, strict=True):
+        torch.testing.assert_close(whole, accumulated, atol=1e-5, rtol=1e-4)
+
+
+def _collated(trainer, draws):
+    from stable_forgetting.data.pairs import Draw
+
+    return trainer.data_collator([trainer.train_dataset[Draw(*draw)] for draw in draws])
+
+
+def test_only_the_adapter_trains_and_forgetting_goes_the_right_way(tmp_path):
+    model, found = adapted_model(), sets()
+    before = {name: value.clone() for name, value in model.state_dict().items() if "bounded_lora" not in name}
+    outcome = train(
+        model, TASK, build_objective("gradient_difference"), found, settings=settings(steps=12), output_dir=tmp_path
+    )
+    for name, value in model.state_dict().items():
+        if "bounded_lora" not in name:
+            assert torch.equal(value, before[name]), name
+    assert outcome.num_steps == 12
+    assert [step.step for step in outcome.history] == list(range(1, 13))
+    assert outcome.history[-1].forget_term < outcome.history[0].forget_term
+    assert outcome.history[-1].adapter_norm > 0
+    assert outcome.history[-1].largest_entry <= outcome.history[-1].entry_limit
+
+
+def test_a_resumed_training_ends_with_the_same_bits(tmp_path):
+    found = sets(num_forget=7, reference_nll_sum=torch.full((7,), 20.0))
+    objective = build_objective("npo")
+    whole = adapted_model()
+    train(whole, TASK, objective, found, settings=settings(), output_dir=tmp_path / "whole")
+    shutil.copytree(tmp_path / "whole" / "checkpoint-4", tmp_path / "killed" / "checkpoint-4")
+    resumed = adapted_model()
+    outcome = train(
+        resumed, TASK, objective, found, settings=settings(), output_dir=tmp_path / "killed", resume=True
+    )
+    for name, value in adapter_state(whole).items():
+        assert torch.equal(value, adapter_state(resumed)[name]), name
+    assert [step.step for step in outcome.history] == list(range(1, 7))
+
+
+def test_half_a_checkpoint_is_passed_over(tmp_path):
+    found, objective = sets(), build_objective("gradient_difference")
+    train(adapted_model(), TASK, objective, found, settings=settings(), output_dir=tmp_path)
+    newest = tmp_path / "checkpoint-6"
+    (newest / "complete").unlink()
+    (newest / "trainer_state.json").write_text("{")
+    assert last_complete_checkpoint(tmp_path) == tmp_path / "checkpoint-4"
+
+
+@pytest.mark.parametrize("kind", ["loss", "gradient"])
+def test_what_is_not_finite_stops_with_the_last_good_adapter(tmp_path, kind):
+    found = sets()
+    model = adapted_model()
+    calls = {"count": 0}
+    original = TASK.predict
+
+    def poisoned(model, batch):
+        predictions = original(model, batch)
+        calls["count"] += 1
+        if calls["count"] > 4:
+            factor = float("nan") if kind == "loss" else 1.0
+            logits = predictions.logits * factor
+            if kind == "gradient":
+                logits.register_hook(lambda gradient: gradient * float("inf"))
+            return type(predictions)(logits, predictions.labels, predictions.example, predictions.num_examples)
+        return predictions
+
+    task = LanguageTask(FakeTokenizer())
+    task.predict = poisoned
+    outcome = train(
+        model, task, build_objective("gradient_difference"), found, settings=settings(), output_dir=tmp_path
+    )
+    assert kind in outcome.stopped
+    assert "the adapter of step 4 was kept" in outcome.stopped
+    assert outcome.num_steps == 4
+    assert all(torch.isfinite(value).all() for value in adapter_state(model).values())
+    from safetensors.torch import load_file
+
+    saved = load_file(tmp_path / "checkpoint-4" / "adapter_model.safetensors")
+    for name, value in saved.items():
+        assert torch.equal(dict(model.state_dict())[_with_adapter_name(name)], value)
+
+
+def _with_adapter_name(name: str) -> str:
+    return name if ".default" in name else f"{name}.default"
+
+
+def test_a_finetuning_that_is_not_finite_raises(tmp_path):
+    model = tiny_language_model()
+    with torch.no_grad():
+        model.get_output_embeddings().weight.fill_(float("nan"))
+    from stable_forgetting.config import FinetuneConfig
+
+    with pytest.raises(NotFiniteError, match="loss became nan in step 1"):
+        finetune(model, TASK, language_set("retain", 4), settings=FinetuneConfig(), output_dir=tmp_path)
+
+
+def validation(values: list[float]) -> Validation:
+    remaining = iter(values)
+    return Validation(lambda _: {"forget_nll": next(remaining)}, {"forget_nll": True})
+
+
+def test_a_stop_rule_ends_the_training_and_a_resume_keeps_to_it(tmp_path):
+    found, objective = sets(), build_objective("gradient_difference")
+    chosen = settings(evaluate_every=1, stop=[StopRule(metric="forget_nll", above=3.0)])
+    model = adapted_model()
+    outcome = train(
+        model, TASK, objective, found, settings=chosen, output_dir=tmp_path, validation=validation([1, 2, 3.5, 9, 9])
+    )
+    assert outcome.num_steps == 3
+    assert outcome.stopped == "stop rule: forget_nll above 3 (3.5 in step 3)"
+    resumed = adapted_model()
+    again = train(
+        resumed, TASK, objective, found, settings=chosen, output_dir=tmp_path, validation=validation([]), resume=True
+    )
+    assert again.stopped == outcome.stopped
+    assert again.num_steps == 3
+    for name, value in adapter_state(model).items():
+        assert torch.equal(value, adapter_state(resumed)[name])
+
+
+def test_the_best_checkpoint_is_kept(tmp_path):
+    chosen = settings(steps=4, evaluate_every=1, best_metric="forget_nll")
+    model = adapted_model()
+    outcome = train(
+        model,
+        TASK,
+        build_objective("gradient_difference"),
+        sets(),
+        settings=chosen,
+        output_dir=tmp_path,
+        validation=validation([1.0, 5.0, 2.0, 3.0]),
+    )
+    assert outcome.num_steps == 2
+    state = json.loads((tmp_path / "checkpoint-4" / "trainer_state.json").read_text())
+    assert state["best_global_step"] == 2
+    from safetensors.torch import load_file
+
+    for name, value in load_file(tmp_path / "checkpoint-2" / "adapter_model.safetensors").items():
+        assert torch.equal(dict(model.state_dict())[_with_adapter_name(name)], value)
+
+
+def test_an_unknown_validation_metric_is_refused(tmp_path):
+    chosen = settings(evaluate_every=1, best_metric="forget_nul")
+    with pytest.raises(ConfigError, match="Did you mean 'forget_nll'"):
+        train(
+            adapted_model(),
+            TASK,
+            build_objective("gradient_difference"),
+            sets(),
+            settings=chosen,
+            output_dir=tmp_path,
+            validation=validation([]),
+        )
+
+
+def test_images_train_through_the_same_path(tmp_path):
+    model = get_peft_model(tiny_image_model(), BoundedLoraConfig(init_seed=0))
+    found = Sets(image_set("forget", 6, 1), image_set("retain", 8, 2))
+    outcome = train(
+        model,
+        ImageTask(processor=None),
+        build_objective("gradient_difference"),
+        found,
+        settings=settings(steps=10),
+        output_dir=tmp_path,
+    )
+    assert outcome.history[-1].forget_term < outcome.history[0].forget_term
+
+
+def test_the_collator_marks_roles():
+    found = sets(2, 2)
+    collate = PairCollator(TASK.collate)
+    pairs = PairedExamples(found.forget, found.retain)
+    batches = ForgetRetainBatches(2, 2, forget_batch_size=2, retain_batch_size=1, seed=0)
+    batch = collate([pairs[draw] for draw in next(iter(batches))])
+    assert batch["role"].tolist() == [0, 0, 1]
