@@ -145,7 +145,8 @@ def run(cases: list[Case], limit_s: float, total_s: float) -> list[dict[str, obj
             continue
         start = time.perf_counter()
         result = measure(case, limit_s)
-        seconds_per_work[case.dtype] = (time.perf_counter() - start) / (result["turns"] + 1) / case.work
+        rate = (time.perf_counter() - start) / (result["turns"] + 1) / case.work
+        seconds_per_work[case.dtype] = min(rate, seconds_per_work.get(case.dtype, rate))
         results.append(result)
         ratios = {name: round(ratio, 2) for name, ratio in result["bounded_relative_to"].items()}
         print(f"{case}: bounded relative to {ratios}", flush=True)
@@ -179,15 +180,15 @@ def print_table(results: list[dict[str, object]]) -> None:
     head = [*names, *(f"bounded / {name}" for name in against), "kept / LoRA"]
     print("| type | in × out | tokens | " + " | ".join(head) + " |")
     print("|" + "---|" * (3 + len(head)))
-    for result in results:
+    for result in [result for result in results if "skipped" not in result]:
         label = f"| {result['dtype']} | {result['num_in']} × {result['num_out']} | {result['tokens']} |"
-        if "skipped" in result:
-            print(f"{label} skipped: {result['skipped']} |" + " |" * (len(head) - 1))
-            continue
         variants, ratios = result["variants"], result["bounded_relative_to"]
         times = [f"{variants[name]['cpu_ms']['median']:.1f}" for name in names]
         kept = variants["bounded"]["saved_bytes"] / variants["LoRA of PEFT"]["saved_bytes"]
         print(f"{label} " + " | ".join([*times, *(f"{ratios[name]:.2f}" for name in against), f"{kept:.2f}"]) + " |")
+    skipped = [f"{r['num_in']} × {r['num_out']} × {r['tokens']} {r['dtype']}" for r in results if "skipped" in r]
+    if skipped:
+        print(f"\nNot measured within the time limit: {', '.join(skipped)}.")
 
 
 def main() -> None:

@@ -226,6 +226,18 @@ def test_saved_and_loaded_adapter_gives_the_same_output(bound, tmp_path):
     assert torch.equal(logits(second), logits(model))
 
 
+def test_models_of_transformers_load_and_add_adapters_themselves(tmp_path):
+    model = randomize(attach())
+    model.save_pretrained(str(tmp_path))
+    base = make_llama()
+    base.load_adapter(str(tmp_path))
+    assert torch.equal(logits(base), logits(model))
+    fresh = make_llama()
+    fresh.add_adapter(BoundedLoraConfig())
+    assert len(adapted_layers(fresh)) == 6
+    assert model.get_model_status().peft_types == {"default": "BOUNDED_LORA"}
+
+
 def test_saved_config_has_its_own_type_and_equal_configs_give_equal_files(tmp_path):
     for folder in ("one", "two"):
         attach().save_pretrained(str(tmp_path / folder))

@@ -207,7 +207,7 @@ MALFORMED = {
     "empty text": ([{"text": ""}], {}, "text in row 0 of the forget set is empty"),
     "one token": ([{"text": "x"}], {}, "single token"),
     "columns": ([{"question": "a", "reply": "b"}], {}, "none of the columns 'prompt' and .*Columns: question, reply"),
-    "no rows": ([], {}, "none of the columns"),
+    "no rows": ([], {}, r"The forget set is empty \(here\)"),
     "no template": (PAIRS, {"chat_template": True}, "has no chat template"),
     "messages without template": ([{"messages": BAD_MESSAGES}], {}, "need a chat template"),
     "bad template": (PAIRS, {"columns": LanguageColumns(template="{answer}")}, "must hold '{prompt}' once and end"),

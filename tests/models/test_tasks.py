@@ -2,10 +2,10 @@
 
 import pytest
 import torch
-from reference import objective_twins as twins
-from tiny_models import CONFIGS, FakeTokenizer, image_set, language_set, tiny_image_model, tiny_language_model
 
+from reference import objective_twins as twins
 from stable_forgetting.models.tasks import ImageTask, LanguageTask
+from tiny_models import CONFIGS, FakeTokenizer, image_set, language_set, tiny_image_model, tiny_language_model
 
 
 @pytest.mark.parametrize("family", CONFIGS)

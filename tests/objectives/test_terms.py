@@ -6,8 +6,8 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from reference import objective_twins as twins
 
+from reference import objective_twins as twins
 from stable_forgetting.errors import ConfigError
 from stable_forgetting.models.predictions import Predictions
 from stable_forgetting.objectives import FORGET_TERMS, RETAIN_TERMS, build_objective, get_term, term_value
@@ -34,9 +34,7 @@ class PaddedBatch:
 
     def flat(self, logits: torch.Tensor) -> Predictions:
         counts = self.labels[:, 1:] != twins.IGNORED
-        return Predictions(
-            logits[:, :-1][counts], self.labels[:, 1:][counts], counts.nonzero()[:, 0], len(self.labels)
-        )
+        return Predictions(logits[:, :-1][counts], self.labels[:, 1:][counts], counts.nonzero()[:, 0], len(self.labels))
 
     def needs(self) -> dict[str, torch.Tensor | float]:
         reference = self.flat(self.reference)

@@ -6,9 +6,8 @@ import shutil
 import pytest
 import torch
 from peft import get_peft_model
-from reference import objective_twins as twins
-from tiny_models import FakeTokenizer, image_set, language_set, tiny_image_model, tiny_language_model
 
+from reference import objective_twins as twins
 from stable_forgetting.adapters import BoundedLoraConfig
 from stable_forgetting.config import StopRule, TrainingConfig
 from stable_forgetting.data.pairs import FORGET, ForgetRetainBatches, PairCollator, PairedExamples
@@ -18,6 +17,7 @@ from stable_forgetting.objectives import build_objective
 from stable_forgetting.training import Sets, UnlearnTrainer, Validation, finetune, train
 from stable_forgetting.training.callbacks import last_complete_checkpoint
 from stable_forgetting.training.train import training_arguments
+from tiny_models import FakeTokenizer, image_set, language_set, tiny_image_model, tiny_language_model
 
 TASK = LanguageTask(FakeTokenizer())
 
@@ -106,7 +106,12 @@ def test_accumulated_micro_batches_give_the_gradient_of_the_whole_batch(tmp_path
     for size, accumulation in ((3, 1), (1, 3)):
         model = adapted_model()
         trainer = make_trainer(
-            tmp_path, model, objective, found, forget_batch_size=size, retain_batch_size=size,
+            tmp_path,
+            model,
+            objective,
+            found,
+            forget_batch_size=size,
+            retain_batch_size=size,
             gradient_accumulation=accumulation,
         )
         examples = [(0, index) for index in range(3)] + [(1, index) for index in range(3)]
@@ -151,9 +156,7 @@ def test_a_resumed_training_ends_with_the_same_bits(tmp_path):
     train(whole, TASK, objective, found, settings=settings(), output_dir=tmp_path / "whole")
     shutil.copytree(tmp_path / "whole" / "checkpoint-4", tmp_path / "killed" / "checkpoint-4")
     resumed = adapted_model()
-    outcome = train(
-        resumed, TASK, objective, found, settings=settings(), output_dir=tmp_path / "killed", resume=True
-    )
+    outcome = train(resumed, TASK, objective, found, settings=settings(), output_dir=tmp_path / "killed", resume=True)
     for name, value in adapter_state(whole).items():
         assert torch.equal(value, adapter_state(resumed)[name]), name
     assert [step.step for step in outcome.history] == list(range(1, 7))

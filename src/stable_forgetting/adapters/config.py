@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field
+from enum import Enum
 from typing import Any
 
 from peft.config import PeftConfig
@@ -11,9 +12,19 @@ from peft.config import PeftConfig
 from stable_forgetting.adapters.bounds import BOUNDS
 from stable_forgetting.errors import ConfigError, unknown_name
 
-PEFT_TYPE = "BOUNDED_LORA"
-"""Name of the method in PEFT's tables and in saved configs. A process that has not imported this package does not
-know it, so that loading the adapter there fails instead of giving plain LoRA."""
+
+class BoundedPeftType(str, Enum):  # noqa: UP042 -- PEFT reads str(type) as "class.name"
+    """Name of the method in PEFT's tables and in saved configs: the plain string, with what PEFT asks of its own.
+
+    A process that has not imported this package does not know the name, so that loading the adapter there fails
+    instead of giving plain LoRA.
+    """
+
+    BOUNDED_LORA = "BOUNDED_LORA"
+
+
+PEFT_TYPE = BoundedPeftType.BOUNDED_LORA
+"""The only name of the method."""
 
 
 @dataclass

@@ -13,7 +13,7 @@ from stable_forgetting.config import RunConfig, apply_change, parse_config, read
 from stable_forgetting.errors import ConfigError, StableForgettingError
 from stable_forgetting.progress import Progress
 from stable_forgetting.records import RECORD_NAME, RunRecord, read_record
-from stable_forgetting.run import run
+from stable_forgetting.runs import run
 
 PROBLEMS = {"language": "people.yaml", "vision": "digits.yaml"}
 """The built-in comparisons by the name that `forget demo` takes."""

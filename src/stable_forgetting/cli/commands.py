@@ -18,13 +18,13 @@ from stable_forgetting.config import RunConfig, load_config, parse_change
 from stable_forgetting.errors import ConfigError, ModelError, RunDirectoryError
 from stable_forgetting.evaluation import evaluate_scores
 from stable_forgetting.models.load import load_model, save_model
-from stable_forgetting.records import RunRecord, read_record, write_text
+from stable_forgetting.records import ModelRole, RunRecord, read_record, write_text
 from stable_forgetting.report import render_table, write_report
-from stable_forgetting.run import RunDirectory, prepare
-from stable_forgetting.run import run as run_unlearning
-from stable_forgetting.run.adapted import load_adapted, merge_adapter
-from stable_forgetting.run.check import check_config
-from stable_forgetting.run.scoring import score
+from stable_forgetting.runs import RunDirectory, prepare
+from stable_forgetting.runs import run as run_unlearning
+from stable_forgetting.runs.adapted import load_adapted, merge_adapter
+from stable_forgetting.runs.check import check_config
+from stable_forgetting.runs.scoring import score
 from stable_forgetting.training import finetune as train_model
 
 console = Console()
@@ -155,7 +155,7 @@ def evaluate(
         scores["retain"] = score(reference, models.sets, "retain", settings=config.evaluation, progress=progress)
     if adapter is not None:
         loaded = load_adapted(loaded, adapter)
-    role = "base" if adapter is None else "unlearned"
+    role: ModelRole = "base" if adapter is None else "unlearned"
     own = score(loaded, models.sets, role, settings=config.evaluation, progress=progress)
     settings = config.evaluation
     found = evaluate_scores(own, scores.get("retain"), num_resamples=settings.num_resamples, seed=settings.seed)

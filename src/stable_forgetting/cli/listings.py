@@ -8,7 +8,7 @@ from rich.console import Console
 from rich.table import Table
 
 from stable_forgetting.records import ModelEvaluation
-from stable_forgetting.run.check import Check
+from stable_forgetting.runs.check import Check
 
 _BETTER = {"higher": "higher is better", "lower": "lower is better", "retain": "retain model's value is the target"}
 

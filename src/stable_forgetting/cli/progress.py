@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -11,12 +12,15 @@ from rich.progress import Progress as Bars
 
 from stable_forgetting.progress import Advance
 
+WORTH_A_LINE = 2.0
+"""Seconds from which finished work leaves a line behind; shorter work only shows while it runs."""
+
 
 class RichProgress:
-    """Shows each piece of work as a bar with the time it took and the time left.
+    """Shows each piece of work as a bar with the time it took and the time left, and then as a line.
 
     Args:
-        console: Where the bars are drawn; one that is no terminal gets a line when a bar is done.
+        console: Where it is drawn; one that is no terminal gets the lines only.
     """
 
     def __init__(self, console: Console) -> None:
@@ -33,6 +37,10 @@ class RichProgress:
             TextColumn("left"),
             TimeRemainingColumn(),
         )
-        with Bars(*columns, console=self.console) as bars:
+        start = time.monotonic()
+        with Bars(*columns, console=self.console, transient=True, disable=not self.console.is_terminal) as bars:
             task = bars.add_task(description, total=total)
             yield lambda done: bars.advance(task, done)
+        seconds = time.monotonic() - start
+        if seconds >= WORTH_A_LINE:
+            self.console.print(f"{description}: {total} in {seconds:.0f} s", highlight=False)

@@ -56,6 +56,8 @@ def language_examples(
         DataError: A column is missing, an answer is empty or cut off entirely, messages are malformed, the tokenizer
             has no offsets, end token or chat template although it needs them, or there are no rows.
     """
+    if not len(rows):
+        return ExampleSet(name, [], rows.source)
     columns = columns or LanguageColumns()
     _require_fast(tokenizer)
     if chat_template and not tokenizer.chat_template:
@@ -105,8 +107,6 @@ def _require_fast(tokenizer: Any) -> None:
 
 
 def _tokenize(texts: Sequence[AnnotatedText], tokenizer: Any) -> Iterator[tuple[list[int], list[Span]]]:
-    if not texts:
-        return
     encoded = tokenizer(
         [text.text for text in texts],
         add_special_tokens=not texts[0].templated,

@@ -1,18 +1,24 @@
-"""The report's tables for the command line, from the same summary as the page."""
+"""The report's tables for the command line: the same summary as the page, in the width of a terminal.
+
+Values without intervals and metrics by their code names; the page has the rest.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
+from rich import box
 from rich.table import Table
 from rich.text import Text
 
-from stable_forgetting.records import RunRecord
-from stable_forgetting.report.summary import GroupSummary, MethodSummary, summarize
-from stable_forgetting.report.tables import TextCell, comparison_table, results_table
+from stable_forgetting.records import Direction, RunRecord
+from stable_forgetting.report.intervals import Judgement
+from stable_forgetting.report.summary import Cell, GroupSummary, MethodSummary, summarize
 
-_STYLES = {"better": "green", "worse": "red", "missing": "dim", "": ""}
-_ARROWS = {"better": " ▲", "worse": " ▼"}
+_STYLES: dict[Judgement, str] = {"better": "green", "worse": "red", "unclear": "", "not judged": ""}
+_ARROWS: dict[Judgement, str] = {"better": "▲", "worse": "▼", "unclear": "", "not judged": ""}
+_DIRECTIONS: dict[Direction, str] = {"higher": "higher", "lower": "lower", "retain": "near retain"}
+_LEGEND = "▲ ▼ clearly better or worse than the base model; intervals: see the report"
 
 
 def render_table(records: Sequence[RunRecord]) -> list[Table]:
@@ -30,44 +36,66 @@ def _group_table(group: GroupSummary) -> Table:
 
 def _results(method: MethodSummary) -> Table:
     if not method.rows:
-        table = Table("status", "reason", title=Text(method.name))
+        table = Table("status", "reason", title=Text(method.name), box=box.SIMPLE_HEAD)
         table.add_row(method.status, Text(method.note or "No reason was recorded."))
         return table
-    data = results_table(method, "")
-    table = Table("metric", "base", "unlearned", "retain", "gap to retain", "change", "n", title=Text(method.name))
-    for title, lines in data.sections:
-        table.add_section()
-        table.add_row(Text(title, style="bold"))
-        for line in lines:
-            label = Text.assemble(line.label, ("\n" + line.direction, "dim"))
-            cells = (line.base, line.unlearned, line.retain, line.gap, line.change)
-            table.add_row(label, *(_text(cell) for cell in cells), line.count)
-    table.caption = _caption(data.notes)
+    table = Table(title=Text(method.name), box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
+    for name in ("metric", "base", "unlearned", "retain", "better", "n"):
+        table.add_column(name, no_wrap=True)
+    reasons: dict[str, list[str]] = {}
+    for row in method.rows:
+        if row.unlearned.estimate is None:
+            reasons.setdefault(row.unlearned.reason or "no reason was recorded", []).append(row.name)
+            continue
+        count = "" if row.unlearned.estimate.count is None else str(row.unlearned.estimate.count)
+        shown = _value(row.unlearned, row.change)
+        table.add_row(row.name, _value(row.base), shown, _value(row.retain), _DIRECTIONS[row.direction], count)
+    table.caption = _caption(f"{', '.join(names)}: not available, {reason}" for reason, names in reasons.items())
     return table
 
 
 def _comparison(group: GroupSummary) -> Table:
-    """Models in columns: a terminal has more room for metrics below each other."""
-    data = comparison_table(group, {}, "")
-    table = Table("metric", title=Text(f"One problem, base model {group.base_identity or 'unknown'}"))
-    shown = [line for line in (*data.references, *data.methods) if line.failure is None]
-    for line in shown:
-        table.add_column(Text.assemble(line.name, ("\n" + line.small if line in data.methods else "", "dim")))
-    for place, (_, label, direction) in enumerate(data.columns):
-        name = Text.assemble(label, ("\n" + direction, "dim"))
-        table.add_row(name, *(_text(line.cells[place]) for line in shown))
-    failures = [f"{line.name} failed: {line.failure}" for line in data.methods if line.failure is not None]
-    table.caption = _caption(data.notes, failures)
+    """Models below each other, key metrics beside each other."""
+    title = f"{group.task}, base model {(group.base_identity or 'unknown')[:12]}"
+    table = Table(title=Text(title), box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
+    table.add_column("model", no_wrap=True)
+    lines = [(f"{row.role} model", dict(zip(group.columns, row.cells, strict=True))) for row in group.references]
+    methods = [method for method in group.methods if method.rows]
+    columns = [name for name in group.columns if any(_cell(method, name).estimate for method in methods)]
+    for name in columns:
+        words = name.replace("probability", "prob.").replace("rouge_l_recall", "rouge").replace("perplexity", "perpl.")
+        table.add_column(words.replace("_", "\n"), justify="right")
+    for label, known in lines:
+        table.add_row(label, *(_value(known[name]) for name in columns))
+    for method in methods:
+        cells = [_value(_cell(method, name), _change(method, name)) for name in columns]
+        table.add_row(Text(_label(method)), *cells)
+    failures = (f"{method.name} failed: {method.note}" for method in group.methods if not method.rows)
+    table.caption = _caption(failures)
     return table
 
 
-def _text(cell: TextCell) -> Text:
-    note = f" [{cell.note}]" if cell.note is not None else ""
-    style = f"{_STYLES[cell.mark]} {'bold' if cell.leads else ''}".strip()
-    small = (f"\n{cell.small}", "dim") if cell.small else ""
-    return Text.assemble((f"{cell.text}{_ARROWS.get(cell.mark, '')}{note}", style), small)
+def _label(method: MethodSummary) -> str:
+    return f"{method.name} ({len(method.records)} seeds)" if len(method.records) > 1 else method.name
 
 
-def _caption(notes: Sequence[str], failures: Sequence[str] = ()) -> Text | None:
-    lines = [*failures, *(f"[{place}] {note}" for place, note in enumerate(notes, start=1))]
-    return Text("\n".join(lines)) if lines else None
+def _cell(method: MethodSummary, name: str) -> Cell:
+    row = method.row(name)
+    return Cell(None) if row is None else row.unlearned
+
+
+def _change(method: MethodSummary, name: str) -> Judgement:
+    row = method.row(name)
+    return "not judged" if row is None else row.change
+
+
+def _value(cell: Cell, change: Judgement = "not judged") -> Text:
+    if cell.estimate is None:
+        return Text("–", style="dim")
+    spread = "" if cell.estimate.spread is None else f"±{cell.estimate.spread:.3f}"
+    number = f"{cell.estimate.value:.3g}".replace("e-0", "e-")
+    return Text(f"{number}{spread}{_ARROWS[change]}", style=_STYLES[change])
+
+
+def _caption(lines: Iterable[str]) -> Text:
+    return Text("\n".join([*lines, _LEGEND]))

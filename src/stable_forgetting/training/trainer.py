@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
-from transformers import PrinterCallback, Trainer, TrainingArguments
+from transformers import PrinterCallback, Trainer, TrainerControl, TrainingArguments
 
 from stable_forgetting.data.pairs import FORGET, RETAIN, ForgetRetainBatches, PairCollator, PairedExamples
 from stable_forgetting.errors import NotFiniteError
@@ -73,7 +73,7 @@ class UnlearnTrainer(Trainer):  # type: ignore[misc]  # transformers is not type
         *,
         task: Task,
         objective: Objective,
-        examples: PairedExamples,
+        examples: PairedExamples[Any],
         batches: ForgetRetainBatches,
         constants: ForgetConstants,
         validation: Validation | None = None,
@@ -187,7 +187,7 @@ class UnlearnTrainer(Trainer):  # type: ignore[misc]  # transformers is not type
             return {}
         metrics = {f"eval_{name}": value for name, value in self.validation.measure(self.model).items()}
         self.log(dict(metrics))
-        self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
+        self.control: TrainerControl = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
         return metrics
 
 

@@ -22,8 +22,8 @@ from stable_forgetting.evaluation import LikelihoodScores, score_examples
 from stable_forgetting.models.tasks import ImageTask, LanguageTask, Task
 from stable_forgetting.objectives import Objective, build_objective
 from stable_forgetting.progress import Progress
-from stable_forgetting.run.constants import forget_constants
-from stable_forgetting.run.sets import process_with
+from stable_forgetting.runs.constants import forget_constants
+from stable_forgetting.runs.sets import process_with
 from stable_forgetting.training import Sets as TrainingSets
 from stable_forgetting.training import TrainingOutcome, train
 
@@ -46,7 +46,7 @@ class Unlearned:
     certificate: list[LayerCertificate] = field(default_factory=list)
 
 
-def unlearn(
+def unlearn(  # noqa: PLR0913  (one call with everything by name is the point of it)
     model: Any,
     forget: Data,
     retain: Data,

@@ -15,8 +15,8 @@ from stable_forgetting.config import parse_config
 from stable_forgetting.errors import ModelError
 from stable_forgetting.models.load import LoadedModel, ModelSource, load_model, resolve_folder, save_model
 from stable_forgetting.progress import Progress
-from stable_forgetting.run.directory import CONFIG_NAME
-from stable_forgetting.run.pipeline import prepare
+from stable_forgetting.runs.directory import CONFIG_NAME
+from stable_forgetting.runs.pipeline import prepare
 
 ADAPTER_CONFIG = "adapter_config.json"
 ADAPTER_WEIGHTS = "adapter_model.safetensors"

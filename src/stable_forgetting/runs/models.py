@@ -14,7 +14,7 @@ from stable_forgetting.config import FinetuneConfig, RunConfig
 from stable_forgetting.data.examples import ExampleSet
 from stable_forgetting.models.load import LoadedModel, ModelSource, cache_dir, load_model, save_model, weights_sha256
 from stable_forgetting.progress import Progress
-from stable_forgetting.run.sets import Sets
+from stable_forgetting.runs.sets import Sets
 from stable_forgetting.training import finetune
 
 CACHE_FORMAT = 1

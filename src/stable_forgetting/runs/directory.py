@@ -38,8 +38,8 @@ class RunDirectory:
         record = read_record(self.path)
         return None if record.status == "failed" else record
 
-    def open(self, config: RunConfig, *, resume: bool) -> None:
-        """Claim the directory for a run.
+    def check(self, config: RunConfig, *, resume: bool) -> None:
+        """Whether the directory is free for a run, or holds the run that is to be resumed; nothing is written.
 
         Raises:
             RunDirectoryError: It holds something else, or a run that is not to be resumed.
@@ -63,5 +63,8 @@ class RunDirectory:
             raise RunDirectoryError(
                 f"The directory '{place}' is not empty and holds no run. Choose an empty or new one with --out."
             )
-        else:
-            write_text(config_path, yaml.safe_dump(settings, sort_keys=False, allow_unicode=True))
+
+    def claim(self, config: RunConfig) -> None:
+        """Write the run's settings, by which it is known from then on."""
+        text = yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
+        write_text(self.path / CONFIG_NAME, text)

@@ -6,17 +6,19 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
+import torch
 from peft import get_peft_model
 from torch import nn
 
 from stable_forgetting.adapters import BoundedLoraConfig
 from stable_forgetting.config import RunConfig
 from stable_forgetting.data.examples import LanguageExample
-from stable_forgetting.errors import StableForgettingError
+from stable_forgetting.errors import ConfigError, StableForgettingError, unknown_name
+from stable_forgetting.evaluation import VALIDATION_NAMES
 from stable_forgetting.models.load import LoadedModel, load_without_weights
 from stable_forgetting.objectives import build_objective
-from stable_forgetting.run.models import configured_source
-from stable_forgetting.run.sets import Sets, load_set_rows, make_sets, num_classes
+from stable_forgetting.runs.models import configured_source
+from stable_forgetting.runs.sets import Sets, load_set_rows, make_sets, num_classes
 
 Result = TypeVar("Result")
 
@@ -47,9 +49,8 @@ class Check:
 def check_config(config: RunConfig) -> Check:
     """Find all problems at once: a part is tried even if another one failed."""
     found = Check()
-    chosen = config.objective
-    _attempt(found, lambda: build_objective(chosen.name, retain=chosen.retain, beta=chosen.beta))
     adapter = _attempt(found, lambda: adapter_config(config))
+    found.problems = _wrong_names(config)
     rows = _attempt(found, lambda: load_set_rows(config.data))
     classes = num_classes(rows, config.data) if rows and config.task == "image" else None
     loaded = _attempt(found, lambda: load_without_weights(configured_source(config, classes)))
@@ -63,6 +64,38 @@ def check_config(config: RunConfig) -> Check:
     if loaded is not None and sets is not None and found.layers:
         found.memory_bytes = estimate_memory(loaded.model, sets, config, num_trainable=found.num_trainable)
     return found
+
+
+def check_names(config: RunConfig) -> None:
+    """Check all names and values of a config that a table or the adapter decides on; needs no file.
+
+    Raises:
+        ConfigError: Names all problems at once.
+    """
+    problems = _wrong_names(config)
+    if problems:
+        raise ConfigError(" ".join(problems))
+
+
+def check_targets(model: Any, config: RunConfig) -> None:
+    """Check that the adapter fits the model, on a copy of its layers without their content.
+
+    Raises:
+        ModelError: A target module matches no layer, or the MLP layers of the model's family are not known.
+    """
+    with torch.device("meta"):
+        layers = type(model)(model.config)
+    get_peft_model(layers, adapter_config(config))
+
+
+def _wrong_names(config: RunConfig) -> list[str]:
+    chosen, found = config.objective, Check()
+    _attempt(found, lambda: build_objective(chosen.name, retain=chosen.retain, beta=chosen.beta))
+    _attempt(found, lambda: adapter_config(config))
+    known = VALIDATION_NAMES[config.task]
+    used = [rule.metric for rule in config.training.stop]
+    used += [config.training.best_metric] if config.training.best_metric else []
+    return found.problems + [unknown_name("validation metric", name, known) for name in used if name not in known]
 
 
 def adapter_config(config: RunConfig) -> BoundedLoraConfig:
@@ -93,7 +126,7 @@ def _describe_adapter(found: Check, loaded: LoadedModel, adapter: BoundedLoraCon
     found.num_trainable = sum(parameter.numel() for parameter in adapted.parameters() if parameter.requires_grad)
 
 
-def estimate_memory(model: nn.Module, sets: Sets, config: RunConfig, *, num_trainable: int) -> dict[str, int]:
+def estimate_memory(model: Any, sets: Sets, config: RunConfig, *, num_trainable: int) -> dict[str, int]:
     """Estimated memory of the unlearning on one device, in bytes by part.
 
     The base weights; the adapter in float32 with its gradient and AdamW's two moments; the input of every linear layer,
@@ -111,7 +144,7 @@ def estimate_memory(model: nn.Module, sets: Sets, config: RunConfig, *, num_trai
     else:
         positions = _num_patches(model)
     inputs = sum(module.in_features for module in model.modules() if isinstance(module, nn.Linear))
-    classes = getattr(model.config, "vocab_size", None) or getattr(model.config, "num_labels", 1)
+    classes: int = getattr(model.config, "vocab_size", None) or model.config.num_labels
     base = sum(parameter.numel() for parameter in model.parameters()) - num_trainable
     return {
         "base weights": base * width,

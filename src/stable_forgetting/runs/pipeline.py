@@ -30,14 +30,14 @@ from stable_forgetting.models.load import LoadedModel, load_model, weights_sha25
 from stable_forgetting.objectives import Objective, build_objective
 from stable_forgetting.progress import Progress, SilentProgress
 from stable_forgetting.records import ModelRole, RunRecord, write_record
-from stable_forgetting.run.check import adapter_config
-from stable_forgetting.run.constants import forget_constants
-from stable_forgetting.run.directory import RunDirectory
-from stable_forgetting.run.environment import environment, peak_memory_bytes
-from stable_forgetting.run.models import RunModels, configured_source
-from stable_forgetting.run.outcomes import adapter_summary, example_outcomes, layer_certificates
-from stable_forgetting.run.scoring import kept_scores, measured_sets, reference_scores, score
-from stable_forgetting.run.sets import Sets, load_set_rows, make_sets, num_classes
+from stable_forgetting.runs.check import adapter_config, check_names, check_targets
+from stable_forgetting.runs.constants import forget_constants
+from stable_forgetting.runs.directory import RunDirectory
+from stable_forgetting.runs.environment import environment, peak_memory_bytes
+from stable_forgetting.runs.models import RunModels, configured_source
+from stable_forgetting.runs.outcomes import adapter_summary, example_outcomes, layer_certificates
+from stable_forgetting.runs.scoring import kept_scores, measured_sets, reference_scores, score
+from stable_forgetting.runs.sets import Sets, load_set_rows, make_sets, num_classes
 from stable_forgetting.training import Sets as TrainingSets
 from stable_forgetting.training import TrainingOutcome, Validation, train
 
@@ -67,11 +67,14 @@ def run(
         StableForgettingError: The user's mistakes, before anything is written; later ones leave a failed record.
     """
     directory, progress = RunDirectory(run_dir), progress or SilentProgress()
-    objective = _objective(config)
-    models = prepare(config, progress)
-    directory.open(config, resume=resume)
+    directory.check(config, resume=resume)
     if (finished := directory.finished_record()) is not None:
         return finished
+    check_names(config)
+    objective = _objective(config)
+    models = prepare(config, progress)
+    check_targets(models.loaded.model, config)
+    directory.claim(config)
     start = _new_record(config, given or {}, models.sets)
     try:
         record = _unlearn_and_measure(models, objective, directory, start, resume=resume)

@@ -13,8 +13,8 @@ from stable_forgetting.evaluation import ModelScores, ScoringOptions, score_mode
 from stable_forgetting.models.load import LoadedModel, cache_dir, weights_sha256
 from stable_forgetting.progress import Advance, Progress
 from stable_forgetting.records import ModelRole, write_text
-from stable_forgetting.run.models import content_hash
-from stable_forgetting.run.sets import Sets
+from stable_forgetting.runs.models import content_hash
+from stable_forgetting.runs.sets import Sets
 
 
 class ProgressOfSets:

@@ -14,7 +14,7 @@ from stable_forgetting.data.examples import ExampleSet, ImageExample
 from stable_forgetting.evaluation import ModelScores, SetScores
 from stable_forgetting.records import AdapterSummary, ExampleOutcome, ModelRole
 from stable_forgetting.records import LayerCertificate as LayerCertificateRecord
-from stable_forgetting.run.sets import Sets
+from stable_forgetting.runs.sets import Sets
 
 SHOWN_SETS = {"language": ("forget", "retain"), "image": ("forget", "forget_test", "retain", "retain_test")}
 
