@@ -70,7 +70,11 @@ def make_language_problem(folder: Path) -> TinyProblem:
         "data": {name: {"path": str(folder / f"{name}.jsonl")} for name in ("forget", "retain", "holdout")},
         "adapter": {"rank": 2},
         "training": {
-            "steps": 8, "learning_rate": 0.01, "forget_batch_size": 3, "retain_batch_size": 3, "save_every": 4,
+            "steps": 8,
+            "learning_rate": 0.01,
+            "forget_batch_size": 3,
+            "retain_batch_size": 3,
+            "save_every": 4,
         },
         "evaluation": {"max_new_tokens": 6, "num_resamples": 100, "num_examples": 2},
     }

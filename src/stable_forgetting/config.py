@@ -261,7 +261,8 @@ def read_yaml(path: Path) -> dict[str, Any]:
         place = " ".join(str(error).split())
         raise ConfigError(f"The config '{path}' is not valid YAML: {place}. Correct the line named there.") from error
     if not isinstance(given, dict):
-        raise ConfigError(f"The config '{path}' holds {type(given).__name__}, not settings. See configs/ for examples.")
+        found = "nothing" if given is None else f"a {type(given).__name__}"
+        raise ConfigError(f"The config '{path}' holds {found}, not settings. See configs/ for examples.")
     return given
 
 

@@ -153,6 +153,17 @@ def test_low_precision_is_as_close_to_float64_as_the_slow_twin(dtype, max_block_
         assert (got.double() - want).norm() <= tolerance * want.norm()
 
 
+def test_sums_over_many_blocks_are_not_made_in_low_precision():
+    x, weight, _, factors = make_case(tokens=(4,), num_in=8, num_out=512, dtype=torch.bfloat16)
+    exact_x = x.detach().double().requires_grad_()
+    exact_factors = [(a.detach().double(), b.detach().double()) for a, b in factors]
+    exact = naive_linear(exact_x, weight.detach().double(), None, as_naive(exact_factors, ["sine"]))
+    (expected,) = torch.autograd.grad(exact.sum(), exact_x)
+    output = bounded_linear(x, weight.detach(), None, as_changes(factors, ["sine"]), max_block_bytes=1)
+    (actual,) = torch.autograd.grad(output.sum(), x)
+    assert (actual.double() - expected).norm() <= torch.finfo(torch.bfloat16).eps * expected.norm()
+
+
 @pytest.mark.parametrize("adapter_dtype", [torch.float32, torch.bfloat16])
 def test_autocast_computes_like_linear_and_gives_gradients_in_the_adapters_type(adapter_dtype):
     x, weight, bias, _ = make_case(tokens=(2, 8), num_in=16, num_out=12, dtype=torch.float32)

@@ -53,6 +53,7 @@ def forget(monkeypatch, capsys) -> Callable[..., Finished]:
 
     def call(*arguments: object) -> Finished:
         monkeypatch.setattr(sys, "argv", ["forget", *map(str, arguments)])
+        capsys.readouterr()
         code = 0
         try:
             main()

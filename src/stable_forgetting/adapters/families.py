@@ -77,8 +77,8 @@ def mlp_target_modules(model: nn.Module) -> list[str]:
     family = _family_of(model)
     if family not in MLP_LAYERS:
         raise ModelError(
-            f"Unknown model family '{family}': where its MLP is, is not known.{_experts_hint(model)} Known: "
-            f"{', '.join(sorted(MLP_LAYERS))}. Set target_modules to some of its linear layers: "
+            f"Unknown model family '{family}': where its MLP is, is not known.{_experts_hint(model)} "
+            f"`forget list families` shows the known ones. Set target_modules to some of its linear layers: "
             f"{describe_layers(list_linear_layers(model))}."
         )
     suffixes = "|".join(re.escape(suffix) for suffix in MLP_LAYERS[family])

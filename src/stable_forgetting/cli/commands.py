@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import torch
 import transformers
 from rich.console import Console
 
@@ -64,6 +65,7 @@ def compare(path: Path, changes: Sequence[str], out: Path | None) -> None:
 def demo(problem: str, out: Path) -> None:
     """`forget demo`."""
     _quiet()
+    torch.set_num_threads(1)  # these models are too small to share, and one thread gives the same bits everywhere
     names = list(PROBLEMS) if problem == "all" else [problem]
     records = []
     for name in names:

@@ -78,7 +78,9 @@ def _parse(where: str) -> ast.expr:
     except (SyntaxError, ValueError, RecursionError, MemoryError) as error:
         position = getattr(error, "offset", None)
         place = f" at character {position}" if position else ""
-        raise DataError(f"The rule '{where}' cannot be read{place}: {error}. {_ALLOWED}") from error
+        raise DataError(
+            f"The rule '{where}' cannot be read{place}: {getattr(error, 'msg', error)}. {_ALLOWED}"
+        ) from error
 
 
 def _compile(node: ast.expr, where: str, columns: frozenset[str]) -> Evaluate:

@@ -88,9 +88,11 @@ def read_parquet(path: Path) -> Records:
     """
     import datasets
     import pyarrow as pa  # type: ignore[import-untyped]
+    import pyarrow.parquet as pq  # type: ignore[import-untyped]
 
     with tempfile.TemporaryDirectory() as cache_dir:
         try:
+            pq.read_schema(path)  # datasets would log a damaged file before it raises
             table = datasets.Dataset.from_parquet(str(path), cache_dir=cache_dir, keep_in_memory=True)
         except (datasets.exceptions.DatasetGenerationError, pa.ArrowException, OSError) as error:
             raise DataError(f"'{path}' is not a Parquet file, or it is damaged. Write it again.") from error

@@ -162,8 +162,8 @@ def _readable(name: str) -> Iterator[None]:
         yield
     except (OSError, ValueError, KeyError, ImportError, RuntimeError, SafetensorError) as error:
         text = " ".join(str(error).split())
-        reason = text if len(text) <= 300 else f"{text[:300]}…"
-        raise ModelError(f"The model '{name}' cannot be loaded: {reason} Check its name and files.") from error
+        reason = text.rstrip(".") if len(text) <= 300 else f"{text[:300]}…"
+        raise ModelError(f"The model '{name}' cannot be loaded: {reason}. Check its name and files.") from error
 
 
 def resolve_folder(name: str) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
-from stable_forgetting.records import Direction
+from stable_forgetting.records import Direction, ModelRole
 from stable_forgetting.report import wording
 from stable_forgetting.report.glossary import GROUP_TITLES, MetricGroup, define
 from stable_forgetting.report.intervals import Judgement
@@ -119,7 +119,7 @@ def _results_line(row: MetricRow, notes: _Notes) -> ResultsLine:
     gap = _cell(row.gap, notes) if row.unlearned.estimate and row.retain.estimate else TextCell("–")
     if row.gap.estimate is not None:
         gap = TextCell(wording.signed(row.gap.estimate.value), wording.gap_words(row.gap.estimate))
-    details = {role: f"{name} {wording.number(value)}" for role, name, value in row.details}
+    details = _details(row)
     return ResultsLine(
         label=define(row.name).label,
         name=row.name,
@@ -131,6 +131,15 @@ def _results_line(row: MetricRow, notes: _Notes) -> ResultsLine:
         change=TextCell(wording.judgement(row.change, row.direction), mark=_mark(row.change)),
         count=_count(row),
     )
+
+
+def _details(row: MetricRow) -> dict[ModelRole, str]:
+    """Further numbers of each model in words; counts have a column of their own."""
+    words: dict[ModelRole, list[str]] = {}
+    for role, name, value in row.details:
+        if name != "n" and not name.startswith("num_"):
+            words.setdefault(role, []).append(f"{name.replace('log10_p', 'log₁₀ p')} {wording.number(value)}")
+    return {role: ", ".join(parts) for role, parts in words.items()}
 
 
 def _cell(cell: Cell, notes: _Notes, more: str = "") -> TextCell:

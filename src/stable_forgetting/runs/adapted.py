@@ -8,6 +8,7 @@ from typing import Any, Literal
 
 import yaml
 from peft import PeftModel
+from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING
 from safetensors import SafetensorError
 from transformers import AutoConfig
 
@@ -40,7 +41,7 @@ def load_adapted(base: LoadedModel, adapter_dir: Path) -> LoadedModel:
     try:
         model = PeftModel.from_pretrained(base.model, str(adapter_dir)).eval()
     except (SafetensorError, RuntimeError, ValueError, TypeError, KeyError) as error:
-        reason = " ".join(str(error).split())[:300]
+        reason = " ".join(str(error).split())[:300].rstrip(".")
         raise ModelError(
             f"The adapter '{adapter_dir}' cannot be put on '{base.source}': {reason}. "
             "Give the adapter's own base model, or save the adapter again."
@@ -63,6 +64,11 @@ def read_adapter_config(adapter_dir: Path) -> dict[str, Any]:
         raise ModelError(f"The adapter config '{path}' is damaged: {error}. Save the adapter again.") from error
     if not isinstance(config, dict) or "peft_type" not in config:
         raise ModelError(f"The adapter config '{path}' has no 'peft_type', so it is none of PEFT's. Save it again.")
+    if config["peft_type"] not in PEFT_TYPE_TO_CONFIG_MAPPING:
+        raise ModelError(
+            f"The adapter config '{path}' is of the kind '{config['peft_type']}', which this version of PEFT does not "
+            "know. Update PEFT, or import the package that defines it."
+        )
     return config
 
 

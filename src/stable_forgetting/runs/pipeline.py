@@ -26,7 +26,7 @@ from stable_forgetting.evaluation import (
     validation_metrics,
     verdicts,
 )
-from stable_forgetting.models.load import LoadedModel, load_model, weights_sha256
+from stable_forgetting.models.load import LoadedModel, load_model, load_without_weights, save_model, weights_sha256
 from stable_forgetting.objectives import Objective, build_objective
 from stable_forgetting.progress import Progress, SilentProgress
 from stable_forgetting.records import ModelRole, RunRecord, write_record
@@ -74,6 +74,8 @@ def run(
     objective = _objective(config)
     models = prepare(config, progress)
     check_targets(models.loaded.model, config)
+    if config.retain_model is not None:
+        load_without_weights(models.source(config.retain_model))
     directory.claim(config)
     start = _new_record(config, given or {}, models.sets)
     try:
@@ -163,8 +165,7 @@ def _unlearn_and_measure(
     checked = layer_certificates(certificate(unlearned.model))
     if config.merge:
         with clock.phase("merging"):
-            unlearned.model.merge_and_unload().save_pretrained(directory.merged)
-            unlearned.processor.save_pretrained(directory.merged)
+            save_model(LoadedModel(unlearned.model.merge_and_unload(), base.task, base.source), directory.merged)
     return start.model_copy(
         update={
             "status": "stopped" if outcome.stopped else "finished",
