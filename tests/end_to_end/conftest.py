@@ -21,6 +21,7 @@ def own_surroundings(tmp_path_factory):
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("COLUMNS", "200")
         patch.setenv("STABLE_FORGETTING_CACHE", str(tmp_path_factory.mktemp("cache")))
         yield
     torch.set_num_threads(threads)

@@ -28,10 +28,9 @@ def forget(monkeypatch, capsys):
 
     def call(*arguments: object) -> str:
         monkeypatch.setattr(sys, "argv", ["forget", *map(str, arguments)])
-        try:
+        with pytest.raises(SystemExit) as ended:
             main()
-        except SystemExit as exit_:
-            assert not exit_.code, capsys.readouterr().err
+        assert not ended.value.code, capsys.readouterr().err
         return capsys.readouterr().out
 
     yield call
@@ -47,15 +46,16 @@ def test_a_run_leaves_everything(finished, problem):
     record, run_dir = finished
     expected = {"record.json", "config.yaml", "adapter", "per_example", "checkpoints", "merged"}
     assert {path.name for path in run_dir.iterdir()} == expected
-    assert {"adapter_model.safetensors", "adapter_config.json"} <= {
-        path.name for path in (run_dir / "adapter").iterdir()
-    }
+    for name in ("adapter_model.safetensors", "adapter_config.json"):
+        assert (run_dir / "adapter" / name).is_file()
     assert {path.name for path in (run_dir / "checkpoints").iterdir()} == {"checkpoint-4", "checkpoint-8"}
     assert {path.name for path in (run_dir / "per_example").iterdir()} == {"base.json", "unlearned.json"}
     for role, path in record.per_example_paths.items():
         assert json.loads((run_dir / path).read_text()), role
     assert yaml.safe_load((run_dir / "config.yaml").read_text()) == record.config
-    assert not [path for path in run_dir.rglob("*") if path.suffix in {".bin", ".pkl"}]
+    for folder in ("adapter", "merged"):
+        names = {path.name for path in (run_dir / folder).iterdir()}
+        assert not {name for name in names if name.endswith((".bin", ".pt", ".pkl"))}
     assert record.given == problem.settings
 
 
@@ -81,7 +81,7 @@ def test_the_record_round_trips_and_is_complete(finished):
 def test_forgetting_goes_the_right_way(finished):
     record, _ = finished
     before, after = (record.evaluation(role).metric("forget_nll").value for role in ("base", "unlearned"))
-    assert after > before + 0.1
+    assert after > before + 0.05
     assert record.history[-1].forget_term < record.history[0].forget_term
 
 
@@ -111,7 +111,8 @@ def test_metrics_are_there_or_say_why_not(finished):
         assert (metric.value is None) == (metric.reason is not None), metric.name
         if metric.low is not None:
             assert metric.low <= metric.value <= metric.high, metric.name
-    assert any("retain model" in metric.reason for metric in missing)
+    reasons = {metric.name: metric.reason for metric in missing}
+    assert "give retain_model" in reasons["forget_nll_ks"]
 
 
 def test_the_base_model_is_the_one_in_the_record(finished, problem):
@@ -136,7 +137,8 @@ def test_a_retain_model_gives_gaps(problem, tmp_path):
     record = run(problem.config(retain_model=str(retain), training__steps=2), tmp_path / "run")
     assert [found.role for found in record.evaluations] == ["base", "unlearned", "retain"]
     reasons = [metric.reason for metric in record.evaluation("unlearned").metrics if metric.reason]
-    assert not [reason for reason in reasons if "needs the retain model" in reason.lower()], reasons
+    assert reasons == ["needs test texts; give data.test"]
+    assert 0 <= record.evaluation("unlearned").metric("forget_nll_ks").value <= 1
     assert set(record.models) == {"base", "retain"}
     assert record.models["base"] != record.models["retain"]
     assert (tmp_path / "run" / "per_example" / "retain.json").is_file()
@@ -181,9 +183,11 @@ def test_eval_gives_the_numbers_of_the_record(finished, problem, forget, tmp_pat
         shown = forget("eval", config, *options, "--out", tmp_path / f"{role}.json")
         found = json.loads((tmp_path / f"{role}.json").read_text())
         assert found["role"] == role
+        assert [one["name"] for one in found["metrics"]] == [metric.name for metric in record.evaluation(role).metrics]
         expected = [metric.model_dump() for metric in record.evaluation(role).metrics]
         for one, other in zip(found["metrics"], expected, strict=True):
-            assert one == pytest.approx(other, rel=1e-5, abs=1e-6) if one["value"] is not None else one == other
+            assert one.pop("details") == pytest.approx(other.pop("details"))
+            assert one == pytest.approx(other)
             assert one["name"] in shown
 
 

@@ -162,8 +162,14 @@ def _readable(name: str) -> Iterator[None]:
         yield
     except (OSError, ValueError, KeyError, ImportError, RuntimeError, SafetensorError) as error:
         text = " ".join(str(error).split())
-        reason = text.rstrip(".") if len(text) <= 300 else f"{text[:300]}…"
-        raise ModelError(f"The model '{name}' cannot be loaded: {reason}. Check its name and files.") from error
+        reason = text if len(text) <= 300 else f"{text[:300]}…"
+        is_hub_name = ":" not in name and not Path(name).expanduser().exists()
+        if is_hub_name and isinstance(error, OSError):
+            raise ModelError(
+                f"The model '{name}' is no local folder, and the hub did not give it: {reason} "
+                "Check the name, or the connection if it should come from the hub."
+            ) from error
+        raise ModelError(f"The model '{name}' cannot be loaded: {reason} Check its name and files.") from error
 
 
 def resolve_folder(name: str) -> str:

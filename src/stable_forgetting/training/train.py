@@ -22,7 +22,7 @@ from stable_forgetting.errors import ConfigError, NotFiniteError, unknown_name
 from stable_forgetting.models.tasks import Task
 from stable_forgetting.objectives import Objective, get_term
 from stable_forgetting.progress import Progress, SilentProgress
-from stable_forgetting.records import StepRecord, finite_or_none
+from stable_forgetting.records import StepRecord
 from stable_forgetting.training.callbacks import (
     AdapterHistory,
     CompleteCheckpoints,
@@ -32,6 +32,7 @@ from stable_forgetting.training.callbacks import (
     StopRules,
     last_complete_checkpoint,
 )
+from stable_forgetting.training.history import step_records
 from stable_forgetting.training.trainer import ForgetConstants, UnlearnTrainer, Validation
 
 logger = logging.getLogger(__name__)
@@ -249,21 +250,6 @@ def _greater_is_better(settings: TrainingConfig, validation: Validation | None) 
 
 def _stop(metric: str, above: float | None, below: float | None) -> Stop:
     return Stop(metric, math.inf if above is None else above, -math.inf if below is None else below)
-
-
-def step_records(log_history: list[dict[str, Any]]) -> list[StepRecord]:
-    """One record per update from the Trainer's log; validation metrics join the step that they follow."""
-    steps: dict[int, dict[str, Any]] = {}
-    for entry in log_history:
-        number = int(entry["step"])
-        step = steps.setdefault(number, {"step": number, "epoch": entry.get("epoch", 0.0)})
-        if "loss" in entry:
-            step |= {name: finite_or_none(entry.get(name)) for name in StepRecord.model_fields}
-            step |= {"step": number, "epoch": entry["epoch"]}
-        validation = {name.removeprefix("eval_"): value for name, value in entry.items() if name.startswith("eval_")}
-        if validation:
-            step["validation"] = validation
-    return [StepRecord(**step) for _, step in sorted(steps.items())]
 
 
 def _finished_earlier(checkpoint: Path, rules: StopRules) -> TrainingOutcome | None:

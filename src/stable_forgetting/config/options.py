@@ -1,18 +1,13 @@
-"""What a run is made of: the one place where every option and its default is written.
+"""Every option of a run and its default: the one place where they are written.
 
 A config is data only. The run takes it apart and passes plain, named arguments on; no layer, loss or metric sees it.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
-import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
-
-from stable_forgetting.errors import ConfigError, unknown_name
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 NotNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
@@ -56,7 +51,9 @@ class DataConfig(_Section):
     """The example sets. A set without a path is taken out of `source` by its rule."""
 
     source: SourceConfig | None = None
+    """Common source of the sets that have no path of their own."""
     forget: SourceConfig
+    """What is to be forgotten."""
     retain: SourceConfig = SourceConfig()
     """Without path and rule: everything in `source` that no other set takes."""
     holdout: SourceConfig | None = None
@@ -77,12 +74,19 @@ class FinetuneConfig(_Section):
     """How the base model is taught the forget and retain sets, and the retain model the retain set alone."""
 
     epochs: Positive = 8
+    """Passes over the set that is taught."""
     learning_rate: Positive = 1e-4
+    """Peak of the schedule."""
     batch_size: Count = 16
+    """Examples per update."""
     weight_decay: NotNegative = 0.0
+    """Of AdamW."""
     warmup_share: Annotated[float, Field(ge=0, lt=1)] = 0.1
+    """Share of the updates in which the learning rate rises from 0."""
     schedule: Schedule = "cosine"
+    """How the learning rate falls afterwards."""
     seed: int = 0
+    """Of the order of the examples."""
 
 
 class ModelConfig(_Section):
@@ -92,9 +96,11 @@ class ModelConfig(_Section):
     """Local folder, hub name, `package:NAME` for weights that come with an installed Python package, or
     `builtin:people`, `builtin:digits`."""
     revision: str | None = None
+    """Branch, tag or commit of a hub name. None: the default branch."""
     gguf_file: str | None = None
     """Name of the GGUF file in that folder or package."""
     dtype: Literal["float32", "bfloat16", "float16"] = "float32"
+    """Precision of the frozen weights; the adapter is trained in float32."""
     trust_remote_code: bool = False
     """Whether code that comes with the model may run."""
     finetune: FinetuneConfig | None = None
@@ -105,8 +111,11 @@ class AdapterConfig(_Section):
     """The bounded adapter."""
 
     bound: str = "sine"
+    """Bounding function; `forget list bounds` shows them."""
     rank: Count = 4
+    """Columns of B and rows of A."""
     omega: Positive = 100.0
+    """Frequency inside the bound."""
     scale: Positive | None = None
     """Largest change of any weight. None: lora_alpha / rank / sqrt(in_features) with lora_alpha = rank."""
     target_modules: str | list[str] | None = None
@@ -119,6 +128,7 @@ class TargetConfig(_Section):
     """Where calibrated forgetting gets the likelihood to stop at."""
 
     source: Literal["holdout", "pretrained", "number"] = "holdout"
+    """Unseen examples, the model before finetuning, or `nll`."""
     matching: Literal["mean", "quantiles"] = "quantiles"
     """With holdout: one target for all examples, or the holdout's whole distribution by rank."""
     nll: Positive | None = None
@@ -133,7 +143,9 @@ class ObjectiveConfig(_Section):
     retain: str | None = None
     """Another retain term, nll or kl. None: the usual one."""
     forget_weight: NotNegative = 1.0
+    """Factor of the forget term. 0 leaves it out."""
     retain_weight: NotNegative = 1.0
+    """Factor of the retain term. 0 leaves it out."""
     beta: Positive = 0.1
     """Of npo."""
     target: TargetConfig = TargetConfig()
@@ -144,8 +156,11 @@ class StopRule(_Section):
     """Stop the training when a validation metric has passed a value."""
 
     metric: str
+    """Name of a validation metric, such as forget_nll."""
     above: float | None = None
+    """Stop when the metric is greater."""
     below: float | None = None
+    """Stop when the metric is smaller."""
 
     @model_validator(mode="after")
     def _one_side(self) -> StopRule:
@@ -162,16 +177,25 @@ class TrainingConfig(_Section):
     epochs: Positive = 5
     """Passes over the forget set."""
     learning_rate: Positive = 1e-3
+    """Peak of the schedule."""
     forget_batch_size: Count = 8
+    """Forget examples per forward pass."""
     retain_batch_size: Count = 8
+    """Retain examples per forward pass."""
     gradient_accumulation: Count = 1
+    """Forward passes per update."""
     schedule: Schedule = "cosine"
+    """How the learning rate falls after the warmup."""
     warmup_share: Annotated[float, Field(ge=0, lt=1)] = 0.1
+    """Share of the updates in which the learning rate rises from 0."""
     max_grad_norm: NotNegative = 1.0
     """0: gradients are not clipped."""
     weight_decay: NotNegative = 0.0
+    """Of AdamW, on the adapter."""
     bf16: bool = False
+    """Whether the forward pass runs in bfloat16 where that is safe."""
     gradient_checkpointing: bool = False
+    """Compute activations again in the backward pass: slower, with less memory."""
     evaluate_every: Count | None = None
     """Steps between validations. None: no validation."""
     save_every: Count = 20
@@ -179,16 +203,20 @@ class TrainingConfig(_Section):
     best_metric: str | None = None
     """Validation metric by which the best checkpoint is kept. None: the last one."""
     stop: list[StopRule] = Field(default_factory=list)
+    """Rules that end the training early."""
     seed: int = 0
+    """Of the order of the examples and of dropout."""
 
 
 class EvaluationConfig(_Section):
     """What is measured at the end, and in validations."""
 
     batch_size: Count = 16
+    """Examples per forward pass."""
     generate: bool = True
     """Language: greedy answers for ROUGE and for the examples in the report."""
     max_new_tokens: Count = 64
+    """Longest generated answer in tokens."""
     num_examples: Annotated[int, Field(ge=0)] = 6
     """Examples of each set that are shown in the report."""
     retain_limit: Count | None = None
@@ -198,21 +226,30 @@ class EvaluationConfig(_Section):
     num_resamples: Annotated[int, Field(ge=100)] = 1000
     """Bootstrap resamples behind each interval."""
     seed: int = 0
+    """Of the subsets and the bootstrap."""
 
 
 class RunConfig(_Section):
     """Everything that `forget run` needs to know."""
 
     name: str = "run"
+    """Name in the report, and of the default run directory."""
     task: Literal["language", "image"]
+    """What kind of model it is."""
     model: ModelConfig
+    """The base model."""
     retain_model: str | None = None
     """Name or path of a retain model. None: made by finetuning if `model.finetune` is given."""
     data: DataConfig
+    """The example sets."""
     adapter: AdapterConfig = AdapterConfig()
+    """What is trained."""
     objective: ObjectiveConfig = ObjectiveConfig()
+    """What is minimised."""
     training: TrainingConfig = TrainingConfig()
+    """Steps, rates and batches."""
     evaluation: EvaluationConfig = EvaluationConfig()
+    """What is measured."""
     merge: bool = False
     """Whether the merged model is written too."""
 
@@ -245,125 +282,3 @@ def _problems(config: RunConfig) -> list[str]:
     if config.training.stop and config.training.evaluate_every is None:
         problems.append("training.stop needs training.evaluate_every")
     return problems
-
-
-def read_yaml(path: Path) -> dict[str, Any]:
-    """Read settings from a YAML file.
-
-    Raises:
-        ConfigError: The file is missing, no YAML, or holds no settings.
-    """
-    if not path.is_file():
-        raise ConfigError(f"No config file at '{path}'. Give the path of a YAML file; configs/ has examples.")
-    try:
-        given = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        place = " ".join(str(error).split())
-        raise ConfigError(f"The config '{path}' is not valid YAML: {place}. Correct the line named there.") from error
-    if not isinstance(given, dict):
-        found = "nothing" if given is None else f"a {type(given).__name__}"
-        raise ConfigError(f"The config '{path}' holds {found}, not settings. See configs/ for examples.")
-    return given
-
-
-def load_config(path: Path, changes: Sequence[tuple[str, Any]] = ()) -> tuple[RunConfig, dict[str, Any]]:
-    """Read a run's config from a YAML file.
-
-    Args:
-        path: The file.
-        changes: Settings that replace the file's: path such as ``training.learning_rate``, and value.
-
-    Returns:
-        The config, and the settings as given.
-
-    Raises:
-        ConfigError: The file is missing or no YAML, or settings are not allowed; all problems in one message.
-    """
-    given = read_yaml(path)
-    if "methods" in given:
-        raise ConfigError(f"The config '{path}' compares several methods. Use `forget compare {path}`.")
-    for place, value in changes:
-        apply_change(given, place, value)
-    return parse_config(given, source=f"the config '{path}'"), given
-
-
-def parse_config(given: Mapping[str, Any], *, source: str = "the config") -> RunConfig:
-    """Check settings and fill in the defaults.
-
-    Raises:
-        ConfigError: Names all problems at once.
-    """
-    try:
-        return RunConfig.model_validate(given)
-    except ValidationError as error:
-        found = [_describe(problem) for problem in error.errors()]
-        count = "is a problem" if len(found) == 1 else f"are {len(found)} problems"
-        raise ConfigError(f"There {count} in {source}: {'; '.join(found)}.") from error
-
-
-def _describe(problem: Mapping[str, Any]) -> str:
-    place = ".".join(str(part) for part in problem["loc"])
-    if problem["type"] == "extra_forbidden":
-        section = _section_at([str(part) for part in problem["loc"][:-1]])
-        return f"{place}: " + unknown_name("setting", str(problem["loc"][-1]), section).rstrip(".")
-    message = problem["msg"].removeprefix("Value error, ")
-    if not place:
-        return str(message)
-    if problem["type"] == "missing":
-        return f"{place}: this setting is required"
-    return f"{place} = {problem['input']!r}: {message[0].lower()}{message[1:]}"
-
-
-def _section_at(path: Sequence[str]) -> list[str]:
-    """Names of the settings in the section that a path leads to."""
-    section: type[BaseModel] = RunConfig
-    for part in path:
-        if part not in section.model_fields:
-            continue
-        inner = _model_in(section.model_fields[part].annotation)
-        section = inner or section
-    return list(section.model_fields)
-
-
-def _model_in(annotation: Any) -> type[BaseModel] | None:
-    candidates = [annotation, *getattr(annotation, "__args__", ())]
-    return next((c for c in candidates if isinstance(c, type) and issubclass(c, BaseModel)), None)
-
-
-def parse_change(change: str) -> tuple[str, Any]:
-    """Read a change such as ``training.learning_rate=3e-4``; the value is YAML.
-
-    Raises:
-        ConfigError: It is not of that form.
-    """
-    path, equals, text = change.partition("=")
-    if not equals or not path.strip():
-        raise ConfigError(f"The change '{change}' is not of the form section.setting=value.")
-    try:
-        return path.strip(), yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        raise ConfigError(f"The value of the change '{change}' is not valid YAML. Put it in quotes.") from error
-
-
-def apply_change(settings: dict[str, Any], path: str, value: Any) -> None:
-    """Set one setting, in place; sections that are missing are made.
-
-    Raises:
-        ConfigError: The path leads through something that is no section.
-
-    Example:
-        >>> settings = {"training": {"epochs": 5}}
-        >>> apply_change(settings, "training.learning_rate", 0.1)
-        >>> settings
-        {'training': {'epochs': 5, 'learning_rate': 0.1}}
-    """
-    *parents, name = path.split(".")
-    section = settings
-    for parent in parents:
-        inner = section.get(parent)
-        if inner is None:
-            inner = section[parent] = {}
-        if not isinstance(inner, dict):
-            raise ConfigError(f"The setting '{path}' goes through '{parent}', which is {inner!r} and not a section.")
-        section = inner
-    section[name] = value

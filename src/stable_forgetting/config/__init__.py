@@ -1,0 +1,35 @@
+"""What a run is made of: its options, and how they are read from settings."""
+
+from stable_forgetting.config.options import (
+    AdapterConfig,
+    DataConfig,
+    EvaluationConfig,
+    FinetuneConfig,
+    ModelConfig,
+    ObjectiveConfig,
+    RunConfig,
+    SourceConfig,
+    StopRule,
+    TargetConfig,
+    TrainingConfig,
+)
+from stable_forgetting.config.settings import apply_change, load_config, parse_change, parse_config, read_yaml
+
+__all__ = [
+    "AdapterConfig",
+    "DataConfig",
+    "EvaluationConfig",
+    "FinetuneConfig",
+    "ModelConfig",
+    "ObjectiveConfig",
+    "RunConfig",
+    "SourceConfig",
+    "StopRule",
+    "TargetConfig",
+    "TrainingConfig",
+    "apply_change",
+    "load_config",
+    "parse_change",
+    "parse_config",
+    "read_yaml",
+]

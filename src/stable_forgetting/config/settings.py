@@ -1,0 +1,135 @@
+"""Settings as a user gives them: read from a file, changed one by one, checked, and what is wrong with them said."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+from pydantic import BaseModel, ValidationError
+
+from stable_forgetting.config.options import RunConfig
+from stable_forgetting.errors import ConfigError, unknown_name
+
+
+def read_yaml(path: Path) -> dict[str, Any]:
+    """Read settings from a YAML file.
+
+    Raises:
+        ConfigError: The file is missing, no YAML, or holds no settings.
+    """
+    if not path.is_file():
+        raise ConfigError(f"No config file at '{path}'. Give the path of a YAML file; configs/ has examples.")
+    try:
+        given = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        place = " ".join(str(error).split())
+        raise ConfigError(f"The config '{path}' is not valid YAML: {place}. Correct the line named there.") from error
+    if not isinstance(given, dict):
+        found = "nothing" if given is None else f"a {type(given).__name__}"
+        raise ConfigError(f"The config '{path}' holds {found}, not settings. See configs/ for examples.")
+    return given
+
+
+def load_config(path: Path, changes: Sequence[tuple[str, Any]] = ()) -> tuple[RunConfig, dict[str, Any]]:
+    """Read a run's config from a YAML file.
+
+    Args:
+        path: The file.
+        changes: Settings that replace the file's: path such as ``training.learning_rate``, and value.
+
+    Returns:
+        The config, and the settings as given.
+
+    Raises:
+        ConfigError: The file is missing or no YAML, or settings are not allowed; all problems in one message.
+    """
+    given = read_yaml(path)
+    if "methods" in given:
+        raise ConfigError(f"The config '{path}' compares several methods. Use `forget compare {path}`.")
+    for place, value in changes:
+        apply_change(given, place, value)
+    return parse_config(given, source=f"the config '{path}'"), given
+
+
+def parse_config(given: Mapping[str, Any], *, source: str = "the config") -> RunConfig:
+    """Check settings and fill in the defaults.
+
+    Raises:
+        ConfigError: Names all problems at once.
+    """
+    try:
+        return RunConfig.model_validate(given)
+    except ValidationError as error:
+        found = [_describe(problem) for problem in error.errors()]
+        count = "is a problem" if len(found) == 1 else f"are {len(found)} problems"
+        raise ConfigError(f"There {count} in {source}: {'; '.join(found)}.") from error
+
+
+def _describe(problem: Mapping[str, Any]) -> str:
+    place = ".".join(str(part) for part in problem["loc"])
+    if problem["type"] == "extra_forbidden":
+        section = _section_at([str(part) for part in problem["loc"][:-1]])
+        return f"{place}: " + unknown_name("setting", str(problem["loc"][-1]), section).rstrip(".")
+    message = problem["msg"].removeprefix("Value error, ")
+    if not place:
+        return str(message)
+    if problem["type"] == "missing":
+        return f"{place}: this setting is required"
+    return f"{place} = {problem['input']!r}: {message[0].lower()}{message[1:]}"
+
+
+def _section_at(path: Sequence[str]) -> list[str]:
+    """Names of the settings in the section that a path leads to."""
+    section: type[BaseModel] = RunConfig
+    for part in path:
+        if part not in section.model_fields:
+            continue
+        inner = _model_in(section.model_fields[part].annotation)
+        section = inner or section
+    return list(section.model_fields)
+
+
+def _model_in(annotation: Any) -> type[BaseModel] | None:
+    candidates = [annotation, *getattr(annotation, "__args__", ())]
+    return next((c for c in candidates if isinstance(c, type) and issubclass(c, BaseModel)), None)
+
+
+def parse_change(change: str) -> tuple[str, Any]:
+    """Read a change such as ``training.learning_rate=3e-4``; the value is YAML.
+
+    Raises:
+        ConfigError: It is not of that form.
+    """
+    path, equals, text = change.partition("=")
+    if not equals or not path.strip():
+        raise ConfigError(f"The change '{change}' is not of the form section.setting=value.")
+    try:
+        return path.strip(), yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise ConfigError(f"The value of the change '{change}' is not valid YAML. Put it in quotes.") from error
+
+
+def apply_change(settings: dict[str, Any], path: str, value: Any) -> None:
+    """Set one setting, in place; sections that are missing are made.
+
+    Raises:
+        ConfigError: The path leads through something that is no section.
+
+    Example:
+        >>> settings = {"training": {"epochs": 5}}
+        >>> apply_change(settings, "training.learning_rate", 0.1)
+        >>> settings
+        {'training': {'epochs': 5, 'learning_rate': 0.1}}
+    """
+    *parents, name = path.split(".")
+    section = settings
+    for parent in parents:
+        inner = section.get(parent)
+        if inner is None:
+            inner = section[parent] = {}
+        if not isinstance(inner, dict):
+            raise ConfigError(f"The setting '{path}' goes through '{parent}', which is {inner!r} and not a section.")
+        section = inner
+    section[name] = value

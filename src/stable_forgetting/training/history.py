@@ -1,0 +1,22 @@
+"""The history of a training, one record per update, from what the Trainer logs."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from stable_forgetting.records import StepRecord, finite_or_none
+
+
+def step_records(log_history: list[dict[str, Any]]) -> list[StepRecord]:
+    """One record per update from the Trainer's log; validation metrics join the step that they follow."""
+    steps: dict[int, dict[str, Any]] = {}
+    for entry in log_history:
+        number = int(entry["step"])
+        step = steps.setdefault(number, {"step": number, "epoch": entry.get("epoch", 0.0)})
+        if "loss" in entry:
+            step |= {name: finite_or_none(entry.get(name)) for name in StepRecord.model_fields}
+            step |= {"step": number, "epoch": entry["epoch"]}
+        validation = {name.removeprefix("eval_"): value for name, value in entry.items() if name.startswith("eval_")}
+        if validation:
+            step["validation"] = validation
+    return [StepRecord(**step) for _, step in sorted(steps.items())]

@@ -1,0 +1,255 @@
+"""Options: documented, with one default, checked together, and without one that changes nothing."""
+
+import ast
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from pydantic import BaseModel
+
+import stable_forgetting.config.options as options_module
+from stable_forgetting.config import (
+    RunConfig,
+    TrainingConfig,
+    apply_change,
+    load_config,
+    parse_change,
+    parse_config,
+)
+from stable_forgetting.errors import ConfigError
+from tiny_problem import TinyProblem, make_language_problem
+
+SMALLEST: dict[str, Any] = {
+    "task": "language",
+    "model": {"name": "builtin:people"},
+    "data": {"source": {"path": "builtin:people"}, "forget": {"where": "split == 'known'"}},
+}
+SECTIONS = [
+    found
+    for found in vars(options_module).values()
+    if isinstance(found, type) and issubclass(found, BaseModel) and found.__module__ == options_module.__name__
+]
+
+
+def undocumented(section: type[BaseModel]) -> list[str]:
+    """Fields without a docstring below them."""
+    tree = ast.parse(Path(options_module.__file__).read_text())
+    (body,) = (node.body for node in tree.body if isinstance(node, ast.ClassDef) and node.name == section.__name__)
+    after = [*body[1:], ast.Pass()]
+    return [
+        node.target.id
+        for node, following in zip(body, after, strict=True)
+        if isinstance(node, ast.AnnAssign)
+        and isinstance(node.target, ast.Name)
+        and not (isinstance(following, ast.Expr) and isinstance(following.value, ast.Constant))
+    ]
+
+
+@pytest.mark.parametrize("section", SECTIONS, ids=lambda section: section.__name__)
+def test_every_option_is_documented(section):
+    assert section.__doc__ or section.__name__ == "_Section"
+    assert not undocumented(section)
+
+
+def test_defaults_are_allowed_and_few_settings_are_required():
+    config = parse_config(SMALLEST)
+    assert config.training == TrainingConfig()
+    assert (config.adapter.bound, config.adapter.rank, config.adapter.omega) == ("sine", 4, 100.0)
+    assert config.objective.name == "gradient_difference"
+    assert config.retain_model is None
+    assert config.merge is False
+    for section in ("task", "model", "data"):
+        with pytest.raises(ConfigError, match=f"{section}: this setting is required"):
+            parse_config({name: value for name, value in SMALLEST.items() if name != section})
+
+
+def test_a_config_survives_being_written():
+    config = parse_config(
+        SMALLEST | {"training": {"stop": [{"metric": "forget_nll", "above": 2}], "evaluate_every": 1}}
+    )
+    written = yaml.safe_load(yaml.safe_dump(config.model_dump(mode="json")))
+    assert RunConfig.model_validate(written) == config
+    assert RunConfig.model_validate(json.loads(config.model_dump_json())) == config
+
+
+def test_a_config_cannot_be_changed_by_accident():
+    with pytest.raises(ValueError, match="frozen"):
+        parse_config(SMALLEST).training.seed = 3
+
+
+def test_every_number_has_limits():
+    """Of each number option at least one senseless value is refused: seeds, and the limits of a stop rule, have none."""
+    unlimited = []
+    for section in SECTIONS:
+        for name, field in section.model_fields.items():
+            kinds = {field.annotation, *getattr(field.annotation, "__args__", ())}
+            if kinds & {int, float} and not field.metadata and "Ge(" not in str(field) and "Gt(" not in str(field):
+                unlimited.append(f"{section.__name__}.{name}")
+    allowed = {"seed", "above", "below"}
+    assert {name.rpartition(".")[2] for name in unlimited} <= allowed, unlimited
+
+
+def test_all_problems_are_named_at_once():
+    bad = SMALLEST | {"adapter": {"rank": -1, "omga": 3}, "training": {"schedule": "stairs"}}
+    with pytest.raises(ConfigError) as caught:
+        parse_config(bad, source="the test")
+    text = str(caught.value)
+    for part in ("3 problems in the test", "adapter.rank = -1", "Did you mean 'omega'", "training.schedule = 'stairs'"):
+        assert part in text
+
+
+def test_options_that_contradict_each_other_are_refused():
+    both = {"objective": {"name": "calibrated"}, "training": {"best_metric": "forget_nll"}}
+    with pytest.raises(ConfigError, match=r"data\.holdout.*; training\.best_metric needs"):
+        parse_config(SMALLEST | both)
+    with pytest.raises(ConfigError, match="needs model.finetune"):
+        parse_config(SMALLEST | {"objective": {"name": "calibrated", "target": {"source": "pretrained"}}})
+    with pytest.raises(ConfigError, match="give a 'where' rule"):
+        parse_config(SMALLEST | {"data": {"source": {"path": "x.jsonl"}, "forget": {}}})
+    with pytest.raises(ConfigError, match="need a 'path' each"):
+        parse_config(SMALLEST | {"data": {"forget": {"path": "x.jsonl"}}})
+
+
+@pytest.mark.parametrize(
+    ("change", "expected"),
+    [
+        ("training.steps=5", ("training.steps", 5)),
+        ("training.learning_rate=3e-4", ("training.learning_rate", "3e-4")),
+        ("training.learning_rate=0.01", ("training.learning_rate", 0.01)),
+        ("adapter.target_modules=[fc1, fc2]", ("adapter.target_modules", ["fc1", "fc2"])),
+        ("data.forget.where=label == 3", ("data.forget.where", "label == 3")),
+        ("data.forget.where='a=b'", ("data.forget.where", "a=b")),
+        ("retain_model=null", ("retain_model", None)),
+        ("merge=true", ("merge", True)),
+        (" name =x", ("name", "x")),
+    ],
+)
+def test_changes_are_read_as_yaml(change, expected):
+    assert parse_change(change) == expected
+
+
+def test_a_number_that_yaml_takes_for_text_is_still_a_number():
+    """YAML 1.1 has no `3e-4`; the config reads it all the same."""
+    settings = json.loads(json.dumps(SMALLEST))
+    apply_change(settings, *parse_change("training.learning_rate=3e-4"))
+    assert parse_config(settings).training.learning_rate == pytest.approx(3e-4)
+
+
+def test_changes_replace_what_the_file_says(tmp_path):
+    path = tmp_path / "config.yaml"
+    path.write_text(yaml.safe_dump(SMALLEST | {"training": {"steps": 3}}))
+    config, given = load_config(path, [("training.steps", 7), ("adapter.rank", 2)])
+    assert (config.training.steps, config.adapter.rank) == (7, 2)
+    assert given["training"] == {"steps": 7}
+
+
+@pytest.fixture(scope="module")
+def problem(tmp_path_factory) -> TinyProblem:
+    return make_language_problem(tmp_path_factory.mktemp("problem"))
+
+
+CHANGES_TRAINING = {
+    "adapter.bound": "tanh",
+    "adapter.rank": 3,
+    "adapter.omega": 10,
+    "adapter.scale": 0.01,
+    "adapter.target_modules": ["q_proj"],
+    "adapter.seed": 1,
+    "objective.name": "npo",
+    "objective.retain": "kl",
+    "objective.forget_weight": 0.5,
+    "objective.retain_weight": 0.5,
+    "training.epochs": 1,
+    "training.learning_rate": 0.02,
+    "training.forget_batch_size": 2,
+    "training.retain_batch_size": 2,
+    "training.gradient_accumulation": 2,
+    "training.schedule": "linear",
+    "training.warmup_share": 0.5,
+    "training.max_grad_norm": 0.01,
+    "training.weight_decay": 10.0,
+    "training.bf16": True,
+    "training.seed": 1,
+    "model.dtype": "bfloat16",
+    "data.max_length": 8,
+    "data.template": "{prompt} {answer}",
+    "data.forget.limit": 3,
+    "data.forget.where": "'ada' in prompt",
+}
+"""Options that decide about the trained adapter, each with a value that is not the default."""
+
+
+@pytest.fixture(scope="module")
+def trained_adapter(problem, tmp_path_factory):
+    """Bytes of the adapter that a run with some changes gives."""
+    import torch
+
+    from stable_forgetting.runs import run
+
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+
+    def train(changes: dict[str, Any]) -> bytes:
+        settings = json.loads(json.dumps(problem.settings))
+        del settings["training"]["steps"]
+        settings["evaluation"] |= {"generate": False}
+        for place, value in ({"training.epochs": 2} | changes).items():
+            apply_change(settings, place, value)
+        run_dir = tmp_path_factory.mktemp("run") / "run"
+        run(parse_config(settings), run_dir)
+        return (run_dir / "adapter" / "adapter_model.safetensors").read_bytes()
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("STABLE_FORGETTING_CACHE", str(tmp_path_factory.mktemp("cache")))
+        yield train
+    torch.set_num_threads(threads)
+
+
+@pytest.fixture(scope="module")
+def plain_adapter(trained_adapter) -> bytes:
+    return trained_adapter({})
+
+
+def test_the_same_settings_give_the_same_adapter(trained_adapter, plain_adapter):
+    assert trained_adapter({}) == plain_adapter
+
+
+@pytest.mark.parametrize("option", CHANGES_TRAINING)
+def test_an_option_changes_the_adapter(trained_adapter, plain_adapter, option):
+    assert trained_adapter({option: CHANGES_TRAINING[option]}) != plain_adapter
+
+
+CHANGES_NOTHING_TRAINED = {
+    "training.save_every": 1,
+    "training.gradient_checkpointing": True,
+    "training.evaluate_every": 1,
+    "evaluation.batch_size": 2,
+    "evaluation.num_resamples": 150,
+    "evaluation.seed": 5,
+    "evaluation.num_examples": 1,
+    "objective.beta": 0.7,
+    "name": "other",
+}
+"""Options that must not decide about the adapter: how often is saved or looked, and what an ascent has no use for."""
+
+
+def test_looking_and_saving_do_not_change_the_adapter(trained_adapter, plain_adapter):
+    assert trained_adapter(CHANGES_NOTHING_TRAINED) == plain_adapter
+
+
+def test_beta_and_targets_change_what_uses_them(trained_adapter):
+    assert trained_adapter({"objective.name": "npo"}) != trained_adapter({"objective.name": "npo", "objective.beta": 1})
+    adapters = {
+        trained_adapter(
+            {"objective.name": "calibrated", **{f"objective.target.{name}": value for name, value in target}}
+        )
+        for target in (
+            [],
+            [("matching", "mean")],
+            [("source", "number"), ("nll", 9.0)],
+            [("source", "number"), ("nll", 12.0)],
+        )
+    }
+    assert len(adapters) == 4
