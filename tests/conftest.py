@@ -8,3 +8,6 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("HF_DATASETS_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 sys.path.insert(0, str(Path(__file__).parent))
+
+collect_ignore_glob = ["conftest.py", "*/conftest.py"]
+"""They hold no tests; the search for doctests would import several modules of the same name."""

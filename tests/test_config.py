@@ -80,7 +80,7 @@ def test_a_config_cannot_be_changed_by_accident():
 
 
 def test_every_number_has_limits():
-    """Of each number option at least one senseless value is refused: seeds, and the limits of a stop rule, have none."""
+    """Seeds and the limits of a stop rule have none."""
     unlimited = []
     for section in SECTIONS:
         for name, field in section.model_fields.items():
@@ -104,7 +104,7 @@ def test_options_that_contradict_each_other_are_refused():
     both = {"objective": {"name": "calibrated"}, "training": {"best_metric": "forget_nll"}}
     with pytest.raises(ConfigError, match=r"data\.holdout.*; training\.best_metric needs"):
         parse_config(SMALLEST | both)
-    with pytest.raises(ConfigError, match="needs model.finetune"):
+    with pytest.raises(ConfigError, match=r"needs model\.finetune"):
         parse_config(SMALLEST | {"objective": {"name": "calibrated", "target": {"source": "pretrained"}}})
     with pytest.raises(ConfigError, match="give a 'where' rule"):
         parse_config(SMALLEST | {"data": {"source": {"path": "x.jsonl"}, "forget": {}}})
@@ -173,7 +173,7 @@ CHANGES_TRAINING = {
     "training.bf16": True,
     "training.seed": 1,
     "model.dtype": "bfloat16",
-    "data.max_length": 8,
+    "data.max_length": 10,
     "data.template": "{prompt} {answer}",
     "data.forget.limit": 3,
     "data.forget.where": "'ada' in prompt",

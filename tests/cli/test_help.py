@@ -82,10 +82,11 @@ def test_check_names_all_problems_at_once(forget, language, tmp_path):
         training__evaluate_every=2,
         data__forget__path=str(tmp_path / "empty.jsonl"),
         model__name=str(tmp_path / "nothing"),
+        retain_model=str(tmp_path / "nobody"),
     )
     shown = forget("check", config)
     assert shown.code == 2
-    for text in ("'sinus'", "'npoo'", "'forget_nul'", "empty.jsonl", "nothing'"):
+    for text in ("'sinus'", "'npoo'", "'forget_nul'", "empty.jsonl", "nothing'", "nobody'"):
         assert text in shown.err, text
 
 

@@ -44,9 +44,7 @@ def npo(nlls: list[list[float]], reference: list[list[float]], beta: float) -> f
 
 def calibrated(nlls: list[list[float]], targets: list[float]) -> float:
     """mean (l − t)² / (2 t)."""
-    values = [
-        (sum(own) / len(own) - target) ** 2 / (2 * target) for own, target in zip(nlls, targets, strict=True)
-    ]
+    values = [(sum(own) / len(own) - target) ** 2 / (2 * target) for own, target in zip(nlls, targets, strict=True)]
     return sum(values) / len(values)
 
 

@@ -15,7 +15,7 @@ from stable_forgetting.config import RunConfig
 from stable_forgetting.data.examples import LanguageExample
 from stable_forgetting.errors import ConfigError, StableForgettingError, unknown_name
 from stable_forgetting.evaluation import VALIDATION_NAMES
-from stable_forgetting.models.load import LoadedModel, load_without_weights
+from stable_forgetting.models.load import LoadedModel, ModelSource, load_without_weights
 from stable_forgetting.objectives import build_objective
 from stable_forgetting.runs.models import configured_source
 from stable_forgetting.runs.sets import Sets, load_set_rows, make_sets, num_classes
@@ -54,6 +54,7 @@ def check_config(config: RunConfig) -> Check:
     rows = _attempt(found, lambda: load_set_rows(config.data))
     classes = num_classes(rows, config.data) if rows and config.task == "image" else None
     loaded = _attempt(found, lambda: load_without_weights(configured_source(config, classes)))
+    _attempt(found, lambda: check_retain_model(config, classes))
     sets = None
     if rows is not None and loaded is not None:
         sets = _attempt(found, lambda: make_sets(rows, loaded.task, config.data, classes=classes))
@@ -86,6 +87,16 @@ def check_targets(model: Any, config: RunConfig) -> None:
     with torch.device("meta"):
         layers = type(model)(model.config)
     get_peft_model(layers, adapter_config(config))
+
+
+def check_retain_model(config: RunConfig, classes: int | None) -> None:
+    """Check that the retain model is there, if the config names one; its weights are not read.
+
+    Raises:
+        ModelError: It cannot be found, or its config cannot be read.
+    """
+    if config.retain_model is not None:
+        load_without_weights(ModelSource(config.retain_model, config.task, num_classes=classes))
 
 
 def _wrong_names(config: RunConfig) -> list[str]:

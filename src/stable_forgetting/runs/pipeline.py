@@ -26,11 +26,11 @@ from stable_forgetting.evaluation import (
     validation_metrics,
     verdicts,
 )
-from stable_forgetting.models.load import LoadedModel, load_model, load_without_weights, save_model, weights_sha256
+from stable_forgetting.models.load import LoadedModel, load_model, save_model, weights_sha256
 from stable_forgetting.objectives import Objective, build_objective
 from stable_forgetting.progress import Progress, SilentProgress
 from stable_forgetting.records import ModelRole, RunRecord, write_record
-from stable_forgetting.runs.check import adapter_config, check_names, check_targets
+from stable_forgetting.runs.check import adapter_config, check_names, check_retain_model, check_targets
 from stable_forgetting.runs.constants import forget_constants
 from stable_forgetting.runs.directory import RunDirectory
 from stable_forgetting.runs.environment import environment, peak_memory_bytes
@@ -74,8 +74,7 @@ def run(
     objective = _objective(config)
     models = prepare(config, progress)
     check_targets(models.loaded.model, config)
-    if config.retain_model is not None:
-        load_without_weights(models.source(config.retain_model))
+    check_retain_model(config, models.classes)
     directory.claim(config)
     start = _new_record(config, given or {}, models.sets)
     try:

@@ -216,6 +216,7 @@ def training_arguments(
         lr_scheduler_type=settings.schedule,
         warmup_steps=settings.warmup_share,
         gradient_accumulation_steps=settings.gradient_accumulation,
+        use_cpu=not torch.cuda.is_available(),
         bf16=settings.bf16,
         activation_checkpointing=settings.gradient_checkpointing,
         eval_strategy="steps" if evaluate_every else "no",

@@ -1,0 +1,234 @@
+"""Models by name: where they are found, what is refused, and that they are the same after a round trip."""
+
+import sys
+
+import pytest
+import torch
+
+from stable_forgetting.errors import ConfigError, ModelError
+from stable_forgetting.models.load import (
+    LoadedModel,
+    ModelSource,
+    cache_dir,
+    load_model,
+    load_without_weights,
+    resolve_folder,
+    save_model,
+    weights_sha256,
+)
+from tiny_models import tiny_image_model, tiny_language_model
+from tiny_problem import TinyProblem, copy_of_model, file_tree, make_image_problem, make_language_problem
+
+
+@pytest.fixture(scope="module")
+def language(tmp_path_factory) -> TinyProblem:
+    return make_language_problem(tmp_path_factory.mktemp("language"))
+
+
+@pytest.fixture(scope="module")
+def images(tmp_path_factory) -> TinyProblem:
+    return make_image_problem(tmp_path_factory.mktemp("images"))
+
+
+def source(problem: TinyProblem, **changes) -> ModelSource:
+    return ModelSource(str(problem.model), problem.settings["task"], **changes)
+
+
+def test_every_weight_counts_for_the_hash():
+    model = tiny_language_model()
+    seen = {weights_sha256(model)}
+    for name, parameter in model.named_parameters():
+        before = parameter.data.flatten()[-1].item()
+        parameter.data.view(-1)[-1] += 1e-3
+        changed = weights_sha256(model)
+        assert changed not in seen, name
+        seen.add(changed)
+        parameter.data.view(-1)[-1] = before
+    assert weights_sha256(model) in seen
+
+
+def test_the_hash_sees_names_types_and_shapes():
+    weight = torch.arange(4.0)
+
+    def hash_of(name: str, value: torch.Tensor) -> str:
+        module = torch.nn.Module()
+        module.register_buffer(name, value)
+        return weights_sha256(module)
+
+    same = hash_of("a", weight)
+    assert hash_of("a", weight.clone()) == same
+    others = [
+        hash_of("b", weight),
+        hash_of("a", weight.reshape(2, 2)),
+        hash_of("a", weight.to(torch.float64)),
+        hash_of("a", weight.view(torch.int32)),
+        hash_of("a", -weight),
+    ]
+    assert len({same, *others}) == 6
+
+
+def test_the_hash_takes_any_type_and_layout():
+    for dtype in (torch.bfloat16, torch.float16, torch.int8, torch.bool):
+        module = torch.nn.Module()
+        module.register_buffer("x", torch.ones(3, 2).to(dtype).T)
+        assert len(weights_sha256(module)) == 64
+    module.register_buffer("scalar", torch.tensor(1.0))
+    assert len(weights_sha256(module)) == 64
+
+
+@pytest.mark.parametrize("task", ["language", "images"])
+def test_a_saved_model_is_the_same_again(task, request, tmp_path):
+    problem = request.getfixturevalue(task)
+    loaded = load_model(source(problem))
+    assert not loaded.model.training
+    save_model(loaded, tmp_path / "again")
+    again = load_model(ModelSource(str(tmp_path / "again"), problem.settings["task"]))
+    assert weights_sha256(again.model) == weights_sha256(loaded.model)
+    assert again.source == str(tmp_path / "again")
+    assert type(again.processor) is type(loaded.processor)
+    assert [path.name for path in (tmp_path / "again").glob("*.safetensors")] == ["model.safetensors"]
+
+
+def test_loading_leaves_the_random_state_alone(images):
+    state = torch.get_rng_state()
+    load_model(source(images, num_classes=7))
+    assert torch.equal(torch.get_rng_state(), state)
+
+
+def test_precision_is_as_asked(language):
+    assert load_model(source(language, dtype="bfloat16")).model.dtype == torch.bfloat16
+    assert load_model(source(language)).model.dtype == torch.float32
+
+
+def test_a_head_of_another_size_is_the_same_every_time(images):
+    torch.manual_seed(1)
+    first = load_model(source(images, num_classes=7)).model
+    torch.manual_seed(2)
+    second = load_model(source(images, num_classes=7)).model
+    assert first.classifier.weight.shape[0] == 7
+    assert weights_sha256(first) == weights_sha256(second)
+    fitting = load_model(source(images, num_classes=4)).model
+    kept = load_model(source(images)).model
+    assert weights_sha256(fitting) == weights_sha256(kept)
+    assert torch.equal(first.vit.embeddings.cls_token, kept.vit.embeddings.cls_token)
+
+
+@pytest.mark.parametrize("task", ["language", "images"])
+def test_a_model_without_weights_has_the_same_layers(task, request):
+    problem = request.getfixturevalue(task)
+    empty, full = load_without_weights(source(problem)), load_model(source(problem))
+    assert {tensor.device.type for tensor in empty.model.parameters()} == {"meta"}
+    shapes = {name: tensor.shape for name, tensor in empty.model.named_parameters()}
+    assert shapes == {name: tensor.shape for name, tensor in full.model.named_parameters()}
+    assert type(empty.processor) is type(full.processor)
+
+
+def test_a_model_without_weights_has_the_head_that_was_asked_for(images):
+    assert load_without_weights(source(images, num_classes=7)).model.classifier.weight.shape[0] == 7
+
+
+def test_weights_inside_a_package(language, tmp_path, monkeypatch):
+    package = copy_of_model(language, tmp_path / "package_with_weights")
+    (package / "__init__.py").write_text("raise RuntimeError('the package must not be run')")
+    monkeypatch.syspath_prepend(tmp_path)
+    loaded = load_model(ModelSource("package:package_with_weights", "language"))
+    assert weights_sha256(loaded.model) == weights_sha256(load_model(source(language)).model)
+    assert loaded.source == "package:package_with_weights"
+    assert "package_with_weights" not in sys.modules
+
+
+@pytest.mark.parametrize("name", ["package:no_such_package", "package:json.decoder", "package:os"])
+def test_a_package_that_is_none_is_refused(name):
+    with pytest.raises(ModelError, match="is not installed"):
+        resolve_folder(name)
+
+
+def test_names_of_the_hub_pass_and_paths_do_not(tmp_path):
+    assert resolve_folder("org/model") == "org/model"
+    assert resolve_folder("gpt2") == "gpt2"
+    for name in ("./nothing", "/nothing", "~/nothing", "a/b/c"):
+        with pytest.raises(ModelError, match="No model folder"):
+            resolve_folder(name)
+    (tmp_path / "model.safetensors").write_bytes(b"")
+    with pytest.raises(ModelError, match="is a file"):
+        resolve_folder(str(tmp_path / "model.safetensors"))
+
+
+def test_only_safetensors_are_read(language, tmp_path):
+    folder = copy_of_model(language, tmp_path / "model")
+    weights = folder / "model.safetensors"
+    torch.save(load_model(source(language)).model.state_dict(), folder / "pytorch_model.bin")
+    assert load_model(ModelSource(str(folder), "language")).source == str(folder)
+    weights.unlink()
+    with pytest.raises(ModelError, match=r"pickled weights \(pytorch_model.bin\)"):
+        load_model(ModelSource(str(folder), "language"))
+    (folder / "pytorch_model.bin").unlink()
+    with pytest.raises(ModelError, match=r"no \*.safetensors"):
+        load_model(ModelSource(str(folder), "language"))
+
+
+def test_code_that_comes_with_a_model_does_not_run(language, tmp_path):
+    import json
+
+    folder = copy_of_model(language, tmp_path / "model")
+    (folder / "modeling_theirs.py").write_text("raise SystemExit('this code must not run')")
+    config = json.loads((folder / "config.json").read_text()) | {"model_type": "theirs"}
+    config["auto_map"] = {"AutoModelForCausalLM": "modeling_theirs.Model", "AutoConfig": "modeling_theirs.Config"}
+    (folder / "config.json").write_text(json.dumps(config))
+    with pytest.raises(ModelError, match="cannot be loaded"):
+        load_model(ModelSource(str(folder), "language"))
+
+
+def test_builtin_models_are_checked_against_the_task():
+    assert load_model(ModelSource("builtin:digits", "image")).source == "builtin:digits"
+    with pytest.raises(ConfigError, match="for the task 'image'"):
+        load_model(ModelSource("builtin:digits", "language"))
+    with pytest.raises(ConfigError, match="Did you mean 'builtin:people'"):
+        load_without_weights(ModelSource("builtin:poeple", "language"))
+
+
+def test_a_failed_save_leaves_the_old_model(language, tmp_path, monkeypatch):
+    old = copy_of_model(language, tmp_path / "model")
+    before = file_tree(old)
+    loaded = load_model(source(language))
+
+    def stop_half_way(folder, **_):
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / "model.safetensors").write_bytes(b"half")
+        raise OSError("disk full")
+
+    monkeypatch.setattr(loaded.model, "save_pretrained", stop_half_way)
+    with pytest.raises(OSError, match="disk full"):
+        save_model(loaded, old)
+    assert file_tree(old) == before
+    monkeypatch.undo()
+    save_model(loaded, old)
+    assert [path.name for path in tmp_path.iterdir()] == ["model"]
+    assert weights_sha256(load_model(ModelSource(str(old), "language")).model) == weights_sha256(loaded.model)
+
+
+def test_the_processor_is_the_tasks(language, images):
+    for problem in (language, images):
+        loaded = load_model(source(problem))
+        assert isinstance(loaded, LoadedModel)
+        assert loaded.task.name == problem.settings["task"]
+    assert load_model(source(language)).processor.pad_token == "<pad>"
+
+
+def test_a_tokenizer_without_pad_token_gets_the_end_token(language, tmp_path):
+    loaded = load_model(source(language))
+    loaded.processor.pad_token = None
+    save_model(loaded, tmp_path / "model")
+    assert load_model(ModelSource(str(tmp_path / "model"), "language")).processor.pad_token == "</s>"
+
+
+def test_the_cache_is_where_the_user_says(monkeypatch, tmp_path):
+    monkeypatch.setenv("STABLE_FORGETTING_CACHE", str(tmp_path))
+    assert cache_dir() == tmp_path
+    monkeypatch.delenv("STABLE_FORGETTING_CACHE")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "xdg"))
+    assert cache_dir() == tmp_path / "xdg" / "stable-forgetting"
+
+
+def test_tiny_models_differ_by_seed():
+    assert weights_sha256(tiny_image_model(seed=0)) != weights_sha256(tiny_image_model(seed=1))
