@@ -67,7 +67,7 @@ def test_a_killed_unlearning_ends_with_the_same_bits(problem, tmp_path, monkeypa
 def test_a_killed_finetuning_ends_with_the_same_bits(problem, tmp_path, monkeypatch):
     """The base model is taught first; the kill comes while that is going on."""
     changes = {
-        "model__finetune": {"epochs": 24, "batch_size": 4, "learning_rate": 0.01},
+        "model__finetune": {"epochs": 16, "batch_size": 4, "learning_rate": 0.01},
         "evaluation__generate": False,
         "training__steps": 3,
     }
