@@ -170,6 +170,7 @@ class RunRecord(_Record):
     timings: dict[str, float] = Field(default_factory=dict)
     """Seconds of each phase."""
     peak_memory_bytes: int | None = None
+    """Of the unlearning alone: on the GPU, else of the whole process; None where it cannot be measured."""
     per_example_paths: dict[ModelRole, str] = Field(default_factory=dict)
     """Files of per-example values, relative to the run directory."""
 

@@ -340,7 +340,7 @@ def test_a_directory_that_holds_a_run(refused, language, tmp_path, record):
     from stable_forgetting.runs import RunDirectory
 
     out = tmp_path / "out"
-    RunDirectory(out).claim(language.config())
+    RunDirectory(out).claim(language.config(), {})
     if record:
         (out / "record.json").write_text('{"format": 1, ')
     config = language.write(tmp_path / "c.yaml")

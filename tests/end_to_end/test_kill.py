@@ -101,7 +101,7 @@ def test_a_run_killed_before_its_first_checkpoint_starts_again(problem, finished
 
     record, whole = finished
     config = problem.config(merge=True, training__evaluate_every=4)
-    RunDirectory(tmp_path / "run").claim(config)
+    RunDirectory(tmp_path / "run").claim(config, {})
     half = tmp_path / "run" / "checkpoints" / "checkpoint-4"
     half.mkdir(parents=True)
     (half / "adapter_model.safetensors").write_bytes(b"half")

@@ -16,7 +16,7 @@ from transformers import AutoModelForCausalLM
 
 from stable_forgetting.cli.main import main
 from stable_forgetting.errors import RunDirectoryError
-from stable_forgetting.models.load import weights_sha256
+from stable_forgetting.models.load import model_sha256
 from stable_forgetting.records import read_record
 from stable_forgetting.runs import pipeline, run
 from tiny_problem import NUM_FORGET, NUM_HOLDOUT, NUM_RETAIN, file_tree, make_image_problem, make_llama
@@ -44,7 +44,7 @@ def logits_of(model) -> torch.Tensor:
 
 def test_a_run_leaves_everything(finished, problem):
     record, run_dir = finished
-    expected = {"record.json", "config.yaml", "adapter", "per_example", "checkpoints", "merged"}
+    expected = {"record.json", "config.yaml", "inputs.json", "adapter", "per_example", "checkpoints", "merged"}
     assert {path.name for path in run_dir.iterdir()} == expected
     for name in ("adapter_model.safetensors", "adapter_config.json"):
         assert (run_dir / "adapter" / name).is_file()
@@ -117,7 +117,7 @@ def test_metrics_are_there_or_say_why_not(finished):
 
 def test_the_base_model_is_the_one_in_the_record(finished, problem):
     record, _ = finished
-    assert record.models == {"base": weights_sha256(AutoModelForCausalLM.from_pretrained(problem.model))}
+    assert record.models == {"base": model_sha256(AutoModelForCausalLM.from_pretrained(problem.model))}
 
 
 def test_a_second_run_needs_resume_and_then_only_reads(finished, problem, monkeypatch):

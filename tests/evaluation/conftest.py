@@ -71,6 +71,7 @@ def make_language_set():
                     answer=" ".join(map(str, tokens[num_prompt:])),
                     input_ids=(*tokens, end),
                     num_prompt_tokens=num_prompt,
+                    end_token=end,
                 )
             )
         return ExampleSet(name, examples)

@@ -30,7 +30,8 @@ def frequent_ends(model, example_set):
     for index, example in enumerate(example_set):
         prompt = example.input_ids[: example.num_prompt_tokens]
         tokens = greedy_tokens(model, prompt, end=-1, max_new_tokens=8)
-        examples.append(LanguageExample(str(index), "a", (*prompt, 1, tokens[index % 8]), len(prompt)))
+        end = tokens[index % 8]
+        examples.append(LanguageExample(str(index), "a", (*prompt, 1, end), len(prompt), end))
     return ExampleSet("forget", examples)
 
 
@@ -54,13 +55,13 @@ def test_each_row_stops_at_its_own_end(language_model, language_task, make_langu
 
 def test_end_token_in_a_prompt_is_not_padding(language_model, language_task):
     rows = [
-        LanguageExample("a", "a", (END, 4, END, 5, 7, END), 4),
-        LanguageExample("b", "b", (4, 5, 7, 8, 9, 7, END), 6),
+        LanguageExample("a", "a", (END, 4, END, 5, 7, END), 4, END),
+        LanguageExample("b", "b", (4, 5, 7, 8, 9, 7, END), 6, END),
     ]
     example_set = ExampleSet("forget", rows)
     answers = greedy_answers(language_model, language_task, example_set, max_new_tokens=6, batch_size=2)
     assert answers == twin(language_model, example_set, 6)
-    without = ExampleSet("forget", [LanguageExample("a", "a", (4, 5, 7, END), 2)])
+    without = ExampleSet("forget", [LanguageExample("a", "a", (4, 5, 7, END), 2, END)])
     assert greedy_answers(language_model, language_task, without, max_new_tokens=6, batch_size=1) != answers[:1]
 
 
@@ -122,7 +123,7 @@ def test_real_model_tells_the_same_story_in_a_batch():
     rows = []
     for start in starts:
         prompt = tokenizer(start)["input_ids"]
-        rows.append(LanguageExample(start, "…", (*prompt, tokenizer.eos_token_id), len(prompt)))
+        rows.append(LanguageExample(start, "…", (*prompt, tokenizer.eos_token_id), len(prompt), tokenizer.eos_token_id))
     example_set, task = ExampleSet("forget", rows), LanguageTask(tokenizer)
     together = greedy_answers(model, task, example_set, max_new_tokens=24, batch_size=3)
     alone = greedy_answers(model, task, example_set, max_new_tokens=24, batch_size=1)

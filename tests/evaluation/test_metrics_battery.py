@@ -170,7 +170,7 @@ def test_answers_are_needed_and_have_to_be_readable():
     scores = make_scores("language")
     silent = {name: replace(values, answers=None, references=None) for name, values in scores.sets.items()}
     found = evaluate_scores(replace(scores, sets=silent), None, **SETTINGS).metric("forget_rouge_l_recall")
-    assert found.reason == "needs greedy answers; set evaluation.generate to true"
+    assert found.reason == "needs prompts with answers, and evaluation.generate to be true"
     forget = scores.sets["forget"]
     foreign = replace(forget, references=("猫", *forget.references[1:]))
     found = evaluate_scores(replace(scores, sets={**scores.sets, "forget": foreign}), None, **SETTINGS).metric(

@@ -15,7 +15,7 @@ from stable_forgetting.errors import ConfigError, NotFiniteError
 from stable_forgetting.models.tasks import ImageTask, LanguageTask
 from stable_forgetting.objectives import build_objective
 from stable_forgetting.training import Sets, UnlearnTrainer, Validation, finetune, train
-from stable_forgetting.training.callbacks import last_complete_checkpoint
+from stable_forgetting.training.checkpoints import last_complete_checkpoint
 from stable_forgetting.training.train import training_arguments
 from tiny_models import FakeTokenizer, image_set, language_set, tiny_image_model, tiny_language_model
 
@@ -172,7 +172,9 @@ def test_half_a_checkpoint_is_passed_over(tmp_path):
 
 
 @pytest.mark.parametrize("kind", ["loss", "gradient"])
-def test_what_is_not_finite_stops_with_the_last_good_adapter(tmp_path, kind):
+@pytest.mark.parametrize(("good_steps", "kept_step"), [(5, 4), (4, 2)])
+def test_what_is_not_finite_stops_with_the_last_good_adapter(tmp_path, kind, good_steps, kept_step):
+    """The checkpoint of the last step before the failure holds the weights that failed, so an earlier one is kept."""
     found = sets()
     model = adapted_model()
     calls = {"count": 0}
@@ -181,7 +183,7 @@ def test_what_is_not_finite_stops_with_the_last_good_adapter(tmp_path, kind):
     def poisoned(model, batch):
         predictions = original(model, batch)
         calls["count"] += 1
-        if calls["count"] > 4:
+        if calls["count"] > good_steps:
             factor = float("nan") if kind == "loss" else 1.0
             logits = predictions.logits * factor
             if kind == "gradient":
@@ -195,12 +197,12 @@ def test_what_is_not_finite_stops_with_the_last_good_adapter(tmp_path, kind):
         model, task, build_objective("gradient_difference"), found, settings=settings(), output_dir=tmp_path
     )
     assert kind in outcome.stopped
-    assert "the adapter of step 4 was kept" in outcome.stopped
-    assert outcome.num_steps == 4
+    assert f"in step {good_steps + 1}; the adapter of step {kept_step} was kept" in outcome.stopped
+    assert outcome.num_steps == kept_step
     assert all(torch.isfinite(value).all() for value in adapter_state(model).values())
     from safetensors.torch import load_file
 
-    saved = load_file(tmp_path / "checkpoint-4" / "adapter_model.safetensors")
+    saved = load_file(tmp_path / f"checkpoint-{kept_step}" / "adapter_model.safetensors")
     for name, value in saved.items():
         assert torch.equal(dict(model.state_dict())[_with_adapter_name(name)], value)
 

@@ -10,10 +10,10 @@ from typing import Any
 import yaml
 
 from stable_forgetting.config import RunConfig, apply_change, parse_config, read_yaml
-from stable_forgetting.errors import ConfigError, StableForgettingError
+from stable_forgetting.errors import ConfigError, RunDirectoryError, StableForgettingError
 from stable_forgetting.progress import Progress
 from stable_forgetting.records import RECORD_NAME, RunRecord, read_record
-from stable_forgetting.runs import run
+from stable_forgetting.runs import RunDirectory, run
 
 PROBLEMS = {"language": "people.yaml", "vision": "digits.yaml"}
 """The built-in comparisons by the name that `forget demo` takes."""
@@ -83,13 +83,36 @@ def run_comparison(comparison: Comparison, out_dir: Path, *, progress: Progress)
         The record of each method, in order.
 
     Raises:
-        StableForgettingError: A mistake that was found before anything ran.
+        RunDirectoryError: A method's folder holds something else, such as a run with other settings; nothing ran.
+        StableForgettingError: A mistake that was found before the method ran, so that no record tells of it.
     """
-    for name, config in comparison.configs().items():
-        run_dir = out_dir / name
-        try:
-            yield run(config, run_dir, given=comparison.settings(name), resume=True, progress=progress)
-        except StableForgettingError:
-            if not (run_dir / RECORD_NAME).is_file():
-                raise
-            yield read_record(run_dir)
+    configs = comparison.configs()
+    for name, config in configs.items():
+        RunDirectory(out_dir / name).check(config, resume=True)
+    for name, config in configs.items():
+        yield _run_or_failure(config, out_dir / name, comparison.settings(name), progress)
+
+
+def _run_or_failure(config: RunConfig, run_dir: Path, given: Mapping[str, Any], progress: Progress) -> RunRecord:
+    """The record of a run, also of one that fails; one that left no record of this attempt raises what it raised."""
+    before = _written(run_dir)
+    try:
+        return run(config, run_dir, given=given, resume=True, progress=progress)
+    except RunDirectoryError:
+        raise
+    except (StableForgettingError, RuntimeError):  # a GPU without memory left is a RuntimeError
+        if _written(run_dir) == before:
+            raise
+        record = read_record(run_dir)
+        if record.status != "failed":
+            raise
+        return record
+
+
+def _written(run_dir: Path) -> tuple[int, int] | None:
+    """What tells two versions of the record apart: every writing makes a new file."""
+    path = run_dir / RECORD_NAME
+    if not path.is_file():
+        return None
+    found = path.stat()
+    return found.st_ino, found.st_mtime_ns

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import shutil
 import warnings
 from collections.abc import Sequence
@@ -18,13 +19,14 @@ from stable_forgetting.cli.progress import RichProgress
 from stable_forgetting.config import RunConfig, load_config, parse_change
 from stable_forgetting.errors import ConfigError, ModelError, RunDirectoryError
 from stable_forgetting.evaluation import evaluate_scores
-from stable_forgetting.models.load import load_model, save_model
+from stable_forgetting.models.load import load_model, save_model, weights_sha256
 from stable_forgetting.records import ModelRole, RunRecord, read_record, write_text
 from stable_forgetting.report import render_table, write_report
 from stable_forgetting.runs import RunDirectory, prepare
 from stable_forgetting.runs import run as run_unlearning
-from stable_forgetting.runs.adapted import load_adapted, merge_adapter
+from stable_forgetting.runs.adapted import load_adapted, merge_adapter, read_adapter_config
 from stable_forgetting.runs.check import check_config
+from stable_forgetting.runs.models import content_hash
 from stable_forgetting.runs.scoring import score
 from stable_forgetting.training import finetune as train_model
 
@@ -44,10 +46,34 @@ def _read(path: Path, changes: Sequence[str]) -> tuple[RunConfig, dict[str, Any]
     return load_config(path, [parse_change(change) for change in changes])
 
 
+def _check_place(place: Path) -> None:
+    """Whether a file or folder can be made there; nothing is written."""
+    nearest = next((parent for parent in place.absolute().parents if parent.exists()), None)
+    if nearest is None or not nearest.is_dir():
+        raise RunDirectoryError(f"Nothing can be written to '{place}': '{nearest}' is a file. Choose another --out.")
+    if not os.access(nearest, os.W_OK | os.X_OK):
+        raise RunDirectoryError(
+            f"Nothing can be written to '{place}': no right to write in '{nearest}'. Choose another --out."
+        )
+
+
+def _check_file(path: Path) -> None:
+    _check_place(path)
+    if path.is_dir():
+        raise RunDirectoryError(f"'{path}' is a folder, not a file to be written. Give the path of a file with --out.")
+
+
+def _check_new_folder(out: Path) -> None:
+    _check_place(out)
+    if out.exists():
+        raise RunDirectoryError(f"The folder '{out}' exists already. Choose another with --out, or remove it.")
+
+
 def run_config(path: Path, changes: Sequence[str], out: Path | None, *, resume: bool) -> None:
     """`forget run`."""
     config, given = _read(path, changes)
     run_dir = out or Path("runs") / config.name
+    _check_place(run_dir)
     record = run_unlearning(config, run_dir, given=given, resume=resume, progress=RichProgress(console))
     directory = RunDirectory(run_dir)
     write_report([record], directory.report)
@@ -77,6 +103,7 @@ def demo(problem: str, out: Path) -> None:
 
 
 def _compare(comparison: Comparison, out_dir: Path) -> list[RunRecord]:
+    _check_file(out_dir / "report.html")
     records = []
     for record in run_comparison(comparison, out_dir, progress=RichProgress(console)):
         records.append(record)
@@ -113,18 +140,20 @@ def check(path: Path, changes: Sequence[str]) -> None:
 def finetune(path: Path, changes: Sequence[str], out: Path, *, on: str) -> None:
     """`forget finetune`."""
     config, _ = _read(path, changes)
-    if config.model.finetune is None:
+    settings = config.model.finetune
+    if settings is None:
         raise ConfigError(f"The config '{path}' has no section model.finetune, which says how to finetune. Add it.")
-    if out.exists():
-        raise RunDirectoryError(f"The folder '{out}' exists already. Choose another with --out, or remove it.")
+    _check_new_folder(out)
     models = prepare(config, RichProgress(console))
     taught = models.sets.retain if on == "retain" else models.taught_to_base
-    work_dir = out.with_name(f"{out.name}.training")
+    weights = weights_sha256(models.loaded.model)
+    lesson = content_hash({"model": weights, "taught": taught.sha256, "finetune": settings.model_dump(), "on": on})
+    work_dir = out.with_name(f".{out.name}.{lesson}.training")  # only an interrupted run of the same is resumed
     train_model(
         models.loaded.model,
         models.loaded.task,
         taught,
-        settings=config.model.finetune,
+        settings=settings,
         output_dir=work_dir,
         resume=True,
         progress=RichProgress(console),
@@ -146,21 +175,25 @@ def evaluate(
     """`forget eval`."""
     from stable_forgetting.cli.listings import metric_table
 
+    if out is not None:
+        _check_file(out)
+    if adapter is not None:
+        read_adapter_config(adapter)
     config, _ = _read(path, changes)
-    progress = RichProgress(console)
+    if retain_model is not None:
+        config = config.model_copy(update={"retain_model": retain_model})
+    progress, settings = RichProgress(console), config.evaluation
     models = prepare(config, progress)
-    loaded = models.loaded if model is None else load_model(models.source(model))
-    retain_name = retain_model or config.retain_model
-    scores = {}
-    if retain_name is not None:
-        reference = load_model(models.source(retain_name))
-        scores["retain"] = score(reference, models.sets, "retain", settings=config.evaluation, progress=progress)
+    reference = models.retain()
+    retain_scores = None
+    if reference is not None:
+        retain_scores = score(reference, models.sets, "retain", settings=settings, progress=progress)
+    loaded = models.base() if model is None else load_model(models.source(model))
     if adapter is not None:
         loaded = load_adapted(loaded, adapter)
     role: ModelRole = "base" if adapter is None else "unlearned"
-    own = score(loaded, models.sets, role, settings=config.evaluation, progress=progress)
-    settings = config.evaluation
-    found = evaluate_scores(own, scores.get("retain"), num_resamples=settings.num_resamples, seed=settings.seed)
+    own = score(loaded, models.sets, role, settings=settings, progress=progress)
+    found = evaluate_scores(own, retain_scores, num_resamples=settings.num_resamples, seed=settings.seed)
     console.print(metric_table(found))
     if out is not None:
         write_text(out, found.model_dump_json(indent=1))
@@ -170,6 +203,7 @@ def report(run_dirs: Sequence[Path], out: Path | None) -> None:
     """`forget report`."""
     records = [read_record(run_dir) for run_dir in run_dirs]
     page = out or (RunDirectory(run_dirs[0]).report if len(run_dirs) == 1 else Path("report.html"))
+    _check_file(page)
     write_report(records, page)
     console.print(f"Report: {page}", highlight=False)
 
@@ -177,8 +211,7 @@ def report(run_dirs: Sequence[Path], out: Path | None) -> None:
 def merge(run_dir: Path, out: Path, base: str | None) -> None:
     """`forget merge`."""
     _quiet()
-    if out.exists():
-        raise RunDirectoryError(f"The folder '{out}' exists already. Choose another with --out, or remove it.")
+    _check_new_folder(out)
     if not run_dir.is_dir():
         raise ModelError(f"No directory at '{run_dir}'. Give a run directory or the folder of an adapter.")
     merge_adapter(run_dir, out, base=base, progress=RichProgress(console))

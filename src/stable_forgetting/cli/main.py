@@ -7,15 +7,33 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import typer
 from rich.console import Console
+from typer.core import TyperGroup
 
 from stable_forgetting.errors import StableForgettingError
 
+INTERRUPTED = 130
+"""Exit code of a command that was interrupted, as shells have it: 128 + the number of the signal."""
+
+
+class _Commands(TyperGroup):
+    """The commands, interrupted in a sentence."""
+
+    def invoke(self, ctx: Any) -> Any:
+        try:
+            return super().invoke(ctx)
+        except KeyboardInterrupt:
+            how = "with --resume" if ctx.invoked_subcommand == "run" else "by giving the same command again"
+            _say(f"Interrupted. Continue {how}.")
+            raise typer.Exit(INTERRUPTED) from None
+
+
 app = typer.Typer(
     name="forget",
+    cls=_Commands,
     help="Make a language model or an image classifier forget, and show that it has.",
     no_args_is_help=True,
     add_completion=False,
@@ -154,10 +172,14 @@ def _options(
         raise typer.Exit
 
 
+def _say(sentence: str) -> None:
+    Console(stderr=True).print(f"forget: {sentence}", style="red", markup=False, highlight=False, soft_wrap=True)
+
+
 def main() -> None:
     """Run the command line; a user's mistake is one sentence and exit code 2."""
     try:
         app()
     except StableForgettingError as error:
-        Console(stderr=True).print(f"forget: {error}", style="red", markup=False, highlight=False, soft_wrap=True)
+        _say(str(error))
         sys.exit(2)

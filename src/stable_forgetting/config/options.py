@@ -263,11 +263,7 @@ class RunConfig(_Section):
 
 def _problems(config: RunConfig) -> list[str]:
     data, target = config.data, config.objective.target
-    problems = []
-    if data.source is None and (data.forget.path is None or data.retain.path is None):
-        problems.append("data: forget and retain need a 'path' each, or a common 'data.source'")
-    if data.source is not None and data.forget.path is None and data.forget.where is None:
-        problems.append("data.forget: give a 'where' rule that says which examples of data.source to forget")
+    problems = _problems_of_sets(data)
     if config.objective.name == "calibrated":
         if target.source == "number" and target.nll is None:
             problems.append("objective.target: source 'number' needs 'nll', the target in nats per label")
@@ -282,3 +278,18 @@ def _problems(config: RunConfig) -> list[str]:
     if config.training.stop and config.training.evaluate_every is None:
         problems.append("training.stop needs training.evaluate_every")
     return problems
+
+
+def _problems_of_sets(data: DataConfig) -> list[str]:
+    sets = {"forget": data.forget, "retain": data.retain, "holdout": data.holdout, "test": data.test}
+    shared = {name: source for name, source in sets.items() if source is not None and source.path is None}
+    if data.source is None:
+        names = ", ".join(shared)
+        return [f"data: these sets need a 'path' each, or a common 'data.source': {names}"] if shared else []
+    if data.source.path is None:
+        return ["data.source: give a 'path', the source of the sets that have none of their own"]
+    return [
+        f"data.{name}: give a 'where' rule or a 'split' that says which examples of data.source it takes"
+        for name, source in shared.items()
+        if name != "retain" and source.where is None and source.split is None
+    ]

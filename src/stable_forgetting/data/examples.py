@@ -43,6 +43,8 @@ class LanguageExample:
         input_ids: Prompt tokens, answer tokens and the end token.
         num_prompt_tokens: Label positions are ``input_ids[num_prompt_tokens:]``; at least 1, because the first token
             has nothing before it to be predicted from.
+        end_token: The token that ends the answer, also where the example was cut before it; None for plain text, which
+            does not say where it ends.
         metadata: The other columns of the row, such as paraphrases and wrong answers.
     """
 
@@ -50,6 +52,7 @@ class LanguageExample:
     answer: str
     input_ids: tuple[int, ...]
     num_prompt_tokens: int
+    end_token: int | None = None
     metadata: Mapping[str, Any] = field(default_factory=dict, compare=False)
 
     @property
@@ -59,8 +62,8 @@ class LanguageExample:
 
     @property
     def identity(self) -> str:
-        """The key: prompt and answer are all there is to learn."""
-        return self.key
+        """Hash of the tokens and of where the answer begins: templates and tokenizers change them, the text stays."""
+        return hashlib.sha256(f"{self.key} {self.num_prompt_tokens} {self.input_ids}".encode()).hexdigest()
 
     @property
     def num_labels(self) -> int:
@@ -91,8 +94,9 @@ class ImageExample:
 
     @property
     def identity(self) -> str:
-        """The key and the label: the same image under another label teaches something else."""
-        return f"{self.key}:{self.label}"
+        """Hash of the pixel values and the label: other processing or another label teaches something else."""
+        values = hashlib.sha256(self.pixel_values.numpy().tobytes()).hexdigest()
+        return f"{self.key}:{values}:{self.label}"
 
     @property
     def num_labels(self) -> int:

@@ -69,9 +69,9 @@ def language_examples(
     texts = [annotate(row, f"row {number} of the {name} set") for number, row in enumerate(rows)]
     examples = []
     for number, (row, text, tokens) in enumerate(zip(rows, texts, _tokenize(texts, tokenizer), strict=True)):
-        ids, num_prompt_tokens = _cut(text, *tokens, tokenizer, max_length, f"row {number} of the {name} set")
+        ids, start, end = _cut(text, *tokens, tokenizer, max_length, f"row {number} of the {name} set")
         metadata = {column: value for column, value in row.items() if column not in used}
-        examples.append(LanguageExample(text.prompt, text.answer, ids, num_prompt_tokens, metadata))
+        examples.append(LanguageExample(text.prompt, text.answer, ids, start, end, metadata))
     return ExampleSet(name, examples, rows.source)
 
 
@@ -118,16 +118,16 @@ def _tokenize(texts: Sequence[AnnotatedText], tokenizer: Any) -> Iterator[tuple[
 
 def _cut(
     text: AnnotatedText, ids: list[int], offsets: list[Span], tokenizer: Any, max_length: int, place: str
-) -> tuple[tuple[int, ...], int]:
-    """Tokens from the first to the end token, at most ``max_length``, and the number of those before the answer."""
+) -> tuple[tuple[int, ...], int, int | None]:
+    """Tokens up to the end token, at most ``max_length``; the number before the answer; the end token."""
     found = answer_tokens(offsets, text.span)
     if found is None:
         raise DataError(f"The answer in {place} has no token of its own. Give it a longer text.")
     start, end = max(found[0], 1), found[1]
     whole = ids[:end]
-    if text.add_end:
-        end_id = _end_token(text, ids[end:], tokenizer)
-        whole = whole if whole[-1] == end_id else [*whole, end_id]
+    end_id = _end_token(text, ids[end:], tokenizer) if text.add_end else None
+    if end_id is not None and whole[-1] != end_id:
+        whole = [*whole, end_id]
     if start >= len(whole):
         raise DataError(f"The text in {place} has a single token, which nothing predicts. Give it a longer text.")
     if start >= max_length:
@@ -135,7 +135,7 @@ def _cut(
             f"The prompt in {place} has {start} tokens, so max_length {max_length} leaves nothing of the answer. "
             "Raise max_length or shorten the prompt."
         )
-    return tuple(whole[:max_length]), start
+    return tuple(whole[:max_length]), start, end_id
 
 
 def _end_token(text: AnnotatedText, following: list[int], tokenizer: Any) -> int:

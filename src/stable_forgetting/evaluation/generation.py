@@ -22,6 +22,9 @@ from stable_forgetting.errors import ModelError
 from stable_forgetting.evaluation.likelihood import Progress, inference, longest_first
 from stable_forgetting.models.tasks import LanguageTask
 
+NO_TOKEN = -1
+"""Equal to no token id."""
+
 
 def greedy_answers(
     model: nn.Module,
@@ -34,7 +37,7 @@ def greedy_answers(
 ) -> list[str]:
     """What the model answers to each prompt, decoded greedily, in the order of the set.
 
-    An answer ends before the example's end token (the last of its `input_ids`) or after `max_new_tokens` tokens. The
+    An answer ends before the example's end token, if it has one, or after `max_new_tokens` tokens. The
     attention mask comes from lengths, never from token ids. The batch size changes nothing beyond rounding.
 
     Args:
@@ -59,13 +62,18 @@ def greedy_answers(
     with inference(model) as device:
         for start in range(0, len(order), batch_size):
             chosen = order[start : start + batch_size]
-            rows = _left_padded([prompts[i] for i in chosen], [examples[i].input_ids[-1] for i in chosen], device)
+            rows = _left_padded([prompts[i] for i in chosen], [_end(examples[i]) for i in chosen], device)
             tokens = _decode(model, rows, max_new_tokens)
             for index, row in zip(chosen, tokens, strict=True):
                 answers[index] = str(task.tokenizer.decode(row, skip_special_tokens=True)).strip()
             if progress is not None:
                 progress(len(answers), len(order))
     return [answers[index] for index in range(len(examples))]
+
+
+def _end(example: LanguageExample) -> int:
+    """The example's end token, or a number that no token has."""
+    return NO_TOKEN if example.end_token is None else example.end_token
 
 
 @dataclass(eq=False)

@@ -135,6 +135,11 @@ class ScoringOptions:
     generate_sets: tuple[str, ...] = ("forget", "retain", "holdout")
 
 
+def _asks(example_set: ExampleSet[Any]) -> bool:
+    """Whether the examples are questions with answers: plain text asks nothing."""
+    return all(example.end_token is not None for example in example_set)
+
+
 def score_model(
     model: nn.Module,
     task: Task,
@@ -172,7 +177,7 @@ def score_model(
             progress=None if progress is None else partial(progress, f"{role} model: likelihood of {name}"),
         )
         texts = {}
-        if options.generate and isinstance(task, LanguageTask) and name in options.generate_sets:
+        if options.generate and isinstance(task, LanguageTask) and name in options.generate_sets and _asks(example_set):
             answers = greedy_answers(
                 model,
                 task,

@@ -94,7 +94,7 @@ def _unmet(need: Need, sets: Mapping[str, SetScores], role: str) -> str | None:
 
 def _unmet_answers(scores: SetScores) -> str | None:
     if scores.answers is None or scores.references is None:
-        return "needs greedy answers; set evaluation.generate to true"
+        return "needs prompts with answers, and evaluation.generate to be true"
     bad = [index for index, reference in enumerate(scores.references) if not has_rouge_words(reference)]
     if bad:
         return (

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import importlib.util
+import json
 import os
 import shutil
 from collections.abc import Iterator
@@ -240,8 +241,19 @@ def save_model(loaded: LoadedModel, folder: Path) -> None:
     partial.replace(folder)
 
 
+_NOT_IDENTITY = ("_name_or_path", "transformers_version", "architectures", "quantization_config", "dtype")
+"""Entries of a model's config that say where it came from and not what it computes."""
+
+
+def model_sha256(model: Any) -> str:
+    """Identity of a model: hash of its config and of its weights."""
+    config = {name: value for name, value in model.config.to_dict().items() if name not in _NOT_IDENTITY}
+    text = json.dumps(config, sort_keys=True, default=str)
+    return hashlib.sha256(f"{text} {weights_sha256(model)}".encode()).hexdigest()
+
+
 def weights_sha256(model: nn.Module) -> str:
-    """Hash of all parameters and buffers by name, shape, type and content: the identity of a model."""
+    """Hash of all parameters and buffers by name, shape, type and content."""
     digest = hashlib.sha256()
     for name, tensor in sorted(model.state_dict().items()):
         digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}".encode())

@@ -6,14 +6,13 @@ import json
 from pathlib import Path
 from typing import Any, Literal
 
-import yaml
 from peft import PeftModel
 from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING
 from safetensors import SafetensorError
 from transformers import AutoConfig
 
-from stable_forgetting.config import parse_config
-from stable_forgetting.errors import ModelError
+from stable_forgetting.config import RunConfig, parse_config, read_yaml
+from stable_forgetting.errors import ConfigError, ModelError, RunDirectoryError
 from stable_forgetting.models.load import LoadedModel, ModelSource, load_model, resolve_folder, save_model
 from stable_forgetting.progress import Progress
 from stable_forgetting.runs.directory import CONFIG_NAME
@@ -83,9 +82,10 @@ def merge_adapter(place: Path, out: Path, *, base: str | None, progress: Progres
 
     Raises:
         ModelError: The adapter or its base model cannot be loaded.
+        RunDirectoryError: The settings in the run directory are damaged.
     """
     if (place / CONFIG_NAME).is_file():
-        config = parse_config(yaml.safe_load((place / CONFIG_NAME).read_text(encoding="utf-8")))
+        config = _settings_of_run(place)
         adapter_dir = place / "adapter"
         read_adapter_config(adapter_dir)
         loaded = load_model(ModelSource(base, config.task)) if base else prepare(config, progress).base()
@@ -97,6 +97,16 @@ def merge_adapter(place: Path, out: Path, *, base: str | None, progress: Progres
         loaded = load_model(ModelSource(name, _kind(name)))
     adapted = load_adapted(loaded, adapter_dir)
     save_model(LoadedModel(adapted.model.merge_and_unload(), adapted.task, adapted.source), out)
+
+
+def _settings_of_run(run_dir: Path) -> RunConfig:
+    try:
+        return parse_config(read_yaml(run_dir / CONFIG_NAME), source=f"its {CONFIG_NAME}")
+    except ConfigError as error:
+        reason = str(error)[:300].rstrip(".")
+        raise RunDirectoryError(
+            f"The settings of the run in '{run_dir}' are damaged: {reason}. Give the folder of its adapter and --base."
+        ) from error
 
 
 def _kind(name: str) -> Literal["language", "image"]:

@@ -11,13 +11,14 @@ from peft import get_peft_model
 from torch import nn
 
 from stable_forgetting.adapters import BoundedLoraConfig
-from stable_forgetting.config import RunConfig
+from stable_forgetting.config import DataConfig, RunConfig
 from stable_forgetting.data.examples import LanguageExample
 from stable_forgetting.errors import ConfigError, StableForgettingError, unknown_name
 from stable_forgetting.evaluation import VALIDATION_NAMES
-from stable_forgetting.models.load import LoadedModel, ModelSource, load_without_weights
+from stable_forgetting.models.load import LoadedModel, load_without_weights
+from stable_forgetting.models.tasks import LanguageTask
 from stable_forgetting.objectives import build_objective
-from stable_forgetting.runs.models import configured_source
+from stable_forgetting.runs.models import configured_source, other_source
 from stable_forgetting.runs.sets import Sets, load_set_rows, make_sets, num_classes
 
 Result = TypeVar("Result")
@@ -54,11 +55,14 @@ def check_config(config: RunConfig) -> Check:
     rows = _attempt(found, lambda: load_set_rows(config.data))
     classes = num_classes(rows, config.data) if rows and config.task == "image" else None
     loaded = _attempt(found, lambda: load_without_weights(configured_source(config, classes)))
-    _attempt(found, lambda: check_retain_model(config, classes))
+    _attempt(found, lambda: check_retain_model(config))
     sets = None
     if rows is not None and loaded is not None:
-        sets = _attempt(found, lambda: make_sets(rows, loaded.task, config.data, classes=classes))
-    if sets is not None:
+        sets = _attempt(
+            found, lambda: make_sets(rows, loaded.task, config.data, classes=num_outputs(loaded, config.data))
+        )
+    if sets is not None and loaded is not None:
+        _attempt(found, lambda: check_lengths(loaded.model, sets, config))
         found.sets = {name: len(examples) for name, examples in sets.by_name.items()}
     if loaded is not None and adapter is not None:
         _attempt(found, lambda: _describe_adapter(found, loaded, adapter))
@@ -89,14 +93,46 @@ def check_targets(model: Any, config: RunConfig) -> None:
     get_peft_model(layers, adapter_config(config))
 
 
-def check_retain_model(config: RunConfig, classes: int | None) -> None:
+def num_outputs(loaded: LoadedModel, data: DataConfig) -> int | None:
+    """Number of classes that labels may have: the classifier's, or fewer if configured; None for a language model."""
+    if isinstance(loaded.task, LanguageTask):
+        return None
+    outputs = int(loaded.model.config.num_labels)
+    return outputs if data.num_classes is None else min(outputs, data.num_classes)
+
+
+def check_lengths(model: Any, sets: Sets, config: RunConfig) -> None:
+    """Check that the longest example and the longest answer fit into the model's positions.
+
+    Raises:
+        ConfigError: They do not.
+    """
+    positions = getattr(model.config, "max_position_embeddings", None)
+    examples = [example for part in sets.by_name.values() for example in part if isinstance(example, LanguageExample)]
+    if positions is None or not examples:
+        return
+    longest = max(len(example.input_ids) for example in examples)
+    if longest > positions:
+        raise ConfigError(
+            f"The longest example has {longest} tokens, but the model has {positions} positions. "
+            f"Set data.max_length to at most {positions}."
+        )
+    prompt = max((example.num_prompt_tokens for example in examples if example.end_token is not None), default=0)
+    if config.evaluation.generate and prompt + config.evaluation.max_new_tokens > positions:
+        raise ConfigError(
+            f"The longest prompt has {prompt} tokens and evaluation.max_new_tokens is "
+            f"{config.evaluation.max_new_tokens}, but the model has {positions} positions. Lower max_new_tokens."
+        )
+
+
+def check_retain_model(config: RunConfig) -> None:
     """Check that the retain model is there, if the config names one; its weights are not read.
 
     Raises:
         ModelError: It cannot be found, or its config cannot be read.
     """
     if config.retain_model is not None:
-        load_without_weights(ModelSource(config.retain_model, config.task, num_classes=classes))
+        load_without_weights(other_source(config, config.retain_model))
 
 
 def _wrong_names(config: RunConfig) -> list[str]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+from collections.abc import Mapping
 from pathlib import Path
 
 import yaml
@@ -11,6 +13,7 @@ from stable_forgetting.errors import RunDirectoryError
 from stable_forgetting.records import RECORD_NAME, RunRecord, read_record, write_text
 
 CONFIG_NAME = "config.yaml"
+INPUTS_NAME = "inputs.json"
 
 
 class RunDirectory:
@@ -54,7 +57,7 @@ class RunDirectory:
                     f"The run directory '{place}' already holds a run. Continue it with --resume or choose another "
                     "with --out."
                 )
-            if yaml.safe_load(config_path.read_text(encoding="utf-8")) != settings:
+            if _read_settings(config_path) != settings:
                 raise RunDirectoryError(
                     f"The run directory '{place}' holds a run with other settings (see {CONFIG_NAME} in it), so it "
                     "cannot be resumed with these. Choose another with --out."
@@ -64,7 +67,39 @@ class RunDirectory:
                 f"The directory '{place}' is not empty and holds no run. Choose an empty or new one with --out."
             )
 
-    def claim(self, config: RunConfig) -> None:
-        """Write the run's settings, by which it is known from then on."""
+    def claim(self, config: RunConfig, inputs: Mapping[str, str]) -> None:
+        """Write the run's settings and the identity of its inputs, by which it is known from then on.
+
+        Args:
+            config: The settings.
+            inputs: Hash of the model as configured and of each set, by name.
+
+        Raises:
+            RunDirectoryError: The directory holds a run on other inputs.
+        """
+        path = self.path / INPUTS_NAME
+        if path.is_file():
+            known = json.loads(path.read_text(encoding="utf-8"))
+            changed = sorted(name for name in known if known[name] != inputs.get(name))
+            if changed:
+                raise RunDirectoryError(
+                    f"The run directory '{self.path}' holds a run on other inputs (changed: {', '.join(changed)}), "
+                    "so it cannot be resumed. Choose another with --out."
+                )
         text = yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
-        write_text(self.path / CONFIG_NAME, text)
+        try:
+            write_text(self.path / CONFIG_NAME, text)
+            write_text(path, json.dumps(dict(inputs), indent=1))
+        except OSError as error:
+            raise RunDirectoryError(
+                f"The run directory '{self.path}' cannot be written: {error.strerror}. Choose another with --out."
+            ) from error
+
+
+def _read_settings(path: Path) -> object:
+    try:
+        return yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise RunDirectoryError(
+            f"The settings '{path}' of the run are damaged, so it cannot be resumed. Choose another with --out."
+        ) from error

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import platform
-import resource
 import subprocess
-import sys
 from importlib.metadata import version
 from pathlib import Path
 
 import torch
 
 from stable_forgetting.records import Environment
+
+_CLEAR_REFS, _STATUS = Path("/proc/self/clear_refs"), Path("/proc/self/status")
+"""Linux: writing 5 to the first resets the peak resident size (VmHWM) in the second; see proc(5)."""
 
 _PACKAGES = ("stable-forgetting", "torch", "transformers", "peft", "accelerate", "numpy", "scipy")
 
@@ -45,9 +46,20 @@ def _commit() -> str | None:
     return answer.stdout.strip() or None
 
 
-def peak_memory_bytes() -> int:
-    """Peak memory so far: of the GPU if there is one, else of the process."""
+def reset_peak_memory() -> None:
+    """Begin a new measurement of the peak, so that what came before does not count."""
+    if torch.cuda.is_available():
+        torch.cuda.reset_peak_memory_stats()
+    elif _CLEAR_REFS.exists():
+        _CLEAR_REFS.write_text("5")
+
+
+def peak_memory_bytes() -> int | None:
+    """Peak memory since `reset_peak_memory`: of the GPU if there is one, else of the process; None where unknown."""
     if torch.cuda.is_available():
         return torch.cuda.max_memory_allocated()
-    unit = 1 if sys.platform == "darwin" else 1024
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+    if not _CLEAR_REFS.exists():
+        return None
+    lines = _STATUS.read_text().splitlines()
+    kilobytes = next((line.split()[1] for line in lines if line.startswith("VmHWM:")), None)
+    return None if kilobytes is None else int(kilobytes) * 1024

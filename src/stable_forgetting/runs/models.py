@@ -6,13 +6,16 @@ import hashlib
 import json
 import shutil
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
+from importlib.metadata import version
 from typing import Any
+
+import torch
 
 from stable_forgetting.config import FinetuneConfig, RunConfig
 from stable_forgetting.data.examples import ExampleSet
-from stable_forgetting.models.load import LoadedModel, ModelSource, cache_dir, load_model, save_model, weights_sha256
+from stable_forgetting.models.load import LoadedModel, ModelSource, cache_dir, load_model, model_sha256, save_model
 from stable_forgetting.progress import Progress
 from stable_forgetting.runs.sets import Sets
 from stable_forgetting.training import finetune
@@ -56,25 +59,30 @@ class RunModels:
         settings = self.config.model.finetune
         return None if settings is None else self._finetuned(self.sets.retain, settings, "retain")
 
+    def inputs(self) -> dict[str, str]:
+        """Hash of the model as configured and of each set: what a run may not be resumed without."""
+        return {"model": self._pretrained_sha256, **{part.name: part.sha256 for part in self.sets.identities()}}
+
     def pretrained(self) -> LoadedModel:
         """The model as configured, fresh."""
         return load_model(configured_source(self.config, self.classes))
 
     def source(self, name: str) -> ModelSource:
-        """Another model of the same task, precision and classes."""
-        return ModelSource(name, self.config.task, dtype=self.config.model.dtype, num_classes=self.classes)
+        """Another model, read in the same way; an image classifier keeps the head it has."""
+        return other_source(self.config, name)
 
     @cached_property
     def _pretrained_sha256(self) -> str:
-        return weights_sha256(self.loaded.model)
+        return model_sha256(self.loaded.model)
 
     def _finetuned(self, taught: ExampleSet[Any], settings: FinetuneConfig, role: str) -> LoadedModel:
         """Made by finetuning, or read from where the same was made before."""
         key = {"pretrained": self._pretrained_sha256, "taught": taught.sha256, **self._how(settings)}
         folder = cache_dir() / "models" / content_hash(key)
         source = f"{self.loaded.source}, finetuned on {taught.name} ({len(taught)} examples)"
+        self.loaded.model.to("cpu")  # the student is a second copy: one of them is enough on the device
         if not folder.is_dir():
-            student = self.pretrained()
+            student = load_model(replace(configured_source(self.config, self.classes), dtype="float32"))
             work_dir = folder.with_name(f"{folder.name}.training")
             finetune(
                 student.model,
@@ -86,17 +94,16 @@ class RunModels:
                 progress=self.progress,
                 description=f"finetuning the {role} model",
             )
+            student.model.to(getattr(torch, self.config.model.dtype))
             save_model(student, folder)
             shutil.rmtree(work_dir, ignore_errors=True)
         kept = load_model(self.source(str(folder)))
         return LoadedModel(kept.model, kept.task, source)
 
     def _how(self, settings: FinetuneConfig) -> dict[str, Any]:
-        data = self.config.data
         return {
             "finetune": settings.model_dump(),
             "dtype": self.config.model.dtype,
-            "tokens": [data.max_length, data.chat_template, data.template],
         }
 
 
@@ -105,21 +112,28 @@ def configured_source(config: RunConfig, classes: int | None) -> ModelSource:
 
     Args:
         config: The config.
-        classes: Image models: number of classes.
+        classes: Image models: number of classes in the data. The head is made for it only if it is trained afterwards:
+            without finetuning a new head would be a random one, so the model keeps its own.
     """
     model = config.model
     return ModelSource(
         model.name,
         config.task,
         dtype=model.dtype,
-        num_classes=classes,
+        num_classes=classes if model.finetune is not None else None,
         revision=model.revision,
         gguf_file=model.gguf_file,
         trust_remote_code=model.trust_remote_code,
     )
 
 
+def other_source(config: RunConfig, name: str) -> ModelSource:
+    """Another model of a config's task, in the same precision and with the same trust in code that comes with it."""
+    return ModelSource(name, config.task, dtype=config.model.dtype, trust_remote_code=config.model.trust_remote_code)
+
+
 def content_hash(key: Mapping[str, Any]) -> str:
     """Name under which something is kept that is determined by the key."""
-    text = json.dumps({"format": CACHE_FORMAT, **key}, sort_keys=True)
+    versions = {name: version(name) for name in ("torch", "transformers")}
+    text = json.dumps({"format": CACHE_FORMAT, "versions": versions, **key}, sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()[:24]

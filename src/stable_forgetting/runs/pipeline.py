@@ -26,17 +26,24 @@ from stable_forgetting.evaluation import (
     validation_metrics,
     verdicts,
 )
-from stable_forgetting.models.load import LoadedModel, load_model, save_model, weights_sha256
+from stable_forgetting.models.load import LoadedModel, load_model, model_sha256, save_model
 from stable_forgetting.objectives import Objective, build_objective
 from stable_forgetting.progress import Progress, SilentProgress
 from stable_forgetting.records import ModelRole, RunRecord, write_record
-from stable_forgetting.runs.check import adapter_config, check_names, check_retain_model, check_targets
+from stable_forgetting.runs.check import (
+    adapter_config,
+    check_lengths,
+    check_names,
+    check_retain_model,
+    check_targets,
+    num_outputs,
+)
 from stable_forgetting.runs.constants import forget_constants
 from stable_forgetting.runs.directory import RunDirectory
-from stable_forgetting.runs.environment import environment, peak_memory_bytes
+from stable_forgetting.runs.environment import environment, peak_memory_bytes, reset_peak_memory
 from stable_forgetting.runs.models import RunModels, configured_source
 from stable_forgetting.runs.outcomes import adapter_summary, example_outcomes, layer_certificates
-from stable_forgetting.runs.scoring import kept_scores, measured_sets, reference_scores, score
+from stable_forgetting.runs.scoring import kept_scores, measured_sets, reference_scores, score, write_scores
 from stable_forgetting.runs.sets import Sets, load_set_rows, make_sets, num_classes
 from stable_forgetting.training import Sets as TrainingSets
 from stable_forgetting.training import TrainingOutcome, Validation, train
@@ -74,8 +81,9 @@ def run(
     objective = _objective(config)
     models = prepare(config, progress)
     check_targets(models.loaded.model, config)
-    check_retain_model(config, models.classes)
-    directory.claim(config)
+    check_retain_model(config)
+    check_lengths(models.loaded.model, models.sets, config)
+    directory.claim(config, models.inputs())
     start = _new_record(config, given or {}, models.sets)
     try:
         record = _unlearn_and_measure(models, objective, directory, start, resume=resume)
@@ -92,7 +100,7 @@ def prepare(config: RunConfig, progress: Progress) -> RunModels:
     rows = load_set_rows(config.data)
     classes = num_classes(rows, config.data) if config.task == "image" else None
     loaded = load_model(configured_source(config, classes))
-    sets = make_sets(rows, loaded.task, config.data, classes=classes)
+    sets = make_sets(rows, loaded.task, config.data, classes=num_outputs(loaded, config.data))
     return RunModels(config, sets, loaded, classes, progress)
 
 
@@ -141,24 +149,27 @@ def _unlearn_and_measure(
     scores: dict[ModelRole, ModelScores] = {}
     with clock.phase("retain model"):
         if (retain := models.retain()) is not None:
-            identities["retain"] = weights_sha256(retain.model)
+            identities["retain"] = model_sha256(retain.model)
             scores["retain"] = _reference(retain, "retain", models)
             del retain
     with clock.phase("base model"):
         base = models.base()
-        identities["base"] = weights_sha256(base.model)
+        identities["base"] = model_sha256(base.model)
         scores["base"] = _reference(base, "base", models)
         pretrained = _pretrained_likelihood(models, objective)
+    reset_peak_memory()
     with clock.phase("unlearning"):
         unlearned, outcome = _train_adapter(base, models, objective, scores["base"], pretrained, directory, resume)
         unlearned.model.save_pretrained(directory.adapter)
+        peak_memory = peak_memory_bytes()
     with clock.phase("evaluation"):
         scores["unlearned"] = kept_scores(
             directory.scores("unlearned"),
+            measured_sets(sets, config.evaluation),
             lambda: score(unlearned, sets, "unlearned", settings=config.evaluation, progress=models.progress),
         )
         for role, found in scores.items():
-            kept_scores(directory.scores(role), lambda found=found: found)  # type: ignore[misc]
+            write_scores(directory.scores(role), found)
         evaluations = {role: _evaluate(found, scores.get("retain"), config) for role, found in scores.items()}
     summary = adapter_summary(unlearned.model)
     checked = layer_certificates(certificate(unlearned.model))
@@ -179,7 +190,7 @@ def _unlearn_and_measure(
                 measured_sets(sets, config.evaluation), scores, config.evaluation.num_examples
             ),
             "timings": clock.seconds,
-            "peak_memory_bytes": peak_memory_bytes(),
+            "peak_memory_bytes": peak_memory,
             "per_example_paths": {role: str(directory.scores(role).relative_to(directory.path)) for role in scores},
         }
     )

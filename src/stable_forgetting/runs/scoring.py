@@ -9,8 +9,9 @@ from pathlib import Path
 
 from stable_forgetting.config import EvaluationConfig
 from stable_forgetting.data.splits import subset
+from stable_forgetting.errors import DataError
 from stable_forgetting.evaluation import ModelScores, ScoringOptions, score_model
-from stable_forgetting.models.load import LoadedModel, cache_dir, weights_sha256
+from stable_forgetting.models.load import LoadedModel, cache_dir, model_sha256
 from stable_forgetting.progress import Advance, Progress
 from stable_forgetting.records import ModelRole, write_text
 from stable_forgetting.runs.models import content_hash
@@ -73,13 +74,35 @@ def score(
         bars.close()
 
 
-def kept_scores(path: Path, compute: Callable[[], ModelScores]) -> ModelScores:
-    """Read the values from a file, or compute them and write it."""
-    if path.is_file():
-        return ModelScores.from_json(json.loads(path.read_text(encoding="utf-8")))
+def kept_scores(path: Path, sets: Sets, compute: Callable[[], ModelScores]) -> ModelScores:
+    """Read the values from a file, or compute them and write it.
+
+    Args:
+        path: The file. One that is damaged or of other examples is written anew.
+        sets: The sets as they are measured.
+        compute: Measures the model.
+    """
+    kept = _read_scores(path)
+    hashes = {name: examples.sha256 for name, examples in sets.by_name.items()}
+    if kept is not None and {name: values.sha256 for name, values in kept.sets.items()} == hashes:
+        return kept
     scores = compute()
-    write_text(path, json.dumps(scores.to_json()))
+    write_scores(path, scores)
     return scores
+
+
+def write_scores(path: Path, scores: ModelScores) -> None:
+    """Write the per-example values of one model."""
+    write_text(path, json.dumps(scores.to_json()))
+
+
+def _read_scores(path: Path) -> ModelScores | None:
+    if not path.is_file():
+        return None
+    try:
+        return ModelScores.from_json(json.loads(path.read_text(encoding="utf-8")))
+    except (DataError, json.JSONDecodeError, UnicodeDecodeError):
+        return None
 
 
 def reference_scores(
@@ -87,11 +110,12 @@ def reference_scores(
 ) -> ModelScores:
     """Values of a base or retain model, which many runs share: kept by the content of the model and of the sets."""
     key = {
-        "model": weights_sha256(loaded.model),
+        "model": model_sha256(loaded.model),
         "role": role,
         "source": loaded.source,
         "sets": [identity.model_dump() for identity in measured_sets(sets, settings).identities()],
         "evaluation": settings.model_dump(include={"batch_size", "generate", "max_new_tokens"}),
     }
     path = cache_dir() / "scores" / f"{content_hash(key)}.json"
-    return kept_scores(path, lambda: score(loaded, sets, role, settings=settings, progress=progress))
+    measured = measured_sets(sets, settings)
+    return kept_scores(path, measured, lambda: score(loaded, sets, role, settings=settings, progress=progress))

@@ -21,6 +21,9 @@ from stable_forgetting.errors import DataError
 from stable_forgetting.models.tasks import LanguageTask, Task
 from stable_forgetting.records import SetIdentity
 
+DUPLICATES_ALLOWED = 0.05
+"""Largest share of test images that may also be training images: CIFAR-100, for one, has such duplicates."""
+
 SET_NAMES = ("forget", "retain", "holdout", "test")
 
 
@@ -125,7 +128,23 @@ def make_sets(rows: dict[str, Rows], task: Task, data: DataConfig, *, classes: i
             )
     for first, second in combinations([name for name in ("forget", "retain", "holdout") if name in sets], 2):
         check_no_overlap(sets[first], sets[second])
-    return Sets(sets if isinstance(task, LanguageTask) else _with_test_parts(sets))
+    if isinstance(task, LanguageTask):
+        return Sets(sets)
+    _check_test_images(sets)
+    return Sets(_with_test_parts(sets))
+
+
+def _check_test_images(sets: dict[str, ExampleSet[Any]]) -> None:
+    """Refuse test images that were trained on; the few duplicates that real data sets have are let through."""
+    if "test" not in sets:
+        return
+    trained_on = {example.key for name in ("forget", "retain") for example in sets[name]}
+    shared = [index for index, example in enumerate(sets["test"]) if example.key in trained_on]
+    if len(shared) > DUPLICATES_ALLOWED * len(sets["test"]):
+        raise DataError(
+            f"{len(shared)} of {len(sets['test'])} test images are in the forget or retain set (first: {shared[0]}), "
+            "so they test nothing. Give other images as data.test."
+        )
 
 
 def _with_test_parts(sets: dict[str, ExampleSet[Any]]) -> dict[str, ExampleSet[Any]]:

@@ -15,20 +15,29 @@ from stable_forgetting.config import TargetConfig, TrainingConfig
 from stable_forgetting.data.examples import ExampleSet
 from stable_forgetting.data.language import LanguageColumns, language_examples
 from stable_forgetting.data.rows import Rows
-from stable_forgetting.data.splits import check_no_overlap
+from stable_forgetting.data.splits import check_no_overlap, subset
 from stable_forgetting.data.vision import image_examples
 from stable_forgetting.errors import ConfigError
-from stable_forgetting.evaluation import LikelihoodScores, score_examples
+from stable_forgetting.evaluation import (
+    VALIDATION_METRICS,
+    VALIDATION_NAMES,
+    LikelihoodScores,
+    score_examples,
+    validation_metrics,
+)
 from stable_forgetting.models.tasks import ImageTask, LanguageTask, Task
 from stable_forgetting.objectives import Objective, build_objective
 from stable_forgetting.progress import Progress
 from stable_forgetting.runs.constants import forget_constants
 from stable_forgetting.runs.sets import process_with
 from stable_forgetting.training import Sets as TrainingSets
-from stable_forgetting.training import TrainingOutcome, train
+from stable_forgetting.training import TrainingOutcome, Validation, train
 
 Data = ExampleSet[Any] | Sequence[Mapping[str, Any]]
 """Examples, or rows: {"prompt", "answer"}, {"messages"} or {"text"} for language, {"image", "label"} for images."""
+
+VALIDATION_SIZE = 64
+"""Largest number of examples of each set in validations during training."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -59,6 +68,7 @@ def unlearn(  # noqa: PLR0913  (one call with everything by name is the point of
     target: TargetConfig | None = None,
     training: TrainingConfig | None = None,
     output_dir: str | Path | None = None,
+    resume: bool = False,
     progress: Progress | None = None,
 ) -> Unlearned:
     """Train a bounded adapter that makes a model forget one set of examples and keep another.
@@ -74,8 +84,9 @@ def unlearn(  # noqa: PLR0913  (one call with everything by name is the point of
         objective: Name of an objective, or one that was built.
         adapter: The adapter; by default rank 4, sine, omega 100, on the MLP layers.
         target: Where calibrated forgetting stops; by default where the holdout set is.
-        training: Steps, rates and batches.
+        training: Steps, rates and batches. Validations measure at most 64 examples of each set.
         output_dir: Where checkpoints are kept; by default they are thrown away at the end.
+        resume: Whether to go on from the last complete checkpoint in `output_dir`.
         progress: Where progress is shown.
 
     Returns:
@@ -84,6 +95,7 @@ def unlearn(  # noqa: PLR0913  (one call with everything by name is the point of
     Raises:
         ConfigError: Neither or both of tokenizer and image_processor are given, or the objective lacks what it needs.
         DataError: A set is empty or malformed, or the sets overlap.
+        RunDirectoryError: `output_dir` holds checkpoints of another training, and `resume` is False.
     """
     task = make_task(tokenizer, image_processor)
     sets = {"forget": make_examples("forget", forget, task), "retain": make_examples("retain", retain, task)}
@@ -110,6 +122,8 @@ def unlearn(  # noqa: PLR0913  (one call with everything by name is the point of
             TrainingSets(sets["forget"], sets["retain"], constants),
             settings=settings,
             output_dir=Path(output_dir or scratch),
+            validation=_validation(task, sets, settings),
+            resume=resume,
             progress=progress,
         )
     peft_model.eval()
@@ -150,3 +164,13 @@ def _needed_scores(
     names += ["holdout"] if "target" in objective.needs and "holdout" in sets else []
     size = settings.forget_batch_size + settings.retain_batch_size
     return {name: score_examples(model, task, sets[name], batch_size=size) for name in names}
+
+
+def _validation(task: Task, sets: Mapping[str, ExampleSet[Any]], settings: TrainingConfig) -> Validation:
+    """Metrics on a part of both sets, for stop rules and the best checkpoint."""
+    forget, retain = (subset(sets[name], VALIDATION_SIZE, settings.seed) for name in ("forget", "retain"))
+    size = settings.forget_batch_size + settings.retain_batch_size
+    return Validation(
+        measure=lambda model: validation_metrics(model, task, forget, retain, size),
+        greater_is_better={name: VALIDATION_METRICS[name] for name in VALIDATION_NAMES[task.name]},
+    )

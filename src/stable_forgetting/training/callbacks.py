@@ -29,12 +29,6 @@ class CompleteCheckpoints(TrainerCallback):  # type: ignore[misc]
         (_checkpoint_dir(Path(args.output_dir), state.global_step) / COMPLETE_NAME).touch()
 
 
-def last_complete_checkpoint(output_dir: Path) -> Path | None:
-    """The latest checkpoint that was written in full, or None."""
-    complete = [marker.parent for marker in output_dir.glob(f"{PREFIX_CHECKPOINT_DIR}-*/{COMPLETE_NAME}")]
-    return max(complete, key=lambda path: int(path.name.rpartition("-")[2]), default=None)
-
-
 def _checkpoint_dir(output_dir: Path, step: int) -> Path:
     return output_dir / f"{PREFIX_CHECKPOINT_DIR}-{step}"
 
@@ -80,6 +74,10 @@ class Stop:
         """Whether the value has passed the limit."""
         return value > self.above or value < self.below
 
+    def reason(self, value: float, step: int) -> str:
+        """What is said of a training that this rule ended."""
+        return f"stop rule: {self} ({value:.4g} in step {step})"
+
     def __str__(self) -> str:
         return f"{self.metric} above {self.above:g}" if self.above < math.inf else f"{self.metric} below {self.below:g}"
 
@@ -96,7 +94,7 @@ class StopRules(TrainerCallback):  # type: ignore[misc]
         for rule in self.rules:
             value = metrics[f"eval_{rule.metric}"]
             if rule.applies(value):
-                self.reason = f"stop rule: {rule} ({value:.4g} in step {state.global_step})"
+                self.reason = rule.reason(value, state.global_step)
                 control.should_training_stop = True
                 control.should_save = True
 

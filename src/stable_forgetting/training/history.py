@@ -1,10 +1,26 @@
-"""The history of a training, one record per update, from what the Trainer logs."""
+"""How a training went: its outcome and its history, one record per update, from what the Trainer logs."""
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any
 
 from stable_forgetting.records import StepRecord, finite_or_none
+
+
+@dataclass(frozen=True)
+class TrainingOutcome:
+    """How a training went.
+
+    Args:
+        num_steps: Optimizer updates behind the weights that the model has now.
+        history: One record per update.
+        stopped: Why the training ended early, or None.
+    """
+
+    num_steps: int
+    history: list[StepRecord]
+    stopped: str | None = None
 
 
 def step_records(log_history: list[dict[str, Any]]) -> list[StepRecord]:

@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import json
-import logging
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
-from peft import PeftModel, get_peft_model_state_dict, load_peft_weights, set_peft_model_state_dict
+from peft import PeftModel
 from torch import nn
 from transformers import TrainingArguments
 
@@ -22,7 +21,6 @@ from stable_forgetting.errors import ConfigError, NotFiniteError, unknown_name
 from stable_forgetting.models.tasks import Task
 from stable_forgetting.objectives import Objective, get_term
 from stable_forgetting.progress import Progress, SilentProgress
-from stable_forgetting.records import StepRecord
 from stable_forgetting.training.callbacks import (
     AdapterHistory,
     CompleteCheckpoints,
@@ -30,27 +28,17 @@ from stable_forgetting.training.callbacks import (
     ProgressBar,
     Stop,
     StopRules,
-    last_complete_checkpoint,
 )
-from stable_forgetting.training.history import step_records
+from stable_forgetting.training.checkpoints import (
+    adapter_weights,
+    check_no_checkpoints,
+    finished_earlier,
+    go_back,
+    last_complete_checkpoint,
+    load_adapter,
+)
+from stable_forgetting.training.history import TrainingOutcome, step_records
 from stable_forgetting.training.trainer import ForgetConstants, UnlearnTrainer, Validation
-
-logger = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True)
-class TrainingOutcome:
-    """How a training went.
-
-    Args:
-        num_steps: Optimizer updates behind the weights that the model has now.
-        history: One record per update.
-        stopped: Why the training ended early, or None.
-    """
-
-    num_steps: int
-    history: list[StepRecord]
-    stopped: str | None = None
 
 
 @dataclass(frozen=True)
@@ -84,7 +72,8 @@ def train(
     """Train the trainable parameters of a model on an objective, in place.
 
     A loss or gradient that is not finite ends the training; a model with an adapter then gets back the last complete
-    checkpoint (or the fresh adapter), and the outcome says so.
+    checkpoint before the weights that gave it (or the fresh adapter), and the outcome says so. The model's `forward`
+    is its own again afterwards, without the autocast of bfloat16.
 
     Args:
         model: Model with an adapter, or a model to be trained whole.
@@ -92,7 +81,7 @@ def train(
         objective: What is minimised.
         sets: What it is trained on.
         settings: Steps, rates and batches.
-        output_dir: Where checkpoints are written.
+        output_dir: Where checkpoints are written; it may hold some only if `resume`.
         validation: Metrics on validation data, computed every `settings.evaluate_every` steps.
         resume: Whether to go on from the last complete checkpoint in `output_dir`.
         progress: Where the steps are shown.
@@ -103,8 +92,13 @@ def train(
 
     Raises:
         NotFiniteError: In a training without an adapter, where there is nothing to go back to.
-        ConfigError: A stop rule or the best metric names a metric that the validation does not have.
+        ConfigError: A stop rule or the best metric names a metric that the validation does not have, or validations
+            are asked for and there is nothing to measure.
+        RunDirectoryError: `output_dir` holds checkpoints that are not to be resumed, or lacks the best one.
     """
+    greater_is_better = _greater_is_better(settings, validation)
+    if not resume:
+        check_no_checkpoints(output_dir)
     batches = ForgetRetainBatches(
         num_forget=len(sets.forget) if sets.forget and objective.uses_forget else None,
         num_retain=len(sets.retain) if sets.retain and objective.uses_retain else None,
@@ -118,7 +112,7 @@ def train(
     callbacks = [CompleteCheckpoints(), FiniteGradients(), rules, bar, *([AdapterHistory()] if has_adapter else [])]
     trainer = UnlearnTrainer(
         model,
-        training_arguments(settings, output_dir, _greater_is_better(settings, validation)),
+        training_arguments(settings, output_dir, greater_is_better),
         task=task,
         objective=objective,
         examples=PairedExamples(sets.forget, sets.retain),
@@ -128,22 +122,29 @@ def train(
         callbacks=callbacks,
     )
     checkpoint = last_complete_checkpoint(output_dir) if resume else None
-    finished = _finished_earlier(checkpoint, rules) if checkpoint else None
-    if finished is not None and checkpoint is not None:
-        _load_adapter(model, checkpoint)
-        return finished
-    fresh = _adapter_weights(model) if has_adapter else None
+    keeps_best = settings.best_metric is not None
+    if has_adapter and checkpoint is not None:
+        per_epoch = math.ceil(len(batches) / trainer.accelerator.num_processes / settings.gradient_accumulation)
+        length = settings.steps or math.ceil(settings.epochs * per_epoch)
+        finished = finished_earlier(checkpoint, rules.rules, num_steps=length, keeps_best=keeps_best)
+        if finished is not None:
+            load_adapter(model, finished[1])
+            return finished[0]
+    fresh = adapter_weights(model) if has_adapter else None
     try:
-        trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+        with _own_forward(model):
+            trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
     except NotFiniteError as error:
         if fresh is None:
             raise
-        kept_step, stopped = _go_back(model, fresh, last_complete_checkpoint(output_dir), error)
+        # The checkpoint of the current step, if any, holds the very weights that gave what is not finite.
+        good = last_complete_checkpoint(output_dir, before=trainer.state.global_step)
+        kept_step, stopped = go_back(model, fresh, good, error)
         return TrainingOutcome(kept_step, step_records(trainer.state.log_history), stopped)
     finally:
         bar.close()
     state = trainer.state
-    kept_step = state.best_global_step if settings.best_metric and state.best_global_step else state.global_step
+    kept_step = state.best_global_step if keeps_best and state.best_global_step else state.global_step
     return TrainingOutcome(kept_step, step_records(state.log_history), rules.reason)
 
 
@@ -239,8 +240,26 @@ def training_arguments(
     )
 
 
+@contextmanager
+def _own_forward(model: nn.Module) -> Iterator[None]:
+    """Give the model its own `forward` back: accelerate replaces it under bfloat16 and leaves the replacement there."""
+    names = ("forward", "_original_forward")
+    own = {name: model.__dict__[name] for name in names if name in model.__dict__}
+    try:
+        yield
+    finally:
+        for name in names:
+            model.__dict__.pop(name, None)
+        model.__dict__.update(own)
+
+
 def _greater_is_better(settings: TrainingConfig, validation: Validation | None) -> bool | None:
     """Direction of the metric that chooses the checkpoint; checks the names of all validation metrics in use."""
+    if settings.evaluate_every and validation is None:
+        raise ConfigError(
+            f"training.evaluate_every is {settings.evaluate_every}, but this training has no validation metrics to "
+            "compute. Give train() a validation, or leave training.evaluate_every out."
+        )
     names = [rule.metric for rule in settings.stop] + ([settings.best_metric] if settings.best_metric else [])
     known = validation.greater_is_better if validation else {}
     for name in names:
@@ -251,39 +270,3 @@ def _greater_is_better(settings: TrainingConfig, validation: Validation | None) 
 
 def _stop(metric: str, above: float | None, below: float | None) -> Stop:
     return Stop(metric, math.inf if above is None else above, -math.inf if below is None else below)
-
-
-def _finished_earlier(checkpoint: Path, rules: StopRules) -> TrainingOutcome | None:
-    """The outcome, if a stop rule had already ended the training when this checkpoint was written."""
-    state = json.loads((checkpoint / "trainer_state.json").read_text())
-    history = step_records(state["log_history"])
-    last = history[-1].validation if history else None
-    for rule in rules.rules if last else ():
-        value = (last or {})[rule.metric]
-        if rule.applies(value):
-            reason = f"stop rule: {rule} ({value:.4g} in step {history[-1].step})"
-            return TrainingOutcome(history[-1].step, history, reason)
-    return None
-
-
-def _adapter_weights(model: nn.Module) -> dict[str, torch.Tensor]:
-    return {name: value.detach().clone() for name, value in get_peft_model_state_dict(model).items()}
-
-
-def _load_adapter(model: nn.Module, checkpoint: Path) -> None:
-    set_peft_model_state_dict(model, load_peft_weights(str(checkpoint)))
-
-
-def _go_back(
-    model: nn.Module, fresh: Mapping[str, torch.Tensor], checkpoint: Path | None, error: NotFiniteError
-) -> tuple[int, str]:
-    """Give the model the last good adapter; return the step that it is of, and the sentence that says so."""
-    step = 0 if checkpoint is None else int(checkpoint.name.rpartition("-")[2])
-    if checkpoint is None:
-        set_peft_model_state_dict(model, dict(fresh))
-        kept = "the fresh adapter was kept, because no checkpoint had been written"
-    else:
-        _load_adapter(model, checkpoint)
-        kept = f"the adapter of step {step} was kept"
-    logger.warning("Training stopped: %s; %s.", error, kept)
-    return step, f"{error}; {kept}. Lower training.learning_rate or set training.max_grad_norm."

@@ -1,0 +1,139 @@
+"""Checkpoints of a training: which are complete, what a finished training left, and the way back to good weights."""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import torch
+from peft import get_peft_model_state_dict, load_peft_weights, set_peft_model_state_dict
+from torch import nn
+from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
+
+from stable_forgetting.errors import NotFiniteError, RunDirectoryError
+from stable_forgetting.records import StepRecord
+from stable_forgetting.training.callbacks import COMPLETE_NAME, Stop
+from stable_forgetting.training.history import TrainingOutcome, step_records
+
+logger = logging.getLogger(__name__)
+
+STATE_NAME = "trainer_state.json"
+"""Where transformers keeps the log and the best step of a checkpoint."""
+
+
+def last_complete_checkpoint(output_dir: Path, before: int | None = None) -> Path | None:
+    """The latest checkpoint that was written in full, or None.
+
+    Args:
+        output_dir: Where the checkpoints are.
+        before: Only those of earlier steps than this one count. None: all count.
+    """
+    complete = [marker.parent for marker in output_dir.glob(f"{PREFIX_CHECKPOINT_DIR}-*/{COMPLETE_NAME}")]
+    allowed = [checkpoint for checkpoint in complete if before is None or _step(checkpoint) < before]
+    return max(allowed, key=_step, default=None)
+
+
+def check_no_checkpoints(output_dir: Path) -> None:
+    """Whether a training can begin here; the checkpoints of another one could be taken for its own.
+
+    Raises:
+        RunDirectoryError: There are checkpoints.
+    """
+    found = sorted(path.name for path in output_dir.glob(f"{PREFIX_CHECKPOINT_DIR}-*"))
+    if found:
+        raise RunDirectoryError(
+            f"The output directory '{output_dir}' already holds checkpoints of a training ({', '.join(found)}), but a "
+            "new training needs one without. Choose another output_dir, or continue that training with resume=True."
+        )
+
+
+def finished_earlier(
+    checkpoint: Path, rules: Sequence[Stop], *, num_steps: int, keeps_best: bool
+) -> tuple[TrainingOutcome, Path] | None:
+    """What a training that had ended left behind; transformers would add one more step to it.
+
+    Args:
+        checkpoint: The last complete checkpoint of the training.
+        rules: Its stop rules.
+        num_steps: Its length in updates, if no rule ends it.
+        keeps_best: Whether the weights of the best validation are its result, and not the last ones.
+
+    Returns:
+        The outcome and the checkpoint that holds its weights, or None if the training had not ended.
+
+    Raises:
+        RunDirectoryError: The best checkpoint is not there.
+    """
+    state = json.loads((checkpoint / STATE_NAME).read_text(encoding="utf-8"))
+    history = step_records(state["log_history"])
+    stopped = _stop_reason(history, rules)
+    if stopped is None and _step(checkpoint) < num_steps:
+        return None
+    best = state["best_global_step"] if keeps_best else None
+    kept = _best_checkpoint(checkpoint.parent, best) if best else checkpoint
+    return TrainingOutcome(_step(kept), history, stopped), kept
+
+
+def _stop_reason(history: Sequence[StepRecord], rules: Sequence[Stop]) -> str | None:
+    """Why a stop rule ended the training after the last validation, or None."""
+    last = history[-1] if history else None
+    if last is None or not last.validation:
+        return None
+    for rule in rules:
+        value = last.validation[rule.metric]
+        if rule.applies(value):
+            return rule.reason(value, last.step)
+    return None
+
+
+def _best_checkpoint(output_dir: Path, step: int) -> Path:
+    """The best checkpoint under its name in this folder: the path in the state is wrong once the folder was moved."""
+    best = output_dir / f"{PREFIX_CHECKPOINT_DIR}-{step}"
+    if not (best / COMPLETE_NAME).is_file():
+        raise RunDirectoryError(
+            f"The best checkpoint '{best}' of a finished training is missing or incomplete, but its adapter is the "
+            "result. Restore it, or train again in another output_dir."
+        )
+    return best
+
+
+def adapter_weights(model: nn.Module) -> dict[str, torch.Tensor]:
+    """A copy of the adapter's parameters by name."""
+    return {name: value.detach().clone() for name, value in get_peft_model_state_dict(model).items()}
+
+
+def load_adapter(model: nn.Module, checkpoint: Path) -> None:
+    """Give a model the adapter of a checkpoint, in place."""
+    set_peft_model_state_dict(model, load_peft_weights(str(checkpoint)))
+
+
+def go_back(
+    model: nn.Module, fresh: Mapping[str, torch.Tensor], checkpoint: Path | None, error: NotFiniteError
+) -> tuple[int, str]:
+    """Give the model the last good adapter, in place.
+
+    Args:
+        model: Model with an adapter.
+        fresh: The adapter before the training.
+        checkpoint: The last checkpoint known to be good; None: go back to the fresh adapter.
+        error: What happened.
+
+    Returns:
+        The step that the adapter is of, and the sentence that says so.
+    """
+    if checkpoint is None:
+        step = 0
+        set_peft_model_state_dict(model, dict(fresh))
+        kept = "the fresh adapter was kept, because no earlier checkpoint is known to be good"
+    else:
+        step = _step(checkpoint)
+        load_adapter(model, checkpoint)
+        kept = f"the adapter of step {step} was kept"
+    logger.warning("Training stopped: %s; %s.", error, kept)
+    return step, f"{error}; {kept}. Lower training.learning_rate or set training.max_grad_norm."
+
+
+def _step(checkpoint: Path) -> int:
+    return int(checkpoint.name.rpartition("-")[2])

@@ -1,0 +1,81 @@
+"""Comparisons: one method that fails, and folders that hold other runs."""
+
+import pytest
+
+from stable_forgetting.bench import Comparison, run_comparison
+from stable_forgetting.bench import comparison as module
+from stable_forgetting.errors import NotFiniteError, RunDirectoryError
+from stable_forgetting.progress import SilentProgress
+from stable_forgetting.records import read_record
+from stable_forgetting.runs import pipeline
+from tiny_problem import make_language_problem
+
+METHODS = {"sine": {"adapter.bound": "sine"}, "tanh": {"adapter.bound": "tanh"}, "identity": {"adapter.rank": 1}}
+
+
+@pytest.fixture
+def problem(tmp_path, monkeypatch):
+    monkeypatch.setenv("STABLE_FORGETTING_CACHE", str(tmp_path / "cache"))
+    (tmp_path / "problem").mkdir()
+    return make_language_problem(tmp_path / "problem")
+
+
+@pytest.fixture
+def broken(monkeypatch):
+    """Make the training of one method fail."""
+    train = pipeline.train
+
+    def break_it(method, error):
+        def train_or_fail(*args, output_dir, **options):
+            if output_dir.parent.name == method:
+                raise error
+            return train(*args, output_dir=output_dir, **options)
+
+        monkeypatch.setattr(pipeline, "train", train_or_fail)
+
+    return break_it
+
+
+def run_all(comparison, out_dir):
+    return list(run_comparison(comparison, out_dir, progress=SilentProgress()))
+
+
+@pytest.mark.parametrize("error", [NotFiniteError("the loss is infinite"), RuntimeError("out of memory")])
+def test_a_method_that_fails_does_not_keep_the_others_from_running(problem, tmp_path, broken, error):
+    broken("tanh", error)
+    records = run_all(Comparison(problem.changed(training__steps=2), METHODS), tmp_path / "out")
+    assert [(record.name, record.status) for record in records] == [
+        ("sine", "finished"),
+        ("tanh", "failed"),
+        ("identity", "finished"),
+    ]
+    assert str(error) in records[1].error
+
+
+def test_a_folder_with_other_settings_is_refused_before_anything_runs(problem, tmp_path):
+    methods = {"tanh": METHODS["tanh"]}
+    run_all(Comparison(problem.changed(training__steps=2), methods), tmp_path / "out")
+    before = read_record(tmp_path / "out/tanh")
+    with pytest.raises(RunDirectoryError, match="other settings"):
+        run_all(Comparison(problem.changed(training__steps=3), METHODS), tmp_path / "out")
+    assert read_record(tmp_path / "out/tanh") == before
+    assert not (tmp_path / "out/sine").exists()
+
+
+def test_the_failure_of_an_earlier_attempt_is_not_shown_for_this_one(problem, tmp_path, broken, monkeypatch):
+    comparison = Comparison(problem.changed(training__steps=2), {"tanh": METHODS["tanh"]})
+    broken("tanh", NotFiniteError("the loss is infinite"))
+    assert run_all(comparison, tmp_path / "out")[0].status == "failed"
+
+    def fail_early(*_, **__):
+        raise NotFiniteError("before any record")
+
+    monkeypatch.setattr(module, "run", fail_early)
+    with pytest.raises(NotFiniteError, match="before any record"):
+        run_all(comparison, tmp_path / "out")
+
+
+def test_a_bug_is_not_a_failed_method(problem, tmp_path, broken):
+    broken("tanh", KeyError("a bug"))
+    with pytest.raises(KeyError, match="a bug"):
+        run_all(Comparison(problem.changed(training__steps=2), METHODS), tmp_path / "out")

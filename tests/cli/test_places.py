@@ -1,0 +1,84 @@
+"""Settings of sets, damaged run directories, and places where nothing can be written."""
+
+import pytest
+
+from stable_forgetting.config import parse_config
+from stable_forgetting.errors import ConfigError
+from stable_forgetting.records import RunRecord, write_record
+from stable_forgetting.runs.environment import environment
+
+
+@pytest.mark.parametrize(
+    ("data", "naming"),
+    [
+        ({"source": {"split": "train"}, "forget": {"where": "label == 3"}}, "data.source: give a 'path'"),
+        ({"forget": {"path": "f.jsonl"}}, "need a 'path' each, or a common 'data.source': retain"),
+        (
+            {"forget": {"path": "f"}, "retain": {"path": "r"}, "holdout": {"limit": 3}},
+            "need a 'path' each, or a common 'data.source': holdout",
+        ),
+        ({"source": {"path": "all.csv"}, "forget": {"limit": 3}}, "data.forget: give a 'where' rule or a 'split'"),
+        (
+            {"source": {"path": "all.csv"}, "forget": {"split": "x"}, "test": {}},
+            "data.test: give a 'where' rule or a 'split'",
+        ),
+    ],
+)
+def test_sets_need_a_source_and_a_rule(language, data, naming):
+    with pytest.raises(ConfigError, match=naming):
+        parse_config(language.settings | {"data": data})
+
+
+def test_sets_can_be_taken_by_a_split(forget, images, tmp_path):
+    rows = [f"{images.folder}/images/class{label}/{place}.png" for place in range(16) for label in [place % 4]]
+    table = "image,label,split\n" + "".join(
+        f"{path},{place % 4},{'out' if place % 4 == 3 else 'in'}\n" for place, path in enumerate(rows)
+    )
+    (tmp_path / "all.csv").write_text(table)
+    sets = {"source": {"path": str(tmp_path / "all.csv")}, "forget": {"split": "out"}}
+    shown = forget("check", images.write(tmp_path / "c.yaml", data=sets))
+    assert shown.code == 0, shown.err
+
+
+@pytest.mark.parametrize("text", ["a: [", "", "name: x\n", "task: language\nmodel: 3\n"])
+def test_merge_of_a_run_with_damaged_settings(forget, tmp_path, text):
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "config.yaml").write_text(text)
+    ended = forget("merge", tmp_path / "run", "--out", tmp_path / "out")
+    assert ended.code == 2
+    assert ended.err.startswith(f"forget: The settings of the run in '{tmp_path}/run' are damaged: ")
+    assert "--base" in ended.err
+    assert ended.err.count("\n") == 1
+
+
+@pytest.mark.parametrize("command", ["run", "compare", "finetune", "eval", "merge", "report", "demo"])
+def test_a_file_in_the_way_of_out(forget, language, tmp_path, command):
+    config = language.write(tmp_path / "c.yaml", model__finetune={"epochs": 1})
+    (tmp_path / "compare.yaml").write_text(config.read_text() + "methods: {sine: {adapter.bound: sine}}\n")
+    (tmp_path / "file").write_text("")
+    given = {"compare": tmp_path / "compare.yaml", "demo": "language", "merge": tmp_path, "report": _record(tmp_path)}
+    ended = forget(command, given.get(command, config), "--out", tmp_path / "file" / "deep" / "out")
+    assert ended.code == 2, ended
+    assert f"'{tmp_path}/file' is a file" in ended.err
+    assert ended.err.count("\n") == 1
+
+
+def _record(folder):
+    record = RunRecord(
+        name="x",
+        task="language",
+        status="failed",
+        created="2025-01-01T00:00:00+00:00",
+        config={},
+        given={},
+        environment=environment(),
+        sets=[],
+    )
+    write_record(record, folder / "recorded")
+    return folder / "recorded"
+
+
+def test_a_folder_is_no_file_for_metrics(forget, language, tmp_path):
+    ended = forget("eval", language.write(tmp_path / "c.yaml"), "--out", tmp_path)
+    assert ended.code == 2
+    assert "is a folder" in ended.err

@@ -1,0 +1,91 @@
+"""What identifies a run's inputs: changed data, templates and models are noticed, never mixed with the old ones."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+from transformers import ViTImageProcessorPil
+
+from stable_forgetting.config import parse_config
+from stable_forgetting.errors import DataError, RunDirectoryError
+from stable_forgetting.models.load import load_model
+from stable_forgetting.runs import prepare, run
+from stable_forgetting.runs.environment import peak_memory_bytes, reset_peak_memory
+from stable_forgetting.runs.models import configured_source
+from tiny_models import tiny_image_model
+
+
+def test_a_resume_with_other_data_is_refused(problem, tmp_path):
+    config = problem.config()
+    run(config, tmp_path / "run")
+    (tmp_path / "run" / "record.json").unlink()
+    changed = json.loads((tmp_path / "run" / "inputs.json").read_text())
+    changed["forget"] = "0" * 64
+    (tmp_path / "run" / "inputs.json").write_text(json.dumps(changed))
+    with pytest.raises(RunDirectoryError, match="changed: forget"):
+        run(config, tmp_path / "run", resume=True)
+
+
+def test_another_template_is_another_set(problem):
+    from stable_forgetting.progress import SilentProgress
+
+    plain, other = (
+        prepare(problem.config(**changes), SilentProgress()).sets.forget
+        for changes in ({}, {"data__template": "Q {prompt} A {answer}"})
+    )
+    assert [example.key for example in plain] == [example.key for example in other]
+    assert plain.sha256 != other.sha256
+
+
+@pytest.fixture
+def image_problem(tmp_path):
+    model = tiny_image_model(num_labels=4)
+    model.save_pretrained(tmp_path / "model")
+    ViTImageProcessorPil(size={"height": 8, "width": 8}, do_resize=False).save_pretrained(tmp_path / "model")
+    rng = np.random.default_rng(0)
+    images, labels = rng.integers(0, 256, (12, 8, 8, 3), dtype=np.uint8), np.arange(12) % 3
+    np.savez(tmp_path / "train.npz", image=images, label=labels)
+    np.savez(tmp_path / "test.npz", image=255 - images, label=labels)
+
+    def make(test="test.npz"):
+        return parse_config(
+            {
+                "task": "image",
+                "model": {"name": str(tmp_path / "model")},
+                "data": {
+                    "source": {"path": str(tmp_path / "train.npz")},
+                    "forget": {"where": "label == 1"},
+                    "test": {"path": str(tmp_path / test)},
+                },
+                "training": {"steps": 2},
+            }
+        )
+
+    return make, model
+
+
+def test_a_trained_head_is_kept_although_the_data_have_fewer_classes(image_problem):
+    make, model = image_problem
+    loaded = load_model(configured_source(make(), classes=3))
+    assert torch.equal(loaded.model.classifier.weight, model.classifier.weight)
+
+
+def test_test_images_that_were_trained_on_are_refused(image_problem):
+    from stable_forgetting.progress import SilentProgress
+
+    make, _ = image_problem
+    assert "retain_test" in prepare(make(), SilentProgress()).sets.by_name
+    with pytest.raises(DataError, match="12 of 12 test images are in the forget or retain set"):
+        prepare(make(test="train.npz"), SilentProgress())
+
+
+def test_peak_memory_begins_anew():
+    held = bytearray(200_000_000)
+    held[::4096] = b"x" * len(held[::4096])
+    before = peak_memory_bytes()
+    if before is None:
+        pytest.skip("peak memory cannot be measured on this system")
+    del held
+    reset_peak_memory()
+    assert peak_memory_bytes() < before - 100_000_000
