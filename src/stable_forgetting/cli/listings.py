@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 
+from rich import box
 from rich.console import Console
 from rich.table import Table
 
@@ -95,12 +96,17 @@ def _gigabytes(size: int) -> str:
 
 
 def metric_table(evaluation: ModelEvaluation) -> Table:
-    """All metrics of one model, those that are not available with the reason."""
-    table = Table("metric", "value", "95 % interval", "n", "", title=evaluation.source)
+    """All metrics of one model; those that are not available stand below with the reason."""
+    table = Table(title=evaluation.source, box=box.SIMPLE_HEAD, pad_edge=False)
+    for name in ("metric", "value", "95 % interval", "n", "better"):
+        table.add_column(name, no_wrap=True)
+    missing = []
     for metric in evaluation.metrics:
         if metric.value is None:
-            table.add_row(metric.name, "not available", "", "", metric.reason)
+            missing.append(f"{metric.name}: not available, {metric.reason}")
             continue
         interval = "" if metric.low is None or metric.high is None else f"{metric.low:.4f} to {metric.high:.4f}"
-        table.add_row(metric.name, f"{metric.value:.4f}", interval, str(metric.count), _BETTER[metric.direction])
+        better = "near retain" if metric.direction == "retain" else metric.direction
+        table.add_row(metric.name, f"{metric.value:.4f}", interval, str(metric.count), better)
+    table.caption = "\n".join(missing) or None
     return table

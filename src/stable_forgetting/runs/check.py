@@ -9,6 +9,7 @@ from typing import Any, TypeVar
 import torch
 from peft import get_peft_model
 from torch import nn
+from transformers.pytorch_utils import Conv1D
 
 from stable_forgetting.adapters import BoundedLoraConfig
 from stable_forgetting.config import DataConfig, RunConfig
@@ -190,7 +191,7 @@ def estimate_memory(model: Any, sets: Sets, config: RunConfig, *, num_trainable:
         labels = max(example.num_labels for example in examples)
     else:
         positions = _num_patches(model)
-    inputs = sum(module.in_features for module in model.modules() if isinstance(module, nn.Linear))
+    inputs = sum(_num_inputs(module) for module in model.modules())
     classes: int = getattr(model.config, "vocab_size", None) or model.config.num_labels
     base = sum(parameter.numel() for parameter in model.parameters()) - num_trainable
     return {
@@ -199,6 +200,13 @@ def estimate_memory(model: Any, sets: Sets, config: RunConfig, *, num_trainable:
         "activations": 2 * inputs * positions * rows * width,
         "logits": 3 * rows * labels * classes * 4,
     }
+
+
+def _num_inputs(module: nn.Module) -> int:
+    """Length of a linear layer's input; 0 for other modules."""
+    if isinstance(module, nn.Linear):
+        return module.in_features
+    return int(module.weight.shape[0]) if isinstance(module, Conv1D) else 0
 
 
 def _num_patches(model: Any) -> int:
