@@ -1,9 +1,8 @@
-from pathlib import Path
-
 import pytest
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
+from data_paths import shared_data
 from reference.data_twins import tokens_of_answer
 from stable_forgetting.data.language import (
     LanguageColumns,
@@ -16,7 +15,6 @@ from stable_forgetting.data.sources import load_rows
 from stable_forgetting.errors import DataError
 from stable_forgetting.models.builtin import people_tokenizer
 
-SHARED = Path(__file__).parents[2].parent / "shared" / "data"
 CHATML = (
     "{% for message in messages %}<|turn|>{{ message['role'] }}\n{{ message['content'] | trim }}<|end|>\n{% endfor %}"
     "{% if add_generation_prompt %}<|turn|>assistant\n{% endif %}"
@@ -57,9 +55,7 @@ def tokenizer(request):
         return tiny_tokenizer()
     if request.param == "people":
         return people_tokenizer()
-    folder = SHARED / {"gpt2": "gpt2_tokenizer", "stories": "models/stories260K"}[request.param]
-    if not folder.exists():
-        pytest.skip(f"shared data {folder.name} is missing")
+    folder = shared_data({"gpt2": "gpt2_tokenizer", "stories": "models/stories260K"}[request.param])
     return AutoTokenizer.from_pretrained(folder)
 
 
@@ -237,10 +233,8 @@ def test_malformed_rows_give_one_clear_error(case):
 
 
 def test_tofu_with_a_real_tokenizer():
-    if not (SHARED / "tofu").exists() or not (SHARED / "gpt2_tokenizer").exists():
-        pytest.skip("shared data tofu or gpt2_tokenizer is missing")
-    rows = load_rows(str(SHARED / "tofu" / "forget01_perturbed.json"))
-    tokenizer = AutoTokenizer.from_pretrained(SHARED / "gpt2_tokenizer")
+    rows = load_rows(str(shared_data("tofu/forget01_perturbed.json")))
+    tokenizer = AutoTokenizer.from_pretrained(shared_data("gpt2_tokenizer"))
     found = language_examples(rows, tokenizer, name="forget", columns=LanguageColumns("question", "answer"))
     assert len(found) == 40
     assert set(found[0].metadata) == set(rows.columns) - {"question", "answer"}

@@ -5,18 +5,12 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from data_paths import shared_data
 from stable_forgetting.data.rows import Rows
 from stable_forgetting.data.sources import load_rows
 from stable_forgetting.errors import DataError
 
-SHARED = Path(__file__).parents[2].parent / "shared" / "data"
 TABLE = [{"prompt": "Who?", "answer": "Ada", "year": 1815}, {"prompt": "Where?", "answer": "None", "year": 7}]
-
-
-def shared(path: str) -> str:
-    if not (SHARED / path).exists():
-        pytest.skip(f"shared data {path} is missing")
-    return str(SHARED / path)
 
 
 def write(path: Path, text: str) -> str:
@@ -259,18 +253,18 @@ def test_rows_first_keeps_the_order():
 
 @pytest.mark.parametrize(("name", "count"), [("forget01", 40), ("holdout05", 200), ("retain_perturbed", 400)])
 def test_tofu(name, count):
-    rows = load_rows(shared(f"tofu/{name}.json"))
+    rows = load_rows(str(shared_data(f"tofu/{name}.json")))
     assert len(rows) in (count, count + 1)
     assert {"question", "answer"} <= set(rows.columns)
 
 
 def test_tofu_refusals_are_text_in_a_json_name():
     with pytest.raises(DataError, match="Line 1 of"):
-        load_rows(shared("tofu/idontknow.jsonl"))
+        load_rows(str(shared_data("tofu/idontknow.jsonl")))
 
 
 def test_cifar100():
-    rows = load_rows(shared("cifar100/cifar100_120.npz"), split="train")
+    rows = load_rows(str(shared_data("cifar100/cifar100_120.npz")), split="train")
     assert len(rows) == 12000
     assert rows[0]["image"].shape == (32, 32, 3)
     assert {"label", "coarse", "class_name"} <= set(rows.columns)

@@ -168,29 +168,39 @@ def _unlearn_and_measure(
             measured_sets(sets, config.evaluation),
             lambda: score(unlearned, sets, "unlearned", settings=config.evaluation, progress=models.progress),
         )
-        for role, found in scores.items():
-            write_scores(directory.scores(role), found)
-        evaluations = {role: _evaluate(found, scores.get("retain"), config) for role, found in scores.items()}
+        measured = _with_metrics(start, models, scores, directory)
     summary = adapter_summary(unlearned.model)
     checked = layer_certificates(certificate(unlearned.model))
     if config.merge:
         with clock.phase("merging"):
             save_model(LoadedModel(unlearned.model.merge_and_unload(), base.task, base.source), directory.merged)
-    return start.model_copy(
+    return measured.model_copy(
         update={
             "status": "stopped" if outcome.stopped else "finished",
             "stopped": outcome.stopped,
-            "verdicts": verdicts(evaluations["base"], evaluations["unlearned"], evaluations.get("retain")),
             "models": identities,
             "adapter": summary,
             "history": outcome.history,
             "certificate": checked,
-            "evaluations": [evaluations[role] for role in ("base", "unlearned", "retain") if role in evaluations],
-            "examples": example_outcomes(
-                measured_sets(sets, config.evaluation), scores, config.evaluation.num_examples
-            ),
             "timings": clock.seconds,
             "peak_memory_bytes": peak_memory,
+        }
+    )
+
+
+def _with_metrics(
+    record: RunRecord, models: RunModels, scores: Mapping[ModelRole, ModelScores], directory: RunDirectory
+) -> RunRecord:
+    """The record with everything that follows from the per-example values, which are written beside it."""
+    settings, sets = models.config.evaluation, measured_sets(models.sets, models.config.evaluation)
+    for role, found in scores.items():
+        write_scores(directory.scores(role), found)
+    evaluations = {role: _evaluate(found, scores.get("retain"), models.config) for role, found in scores.items()}
+    return record.model_copy(
+        update={
+            "verdicts": verdicts(evaluations["base"], evaluations["unlearned"], evaluations.get("retain")),
+            "evaluations": [evaluations[role] for role in ("base", "unlearned", "retain") if role in evaluations],
+            "examples": example_outcomes(sets, scores, settings.num_examples),
             "per_example_paths": {role: str(directory.scores(role).relative_to(directory.path)) for role in scores},
         }
     )
