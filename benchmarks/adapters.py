@@ -51,13 +51,15 @@ class Case:
         return self.num_in * self.num_out * self.tokens
 
 
-def make_variants(case: Case) -> dict[str, tuple[Callable[[], object], Callable[[Tensor], Tensor] | None]]:
+def make_variants(
+    case: Case, device: str = "cpu"
+) -> dict[str, tuple[Callable[[], object], Callable[[Tensor], Tensor] | None]]:
     """Forward and backward pass of every variant, and its forward pass alone."""
     torch.manual_seed(0)
     dtype = DTYPES[case.dtype]
-    base = nn.Linear(case.num_in, case.num_out, bias=False, dtype=dtype).requires_grad_(False)
-    x = torch.randn(case.tokens, case.num_in, dtype=dtype, requires_grad=True)
-    dy = torch.randn(case.tokens, case.num_out, dtype=dtype)
+    base = nn.Linear(case.num_in, case.num_out, bias=False, device=device, dtype=dtype).requires_grad_(False)
+    x = torch.randn(case.tokens, case.num_in, device=device, dtype=dtype, requires_grad=True)
+    dy = torch.randn(case.tokens, case.num_out, device=device, dtype=dtype)
     weight, plain_x = base.weight, x.detach()
     lora = get_peft_model(nn.Sequential(base), LoraConfig(r=RANK, target_modules=["0"])).base_model.model[0]
     options = {"r": RANK, "omega": OMEGA, "target_modules": ["0"]}

@@ -173,6 +173,7 @@ CHANGES_TRAINING = {
     "training.bf16": True,
     "training.seed": 1,
     "model.dtype": "bfloat16",
+    "model.quantization": "4bit",
     "data.max_length": 10,
     "data.template": "{prompt} {answer}",
     "data.forget.limit": 3,

@@ -1,3 +1,5 @@
+import hashlib
+
 import pytest
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
@@ -184,6 +186,62 @@ def test_columns_by_name_and_metadata():
     assert example.metadata == {"paraphrase": "p", "prompt": "no"}
 
 
+ALTERNATIVES = {"paraphrased_answer": "It was Ada.", "perturbed_answer": ["Bob wrote it.", "Cleo did."]}
+
+
+@pytest.mark.parametrize("template", [None, CHATML])
+def test_alternative_answers_are_what_they_would_be_as_rows_of_their_own(template):
+    tokenizer = tiny_tokenizer(template)
+    example = examples_of([{**PAIRS[0], **ALTERNATIVES, "id": 7}], tokenizer)[0]
+    texts = [ALTERNATIVES["paraphrased_answer"], *ALTERNATIVES["perturbed_answer"]]
+    alone = examples_of([{"prompt": PAIRS[0]["prompt"], "answer": text} for text in texts], tokenizer)
+    assert [answer.identity for answer in example.alternatives] == [answer.identity for answer in alone]
+    assert example.paraphrased.answer == texts[0]
+    assert [answer.answer for answer in example.perturbed] == texts[1:]
+    assert example.metadata == {"id": 7}
+
+
+def test_alternative_answers_of_messages_and_under_other_names():
+    messages = [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Hello"}]
+    columns = LanguageColumns(paraphrased="other", perturbed="wrong")
+    row = {"messages": messages, "other": None, "wrong": "Bye", "paraphrased_answer": "kept"}
+    tokenizer = tiny_tokenizer(CHATML)
+    example = examples_of([row], tokenizer, columns=columns)[0]
+    assert example.paraphrased is None
+    assert tokenizer.decode(example.perturbed[0].input_ids) == "<|turn|>user\nHi<|end|>\n<|turn|>assistant\nBye<|end|>"
+    assert example.metadata == {"paraphrased_answer": "kept"}
+
+
+def test_bad_alternative_answers():
+    with pytest.raises(DataError, match=r"row 0 of the forget set \(perturbed_answer\) is empty"):
+        examples_of([{**PAIRS[0], "perturbed_answer": ["x", " "]}], tiny_tokenizer())
+    with pytest.raises(DataError, match=r"row 0 of the forget set \(paraphrased_answer\) holds \['x'\]"):
+        examples_of([{**PAIRS[0], "paraphrased_answer": ["x"]}], tiny_tokenizer())
+
+
+def test_alternatives_change_what_is_measured_and_not_what_is_taught():
+    tokenizer = tiny_tokenizer()
+    plain = examples_of(PAIRS[:2], tokenizer)
+    one, other = (
+        examples_of([PAIRS[0], {**PAIRS[1], **changes}], tokenizer)
+        for changes in (ALTERNATIVES, {"perturbed_answer": ["It was Ada.", "Bob wrote it.", "Cleo did."]})
+    )
+    assert len({plain.sha256, one.sha256, other.sha256}) == 3
+    assert plain.taught_sha256 == one.taught_sha256 == other.taught_sha256 == plain.sha256
+    assert plain.sha256 == hashlib.sha256("\x1f".join(example.identity for example in plain).encode()).hexdigest()
+
+
+def test_the_source_says_how_many_answers_were_cut():
+    tokenizer = tiny_tokenizer()
+    rows = [{**PAIRS[0], **ALTERNATIVES}, {"prompt": "a", "answer": "b"}]
+    whole = examples_of(rows, tokenizer)
+    assert whole.source == "here"
+    longest = max(len(answer.input_ids) for answer in (whole[0], *whole[0].alternatives))
+    assert examples_of(rows, tokenizer, max_length=longest).source == "here"
+    cut = examples_of(rows, tokenizer, max_length=longest - 1)
+    assert cut.source == f"here, 1 of 5 answers cut at {longest - 1} tokens"
+
+
 class SlowTokenizer:
     is_fast = False
     chat_template = None
@@ -237,7 +295,11 @@ def test_tofu_with_a_real_tokenizer():
     tokenizer = AutoTokenizer.from_pretrained(shared_data("gpt2_tokenizer"))
     found = language_examples(rows, tokenizer, name="forget", columns=LanguageColumns("question", "answer"))
     assert len(found) == 40
-    assert set(found[0].metadata) == set(rows.columns) - {"question", "answer"}
+    assert set(found[0].metadata) == {"paraphrased_question"}
     assert [example.answer for example in found] == [row["answer"] for row in rows]
+    assert [example.paraphrased.answer for example in found] == [row["paraphrased_answer"] for row in rows]
+    assert [[answer.answer for answer in example.perturbed] for example in found] == [
+        row["perturbed_answer"] for row in rows
+    ]
     for example in found:
         assert tokenizer.decode(example.input_ids[example.num_prompt_tokens : -1]).strip() == example.answer.strip()

@@ -33,6 +33,8 @@ ROWS = Rows(
         ("person in tags", ""),
         ("True", "ABC"),
         (" label == 3 ", "A"),
+        ("row >= 1", "BC"),
+        ("0 <= row < 2 and label == 4 or row in [2]", "BC"),
     ],
 )
 def test_rule_chooses(where, chosen):
@@ -42,7 +44,7 @@ def test_rule_chooses(where, chosen):
 @pytest.mark.parametrize(
     ("where", "message"),
     [
-        ("persn == 'Ada'", "Unknown column 'persn'. Did you mean 'person'. *Available: label, note, person, tags"),
+        ("persn == 'Ada'", "Unknown column 'persn'. Did you mean 'person'. *Available: label, note, person, row, tags"),
         ("label == 3 and or", r"cannot be read at character 16"),
         ("label = 3", "cannot be read"),
         ("", "cannot be read"),
@@ -64,3 +66,9 @@ def test_bad_rule(where, message):
     message = message.replace("'. *Available", "'\\? Available")
     with pytest.raises(DataError, match=message):
         select_rows(ROWS, where)
+
+
+def test_a_column_called_row_is_not_the_position():
+    rows = Rows([{"row": 7}, {"row": 0}], "here")
+    assert [row["row"] for row in select_rows(rows, "row == 0")] == [0]
+    assert [dict(row) for row in select_rows(Rows([{"a": 1}, {"a": 2}], "here"), "row == 1")] == [{"a": 2}]

@@ -4,10 +4,10 @@ import numpy as np
 import pytest
 import torch
 
-from reference.metric_twins import label_log_probabilities, score_columns
+from reference.metric_twins import label_distributions, label_log_probabilities, score_columns
 from stable_forgetting.data.examples import ExampleSet, LanguageExample
 from stable_forgetting.errors import DataError
-from stable_forgetting.evaluation.likelihood import LikelihoodScores, inference, score_examples
+from stable_forgetting.evaluation.likelihood import LikelihoodScores, TokenScores, inference, score_examples
 from stable_forgetting.models.predictions import Predictions
 
 
@@ -136,13 +136,67 @@ def test_tells_progress(language_model, language_task, make_language_set):
     assert seen == [(2, 5), (4, 5), (5, 5)]
 
 
+def test_json_keeps_every_bit_of_each_label(language_model, language_task, make_language_set):
+    scores = score_examples(language_model, language_task, make_language_set(), batch_size=4, with_tokens=True)
+    awkward = np.random.default_rng(0).integers(0, 2**32, 5000, dtype=np.uint32).view(np.float32)
+    for tokens in (scores.tokens, TokenScores(awkward, awkward, awkward)):
+        again = TokenScores.from_json(json.loads(json.dumps(tokens.to_json())))
+        for name in ("log_probability", "mean", "variance"):
+            before, after = getattr(tokens, name), getattr(again, name)
+            assert after.dtype == before.dtype == np.float32
+            finite = ~np.isnan(before)
+            assert before[finite].tobytes() == after[finite].tobytes()
+            assert np.isnan(after).tolist() == np.isnan(before).tolist()
+    again = LikelihoodScores.from_json(json.loads(json.dumps(scores.to_json())))
+    assert again.tokens.mean.tobytes() == scores.tokens.mean.tobytes()
+
+
+@pytest.mark.parametrize("batch_size", [1, 3, 50])
+def test_values_of_each_label_equal_the_slow_twin(language_model, language_task, make_language_set, batch_size):
+    example_set = make_language_set(count=9, seed=4)
+    scores = score_examples(language_model, language_task, example_set, batch_size=batch_size, with_tokens=True)
+    assert len(scores.tokens.mean) == scores.num_labels.sum()
+    for index, example in enumerate(example_set):
+        place = slice(scores.label_starts[index], scores.label_starts[index] + scores.num_labels[index])
+        twin = label_distributions(language_model, example.input_ids, example.num_prompt_tokens)
+        for name, values in twin.items():
+            np.testing.assert_allclose(getattr(scores.tokens, name)[place], values, rtol=1e-5, atol=1e-6)
+
+
+def test_excluded_tokens_leave_the_distribution_finite(language_model):
+    class Excluding(ScriptedTask):
+        def predict(self, model, batch):
+            found = super().predict(model, batch)
+            excluded = torch.full((len(found.logits), 1), -torch.inf)
+            return Predictions(torch.cat([found.logits, excluded], 1), found.labels, found.example, found.num_examples)
+
+    flags = scripted_set([True, False], [True])
+    plain = score_examples(language_model, ScriptedTask(), flags, batch_size=2, with_tokens=True).tokens
+    excluding = score_examples(language_model, Excluding(), flags, batch_size=2, with_tokens=True).tokens
+    np.testing.assert_allclose(excluding.mean, plain.mean, rtol=1e-6)
+    np.testing.assert_allclose(excluding.variance, plain.variance, rtol=1e-6)
+
+
 def test_json_keeps_every_bit(image_model, image_task, make_image_set):
     scores = score_examples(image_model, image_task, make_image_set(), batch_size=4)
     again = LikelihoodScores.from_json(json.loads(json.dumps(scores.to_json())))
     for name in scores.to_json():
         before, after = getattr(scores, name), getattr(again, name)
+        if name == "tokens":
+            assert before is after is None
+            continue
         assert before.dtype == after.dtype
         assert before.tobytes() == after.tobytes()
+
+
+def test_damaged_labels_are_refused(language_model, language_task, make_language_set):
+    scores = score_examples(language_model, language_task, make_language_set(), batch_size=4, with_tokens=True)
+    data = scores.to_json()
+    with pytest.raises(DataError, match="labels differ in length"):
+        LikelihoodScores.from_json({**data, "tokens": {**data["tokens"], "mean": [0.5]}})
+    short = {name: values[:-1] for name, values in data["tokens"].items()}
+    with pytest.raises(DataError, match=r"values of \d+ labels, but \d+ labels"):
+        LikelihoodScores.from_json({**data, "tokens": short})
 
 
 def test_damaged_columns_are_refused(image_model, image_task, make_image_set):

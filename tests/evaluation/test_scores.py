@@ -1,8 +1,16 @@
+import copy
 import json
+import zlib
+from dataclasses import replace
 
+import numpy as np
 import pytest
+import torch
 
+from stable_forgetting.data.examples import ExampleSet
 from stable_forgetting.errors import DataError
+from stable_forgetting.evaluation.gradient import gradient_norms
+from stable_forgetting.evaluation.likelihood import score_examples
 from stable_forgetting.evaluation.scores import ModelScores, ScoringOptions, score_model
 
 OPTIONS = ScoringOptions(batch_size=3, generate=True, max_new_tokens=4)
@@ -46,6 +54,88 @@ def test_progress_names_what_is_done(language_model, language_task, make_languag
         progress=lambda *state: seen.append(state),
     )
     assert seen == [("base model: likelihood of forget", 3, 3), ("base model: answers of forget", 3, 3)]
+
+
+def with_alternatives(example_set):
+    """Each example with another one as paraphrase and two as wrong answers, all to its own prompt."""
+
+    def to_the_prompt_of(example, other):
+        ids = (*example.input_ids[: example.num_prompt_tokens], *other.input_ids[other.num_prompt_tokens :])
+        return replace(other, input_ids=ids, num_prompt_tokens=example.num_prompt_tokens)
+
+    others = [example_set[index - 1] for index in range(len(example_set))]
+    return ExampleSet(
+        example_set.name,
+        [
+            replace(
+                example, paraphrased=to_the_prompt_of(example, other), perturbed=(to_the_prompt_of(example, other),) * 2
+            )
+            for example, other in zip(example_set, others, strict=True)
+        ],
+    )
+
+
+@pytest.fixture
+def tofu_scores(language_model, language_task, make_language_set):
+    names = ("forget", "retain", "holdout", "real_authors")
+    sets = {name: with_alternatives(make_language_set(name, seed=seed)) for seed, name in enumerate(names)}
+    options = replace(OPTIONS, gradient_norm=True)
+    return score_model(language_model, language_task, sets, role="base", source="here", options=options), sets
+
+
+def test_what_is_measured_of_which_set(tofu_scores, language_model, language_task):
+    scores, sets = tofu_scores
+    for name, found in scores.sets.items():
+        is_attacked = name in ("forget", "holdout")
+        assert (found.likelihood.tokens is not None) is is_attacked
+        assert (found.compressed_bytes is not None) is is_attacked
+        assert (found.gradient_norm is not None) is is_attacked
+        assert found.answers is not None
+        assert found.num_perturbed.tolist() == [2] * len(sets[name])
+        assert len(found.perturbed) == 2 * len(found.paraphrased) == 2 * len(found)
+    forget = scores.sets["forget"]
+    assert forget.compressed_bytes.tolist() == [len(zlib.compress(e.answer.encode("utf-8"))) for e in sets["forget"]]
+    paraphrased = ExampleSet("x", [example.paraphrased for example in sets["forget"]])
+    expected = score_examples(language_model, language_task, paraphrased, batch_size=1).nll_sum
+    np.testing.assert_allclose(forget.paraphrased.nll_sum, expected, rtol=1e-9)
+    np.testing.assert_allclose(forget.perturbed.nll_sum, expected.repeat(2), rtol=1e-9)
+
+
+def test_gradient_norm_equals_the_slow_twin_and_leaves_no_trace(language_model, language_task, make_language_set):
+    model = copy.deepcopy(language_model)
+    model.model.embed_tokens.requires_grad_(False)
+    trainable = [parameter.requires_grad for parameter in model.parameters()]
+    example_set = make_language_set(count=3)
+    found = gradient_norms(model, language_task, example_set)
+    assert [parameter.requires_grad for parameter in model.parameters()] == trainable
+    assert all(parameter.grad is None for parameter in model.parameters())
+    model.requires_grad_(True)
+    for index, example in enumerate(example_set):
+        labels = torch.tensor(
+            [[-100] * example.num_prompt_tokens + list(example.input_ids[example.num_prompt_tokens :])]
+        )
+        model.zero_grad()
+        model(input_ids=torch.tensor([example.input_ids]), labels=labels).loss.backward()
+        squares = [float(parameter.grad.square().sum()) for parameter in model.parameters()]
+        assert found[index] == pytest.approx(sum(squares) ** 0.5, rel=1e-5)
+
+
+def test_json_of_everything_is_an_exact_round_trip(tofu_scores):
+    text = json.dumps(tofu_scores[0].to_json())
+    again = ModelScores.from_json(json.loads(text))
+    assert json.dumps(again.to_json()) == text
+    for name, values in tofu_scores[0].sets.items():
+        if values.gradient_norm is not None:
+            assert again.sets[name].gradient_norm.tobytes() == values.gradient_norm.tobytes()
+        assert again.sets[name].perturbed.nll_sum.tobytes() == values.perturbed.nll_sum.tobytes()
+        assert again.sets[name].num_perturbed.dtype == values.num_perturbed.dtype
+
+
+def test_wrong_answers_that_do_not_fit_their_numbers_are_refused(tofu_scores):
+    data = tofu_scores[0].to_json()
+    data["sets"]["forget"]["num_perturbed"][0] = 3
+    with pytest.raises(DataError, match="lengths"):
+        ModelScores.from_json(data)
 
 
 def test_unknown_set(image_model, image_task, make_image_set):

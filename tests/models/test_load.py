@@ -6,13 +6,13 @@ import pytest
 import torch
 
 from stable_forgetting.errors import ConfigError, ModelError
+from stable_forgetting.models.folders import resolve_folder
 from stable_forgetting.models.load import (
     LoadedModel,
     ModelSource,
     cache_dir,
     load_model,
     load_without_weights,
-    resolve_folder,
     save_model,
     weights_sha256,
 )

@@ -25,6 +25,14 @@ def naive_linear(x, weight, bias, adapters, *, transposed=False):
     return F.linear(x, weight, bias)
 
 
+def naive_effective_weight(weight, adapters, *, transposed=False):
+    """W plus every change, in float64; ``adapters`` holds (A, B, bound, omega, scale)."""
+    total = (weight.t() if transposed else weight).double()
+    for lora_a, lora_b, bound, omega, scale in adapters:
+        total = total + naive_delta(lora_a.double(), lora_b.double(), bound=bound, omega=omega, scale=scale)
+    return total.t() if transposed else total
+
+
 def naive_change_facts(delta, limit):
     """Largest entry, Frobenius norm and share within 1 % of the limit, by loops over entries."""
     entries = [abs(v) for row in delta.double().tolist() for v in row]

@@ -1,6 +1,7 @@
 """Slow twins of the metrics: one example at a time, Python loops, float64, no padding, no cache."""
 
 import math
+from fractions import Fraction
 
 import torch
 
@@ -15,6 +16,22 @@ def label_log_probabilities(model, input_ids, num_prompt_tokens):
         largest = max(row)
         log_sum = largest + math.log(sum(math.exp(value - largest) for value in row))
         found.append((row[label] - log_sum, row.index(largest) == label))
+    return found
+
+
+def label_distributions(model, input_ids, num_prompt_tokens):
+    """Log-probability of each label, and mean and variance of a drawn token's, token by token of the vocabulary."""
+    with torch.no_grad():
+        logits = model(input_ids=torch.tensor([input_ids])).logits[0].double().tolist()
+    found = {"log_probability": [], "mean": [], "variance": []}
+    for position in range(num_prompt_tokens, len(input_ids)):
+        row = logits[position - 1]
+        log_sum = math.log(sum(math.exp(value) for value in row))
+        pairs = [(math.exp(value - log_sum), value - log_sum) for value in row]
+        mean = sum(probability * value for probability, value in pairs)
+        found["log_probability"].append(pairs[input_ids[position]][1])
+        found["mean"].append(mean)
+        found["variance"].append(sum(probability * (value - mean) ** 2 for probability, value in pairs))
     return found
 
 
@@ -86,3 +103,31 @@ def tug_of_war_by_hand(own, reference):
         gap = sum(own[name]) / len(own[name]) - sum(reference[name]) / len(reference[name])
         product *= 1 - abs(gap)
     return product
+
+
+def truth_ratio_by_hand(right, wrong, aggregation):
+    """R of one example from the NLL of its right answer and those of its wrong ones."""
+    if aggregation == "geometric":
+        likelihood = math.exp(-sum(wrong) / len(wrong))
+    else:
+        likelihood = sum(math.exp(-nll) for nll in wrong) / len(wrong)
+    return likelihood / (math.exp(-right) + 1e-10)
+
+
+def utility_by_hand(parts):
+    """Harmonic mean, 0 if a part is 0."""
+    return 0.0 if 0 in parts else len(parts) / sum(1 / part for part in parts)
+
+
+def mean_of_lowest(values, share):
+    """Mean of the floor(share · n) lowest values, of one at least."""
+    count = max(1, int(len(values) * share))
+    return sum(sorted(values)[:count]) / count
+
+
+def ks_p_of_equal_sizes(first, second):
+    """Exact p as a fraction: 2 Σ (−1)^(k−1) C(2n, n − k h) / C(2n, n), h = n D."""
+    n = len(first)
+    h = round(n * ks_statistic(first, second))
+    terms = [(-1) ** (k - 1) * math.comb(2 * n, n - k * h) for k in range(1, n // h + 1)]
+    return Fraction(2 * sum(terms), math.comb(2 * n, n))

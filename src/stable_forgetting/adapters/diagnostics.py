@@ -208,7 +208,7 @@ def rounding_steps(weight: Tensor, delta: Tensor, *, bits: int) -> RoundingSteps
         The comparison.
 
     Raises:
-        ConfigError: If ``bits`` is below 2, the shapes differ or every row is zero.
+        ConfigError: If ``bits`` is below 2, the shapes differ, the weight is one of codes or every row is zero.
 
     Example:
         >>> rounding_steps(torch.tensor([[7.0, 0.0]]), torch.tensor([[0.25, 1.0]]), bits=4)
@@ -216,6 +216,11 @@ def rounding_steps(weight: Tensor, delta: Tensor, *, bits: int) -> RoundingSteps
     """
     if bits < 2:
         raise ConfigError(f"bits is {bits}, at least 2 is needed. Usual are 8 and 4.")
+    if not weight.is_floating_point():
+        raise ConfigError(
+            f"The weight is of type {weight.dtype}: the codes of a quantised layer. Give get_base_weight() of the "
+            "adapted layer, which dequantises them."
+        )
     if weight.shape != delta.shape:
         raise ConfigError(
             f"The weight has shape {tuple(weight.shape)}, its change {tuple(delta.shape)}. Both must be out × in; "

@@ -7,17 +7,22 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from stable_forgetting.adapters import kernels
+from stable_forgetting.adapters.base_weight import WeightRows
 from stable_forgetting.adapters.bounds import Bound
 
 CACHE_BLOCK_BYTES = 2 * 2**20
 """Size of the blocks of rows in which a change is made, so that a block stays in the cache of a core."""
+
+GPU_SLICE_BYTES = 32 * 2**20
+"""The same on a GPU: a block fits into its second-level cache, and it is large enough to pay for several launches."""
 
 
 def delta_weight(
@@ -113,10 +118,19 @@ class LowRankChange:
     omega: float
     scale: float
 
+    def of_rows(self, rows: slice) -> LowRankChange:
+        """The change of the given rows, as one of its own."""
+        return replace(self, lora_b=self.lora_b[rows])
+
     def delta(self, rows: slice = slice(None), *, out: Tensor | None = None) -> Tensor:
         """The change of the given rows, by `delta_weight`."""
         lora_b = self.lora_b[rows]
         return delta_weight(self.lora_a, lora_b, bound=self.bound, omega=self.omega, scale=self.scale, out=out)
+
+
+def slice_bytes(device: torch.device) -> int:
+    """Size of the blocks of rows in which the torch code makes a change, and a quantised weight is read."""
+    return CACHE_BLOCK_BYTES if device.type == "cpu" else GPU_SLICE_BYTES
 
 
 def row_blocks(num_rows: int, bytes_per_row: int, max_block_bytes: int) -> Iterator[slice]:
@@ -161,19 +175,49 @@ def effective_weight(
         The effective weight, in the shape of ``weight``. The sum is made in the type of the changes, float32 at
         least, and rounded once.
     """
-    effective = torch.empty_like(weight, dtype=dtype or weight.dtype)
-    weight_rows, effective_rows = (t.t() if transposed else t for t in (weight, effective))
+    effective = effective_rows(weight.t() if transposed else weight, changes, dtype=dtype or weight.dtype)
+    return effective.t() if transposed else effective
+
+
+@torch.no_grad()
+def effective_rows(weight_rows: WeightRows, changes: Sequence[LowRankChange], *, dtype: torch.dtype) -> Tensor:
+    """The effective weight of a base weight that is read by rows, as a new tensor.
+
+    Args:
+        weight_rows: Base weight, out × in; `slice_bytes` of a quantised one are read at a time.
+        changes: One change or more.
+        dtype: Type of the result.
+
+    Returns:
+        The effective weight, out × in, in the memory layout of a base weight that is a tensor: products with the two
+        then have the same bits if the change is zero.
+    """
     num_rows, width = weight_rows.shape
+    if isinstance(weight_rows, Tensor):
+        effective = torch.empty_like(weight_rows, dtype=dtype)
+    else:
+        effective = changes[0].lora_b.new_empty(num_rows, width, dtype=dtype)
+    if kernels.usable(effective.device, dtype, changes):
+        _fill_by_kernels(weight_rows, changes, effective)
+        return effective
     space: Tensor | None = None
     delta_dtype = change_dtype(changes[0].lora_a)
-    for rows in row_blocks(num_rows, width * delta_dtype.itemsize, CACHE_BLOCK_BYTES):
+    for rows in row_blocks(num_rows, width * delta_dtype.itemsize, slice_bytes(effective.device)):
         if space is None:
-            space = weight.new_empty(rows.stop, width, dtype=delta_dtype)
+            space = effective.new_empty(rows.stop, width, dtype=delta_dtype)
         total = changes[0].delta(rows, out=space[: rows.stop - rows.start])
         for change in changes[1:]:
             total.add_(change.delta(rows))
-        torch.add(weight_rows[rows], total, out=effective_rows[rows])
+        torch.add(weight_rows[rows], total, out=effective[rows])
     return effective
+
+
+def _fill_by_kernels(weight_rows: WeightRows, changes: Sequence[LowRankChange], effective: Tensor) -> None:
+    """Slices only where something of their size is made: dequantised rows, or the sum of several changes."""
+    num_rows, width = weight_rows.shape
+    in_one = isinstance(weight_rows, Tensor) and len(changes) == 1
+    for rows in row_blocks(num_rows, width * 4, num_rows * width * 4 if in_one else slice_bytes(effective.device)):
+        kernels.add_changes(weight_rows[rows], [change.of_rows(rows) for change in changes], effective[rows])
 
 
 def lora_linear(output: Tensor, x: Tensor, change: LowRankChange) -> Tensor:

@@ -11,12 +11,20 @@ from typing import Any
 import torch
 from peft.tuners.tuners_utils import BaseTunerLayer, check_adapters_to_merge
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 from torch.nn.utils import parametrize
 from transformers.pytorch_utils import Conv1D
 
+from stable_forgetting.adapters.base_weight import (
+    check_quantized,
+    keep_quantized_layout,
+    quantization_of,
+    quantized_weight,
+)
 from stable_forgetting.adapters.bounds import Bound
 from stable_forgetting.adapters.functional import LowRankChange, effective_weight, lora_linear
 from stable_forgetting.adapters.linear import bounded_linear
+from stable_forgetting.adapters.zero3 import register_weights, whole_shape
 from stable_forgetting.errors import ModelError
 
 
@@ -45,7 +53,8 @@ def check_layer(name: str, layer: nn.Module) -> None:
         layer: The layer.
 
     Raises:
-        ModelError: If it is not a Linear or Conv1D, has another method's adapter, is quantised or parametrised.
+        ModelError: If it is not a Linear or Conv1D, has another method's adapter, is parametrised, or is quantised in
+            another way than by bitsandbytes.
     """
     if isinstance(layer, BoundedLoraLinear):
         return
@@ -57,14 +66,58 @@ def check_layer(name: str, layer: nn.Module) -> None:
             f"Layer '{name}' is a {kind}, only Linear and Conv1D can be adapted. Choose other target_modules, or name "
             "it in exclude_modules."
         )
+    if quantization_of(layer) is not None:
+        check_quantized(name, layer)
+        return
     own_forward = type(layer).forward not in (nn.Linear.forward, Conv1D.forward)
     if own_forward or not layer.weight.is_floating_point():
         raise ModelError(
             f"Layer '{name}' is a {kind} with weights of type {layer.weight.dtype}: a quantised or custom layer, which "
-            "has no plain weight to change. Load the model in float32, bfloat16 or float16."
+            "has no plain weight to change. Load the model in float32, bfloat16 or float16, or in 4 or 8 bits by "
+            "bitsandbytes."
         )
     if parametrize.is_parametrized(layer):
         raise ModelError(f"Layer '{name}' has a parametrised weight. Remove the parametrisation before adapting it.")
+
+
+def check_mergeable(name: str, layer: nn.Module) -> None:
+    """Refuse to merge into a layer that is quantised or divided between processes.
+
+    Args:
+        name: Name of the layer, for the message.
+        layer: The base layer.
+
+    Raises:
+        ModelError: If it is.
+    """
+    if isinstance(layer.weight, DTensor):
+        raise ModelError(
+            f"Layer '{name}' is divided between processes, and no adapter is merged into shares of a weight. Load base "
+            "model and adapter in a single process, and merge there."
+        )
+    quantization = quantization_of(layer)
+    if quantization is not None:
+        raise ModelError(
+            f"Layer '{name}' has {quantization} weights, into which no adapter is merged: rounding the sum to their "
+            "grid would lose most of a small change. Load the base model without quantisation, load the same adapter "
+            "there, and merge that."
+        )
+
+
+def layer_shape(layer: nn.Module) -> tuple[int, int]:
+    """Output and input features of a layer that `check_layer` accepts.
+
+    Args:
+        layer: The layer, without adapter. The weight of a 4-bit layer is packed and does not show its shape.
+
+    Returns:
+        out, in.
+    """
+    source: Any = layer
+    if quantization_of(layer) is not None:
+        return source.out_features, source.in_features
+    rows, columns = whole_shape(source.weight)
+    return (columns, rows) if isinstance(layer, Conv1D) else (rows, columns)
 
 
 class BoundedLoraLinear(nn.Module, BaseTunerLayer):  # type: ignore[misc]
@@ -73,6 +126,10 @@ class BoundedLoraLinear(nn.Module, BaseTunerLayer):  # type: ignore[misc]
     Merging puts a new weight, made from the untouched base weight, into the base layer and keeps the base weight;
     unmerging puts it back, bit for bit. A fresh adapter and disabled adapters give the base layer's output, bit for
     bit.
+
+    Over a quantised layer of bitsandbytes, active adapters change the dequantised weight, and merging is refused. A
+    fresh adapter then gives the product with the dequantised weight in the layer's own compute type. The layer's own
+    output differs from that where bitsandbytes computes in another way: 8-bit layers round the input to 8 bits too.
 
     Args:
         base_layer: The layer, see `check_layer`.
@@ -88,8 +145,8 @@ class BoundedLoraLinear(nn.Module, BaseTunerLayer):  # type: ignore[misc]
         self.bounded_lora_B = nn.ParameterDict({})
         self.bounded_lora_settings: dict[str, LayerSettings] = {}
         self.transposed = isinstance(base_layer, Conv1D)
-        rows, columns = base_layer.weight.shape
-        self.out_features, self.in_features = (columns, rows) if self.transposed else (rows, columns)
+        self.out_features, self.in_features = layer_shape(base_layer)
+        keep_quantized_layout(base_layer)
         self._disable_adapters = False
         self.merged_adapters: list[str] = []
         self.kept_base_weight: Tensor | None = None
@@ -139,6 +196,19 @@ class BoundedLoraLinear(nn.Module, BaseTunerLayer):  # type: ignore[misc]
         delta: Tensor = self.low_rank_change(name).delta()
         return delta.t() if self.transposed else delta
 
+    def get_base_weight(self) -> Tensor:
+        """The base weight as a matrix of numbers.
+
+        Returns:
+            The weight itself, in its own layout; of a quantised layer the dequantised one, out × in, float32.
+        """
+        base = self.base_layer
+        if quantization_of(base) is None:
+            weight: Tensor = base.weight
+            return weight
+        quantized = quantized_weight(base, torch.float32)
+        return quantized.read(quantized.stored)[:]
+
     def supports_lora_conversion(self, adapter_name: str = "default") -> bool:
         """Whether PEFT may turn the change into plain LoRA: no, the result would have no bound."""
         return False
@@ -157,15 +227,21 @@ class BoundedLoraLinear(nn.Module, BaseTunerLayer):  # type: ignore[misc]
         names = [] if self.disable_adapters or self.merged else self.active_names()
         changes = [self.low_rank_change(name) for name in names]
         bounded = [change for change in changes if change.bound.limit is not None]
-        if bounded:
-            base = self.base_layer
-            output = bounded_linear(x, base.weight, base.bias, bounded, transposed=self.transposed)
-        else:
-            output = self.base_layer(x)
+        output = self._bounded_output(x, bounded) if bounded else self.base_layer(x)
         for change in changes:
             if change.bound.limit is None:
                 output = lora_linear(output, x, change)
         return output
+
+    def _bounded_output(self, x: Tensor, changes: list[LowRankChange]) -> Tensor:
+        base = self.base_layer
+        factors = [factor for change in changes for factor in (change.lora_a, change.lora_b)]
+        register_weights(self, base.weight, *factors)
+        if quantization_of(base) is None:
+            return bounded_linear(x, base.weight, base.bias, changes, transposed=self.transposed)
+        weight = quantized_weight(base, x.dtype)
+        bias = None if base.bias is None else base.bias.to(weight.dtype)
+        return bounded_linear(x.to(weight.dtype), weight, bias, changes).to(x.dtype)
 
     def merge(self, safe_merge: bool = False, adapter_names: list[str] | None = None) -> None:
         """Put base weight plus changes into the base layer; the base weight is kept aside.
@@ -175,8 +251,10 @@ class BoundedLoraLinear(nn.Module, BaseTunerLayer):  # type: ignore[misc]
             adapter_names: Adapters to merge besides those merged already; None for the active ones.
 
         Raises:
-            ModelError: If ``safe_merge`` finds an entry that is not finite. The layer is as before then.
+            ModelError: If the base layer is quantised, or ``safe_merge`` finds an entry that is not finite. The layer
+                is as before then.
         """
+        check_mergeable("base_layer", self.base_layer)
         wanted = check_adapters_to_merge(self, adapter_names)
         names = [name for name in wanted if name in self.bounded_lora_settings]
         if not names:

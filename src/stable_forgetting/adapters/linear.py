@@ -24,14 +24,16 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from stable_forgetting.adapters import kernels
+from stable_forgetting.adapters.base_weight import QuantizedWeight, WeightRows
 from stable_forgetting.adapters.functional import (
-    CACHE_BLOCK_BYTES,
     LowRankChange,
     bound_argument,
     change_dtype,
     delta_from_argument,
-    effective_weight,
+    effective_rows,
     row_blocks,
+    slice_bytes,
     without_autocast,
 )
 from stable_forgetting.errors import ConfigError
@@ -39,15 +41,19 @@ from stable_forgetting.errors import ConfigError
 DEFAULT_BLOCK_BYTES = 32 * 2**20
 """Most bytes of dense temporaries in a backward pass."""
 
+GPU_BLOCK_BYTES = 256 * 2**20
+"""The same on a GPU. One block then holds an MLP layer of a model with 8 billion weights (4096 × 14336, bfloat16, rank
+8: 252 MiB): a product with a whole layer fills the card, and dx needs no float32 sum over blocks."""
+
 
 def bounded_linear(
     x: Tensor,
-    weight: Tensor,
+    weight: Tensor | QuantizedWeight,
     bias: Tensor | None,
     changes: Sequence[LowRankChange],
     *,
     transposed: bool = False,
-    max_block_bytes: int = DEFAULT_BLOCK_BYTES,
+    max_block_bytes: int | None = None,
 ) -> Tensor:
     """Output of a linear layer with changed weight: x @ (W + sum of changes).T + bias.
 
@@ -57,13 +63,17 @@ def bounded_linear(
     if they require them; there is no second derivative. Under autocast the product is made in the type of autocast,
     as by ``F.linear``, and float32 adapters get float32 gradients. ``torch.compile`` breaks the graph here.
 
+    A quantised weight is read in the same blocks of rows, dequantised to float32; its codes are what is held, and they
+    get no gradient.
+
     Args:
         x: Input, ... × in.
-        weight: Base weight, out × in, or in × out if ``transposed``.
+        weight: Base weight, out × in, or in × out if ``transposed``; or a quantised one, see `quantized_weight`.
         bias: Bias of length out, or None.
         changes: The changes of one or several adapters; their sum is applied.
-        transposed: Whether the weight is in × out, as in the Conv1D of transformers.
-        max_block_bytes: Most bytes of dense temporaries in the backward pass, unless a single row needs more.
+        transposed: Whether the weight is a tensor in × out, as in the Conv1D of transformers.
+        max_block_bytes: Most bytes of dense temporaries in the backward pass, unless a single row needs more; 32 MiB
+            if not given, 256 MiB on a GPU.
 
     Returns:
         The output, ... × out.
@@ -73,17 +83,19 @@ def bounded_linear(
     """
     if not changes:
         raise ConfigError("No change was given, at least one is needed. For the base layer alone use F.linear.")
+    if max_block_bytes is None:
+        max_block_bytes = DEFAULT_BLOCK_BYTES if x.device.type == "cpu" else GPU_BLOCK_BYTES
     if max_block_bytes < 1:
         raise ConfigError(f"max_block_bytes is {max_block_bytes}, at least 1 is allowed. Leave it out for the default.")
+    stored, read = (weight.stored, weight.read) if isinstance(weight, QuantizedWeight) else (weight, None)
     dtype = weight.dtype
     if _autocasts(x) and dtype != torch.float64:
         dtype = torch.get_autocast_dtype(x.device.type)
         x, bias = x.to(dtype), None if bias is None else bias.to(dtype)
-    plan = _Plan(
-        tuple((change.bound, change.omega, change.scale) for change in changes), dtype, transposed, max_block_bytes
-    )
+    settings = tuple((change.bound, change.omega, change.scale) for change in changes)
+    plan = _Plan(settings, dtype, transposed, max_block_bytes, read)
     factors = [factor for change in changes for factor in (change.lora_a, change.lora_b)]
-    return _apply_uncompiled(x, weight, bias, plan, *factors)
+    return _apply_uncompiled(x, stored, bias, plan, *factors)
 
 
 def _autocasts(x: Tensor) -> bool:
@@ -100,13 +112,18 @@ class _Plan:
     dtype: torch.dtype
     transposed: bool
     max_block_bytes: int
+    read: Callable[[Tensor], WeightRows] | None
 
     def changes(self, factors: Sequence[Tensor]) -> list[LowRankChange]:
         pairs = zip(factors[0::2], factors[1::2], strict=True)
         return [LowRankChange(a, b, *setting) for (a, b), setting in zip(pairs, self.settings, strict=True)]
 
-    def rows_of(self, weight: Tensor) -> Tensor:
-        """View of a weight as out × in."""
+    def rows_of(self, weight: Tensor) -> WeightRows:
+        """The base weight as out × in."""
+        return self.turned(weight) if self.read is None else self.read(weight)
+
+    def turned(self, weight: Tensor) -> Tensor:
+        """View of a plain weight, or of its gradient, as out × in."""
         return weight.t() if self.transposed else weight
 
 
@@ -132,8 +149,8 @@ class _BoundedLinear(torch.autograd.Function):
         ctx.plan, ctx.needs = plan, _Needs(needs_x, needs_weight, needs_bias, tuple(needs_factors))
         ctx.save_for_backward(x if ctx.needs.change else None, weight, *factors)
         with without_autocast(x.device):
-            effective = effective_weight(weight, plan.changes(factors), transposed=plan.transposed, dtype=plan.dtype)
-            return F.linear(x, plan.rows_of(effective), bias)
+            effective = effective_rows(plan.rows_of(weight), plan.changes(factors), dtype=plan.dtype)
+            return F.linear(x, effective, bias)
 
     @staticmethod
     @once_differentiable
@@ -166,6 +183,7 @@ class _BlockwiseBackward:
         self.weight_rows = plan.rows_of(weight)
         self.plan, self.needs = plan, needs
         self.changes = plan.changes(factors)
+        self.by_kernels = kernels.usable(dy.device, plan.dtype, self.changes)
         self.grad_weight = torch.empty_like(weight) if needs.weight else None
         self.grad_factors = [
             torch.zeros_like(factor, dtype=change_dtype(factor)) if needed else None
@@ -180,13 +198,18 @@ class _BlockwiseBackward:
         dense temporaries, the gradient and the effective weight, and its changes are made in slices of it.
         """
         num_rows, width = self.weight_rows.shape
-        slice_bytes = min(CACHE_BLOCK_BYTES, self.plan.max_block_bytes // 8)
-        block_bytes = self.plan.max_block_bytes - 3 * slice_bytes
-        itemsize = self.plan.dtype.itemsize
-        self.blocks = list(row_blocks(num_rows, (self.needs.change + self.needs.x) * width * itemsize, block_bytes))
+        plan, is_quantized = self.plan, self.plan.read is not None
+        most = min(slice_bytes(self.dy.device), plan.max_block_bytes // 8)
+        num_slices = (0 if self.by_kernels else 3) + is_quantized  # dequantised rows are one more
+        itemsize = plan.dtype.itemsize
+        bytes_per_row = (self.needs.change + self.needs.x) * width * itemsize
+        if self.by_kernels:
+            bytes_per_row += kernels.bytes_per_row(self.changes, width, plan.dtype)
+        self.blocks = list(row_blocks(num_rows, bytes_per_row, plan.max_block_bytes - num_slices * most))
         height = self.blocks[0].stop if self.blocks else 0
-        self.slices = list(row_blocks(height, width * dtype.itemsize, slice_bytes))
-        slice_height = self.slices[0].stop if self.slices else 0
+        slices_matter = is_quantized or not self.by_kernels
+        self.slices = list(row_blocks(height, width * dtype.itemsize, most)) if slices_matter else [slice(0, height)]
+        slice_height = self.slices[0].stop if self.slices and not self.by_kernels else 0
         self.space = self.dy.new_empty(3 if len(self.changes) > 1 else 2, slice_height, width, dtype=dtype)
         self.grad_space = self.dy.new_empty(height if self.needs.change else 0, width)
         self.effective_space = self.dy.new_empty(height if self.needs.x else 0, width)
@@ -202,7 +225,7 @@ class _BlockwiseBackward:
             if self.x is not None:
                 torch.mm(self.dy[:, rows].t(), self.x, out=grad_rows)
             if self.grad_weight is not None:
-                self.plan.rows_of(self.grad_weight)[rows] = grad_rows
+                self.plan.turned(self.grad_weight)[rows] = grad_rows
             for inner in self.slices:
                 if inner.start < height:
                     stop = min(inner.stop, height)
@@ -213,6 +236,9 @@ class _BlockwiseBackward:
 
     def _pass_changes(self, rows: slice, grad_rows: Tensor, effective: Tensor) -> None:
         """For a slice of rows, add to the gradients of every A and B and write the effective weight."""
+        if self.by_kernels:
+            self._pass_by_kernels(rows, grad_rows, effective)
+            return
         space = self.space[:, : rows.stop - rows.start]
         for index, change in enumerate(self.changes):
             argument_space = space[0 if index == 0 else 2]
@@ -227,6 +253,15 @@ class _BlockwiseBackward:
                     space[0].add_(delta)
         if self.needs.x:
             torch.add(self.weight_rows[rows], space[0], out=effective)
+
+    def _pass_by_kernels(self, rows: slice, grad_rows: Tensor, effective: Tensor) -> None:
+        """The same in one pass over memory."""
+        grad_factors = [
+            gradient if gradient is None or index % 2 == 0 else gradient[rows]
+            for index, gradient in enumerate(self.grad_factors)
+        ]
+        base, out = (self.weight_rows[rows], effective) if self.needs.x else (None, None)
+        kernels.pass_changes([change.of_rows(rows) for change in self.changes], grad_rows, base, out, grad_factors)
 
     def _add_grad_x(self, grad_x: Tensor, effective: Tensor, rows: slice) -> None:
         """Dx += dy[:, rows] @ (W + D)[rows]; the sum over blocks is never made in low precision."""

@@ -10,7 +10,6 @@ from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING, PEFT_TYPE_TO_PREFIX_MAPPIN
 from peft.tuners.tuners_utils import BaseTuner
 from peft.utils.constants import DUMMY_TARGET_MODULES, INCLUDE_LINEAR_LAYERS_SHORTHAND
 from torch import Tensor, nn
-from transformers.pytorch_utils import Conv1D
 
 from stable_forgetting.adapters.bounds import get_bound
 from stable_forgetting.adapters.config import PEFT_TYPE, BoundedLoraConfig
@@ -20,7 +19,14 @@ from stable_forgetting.adapters.families import (
     list_linear_layers,
     mlp_target_modules,
 )
-from stable_forgetting.adapters.layer import BoundedLoraLinear, LayerSettings, check_layer, seeded_generator
+from stable_forgetting.adapters.layer import (
+    BoundedLoraLinear,
+    LayerSettings,
+    check_layer,
+    check_mergeable,
+    layer_shape,
+    seeded_generator,
+)
 from stable_forgetting.errors import ModelError
 
 _COMPILED_PREFIX = "_orig_mod."
@@ -89,6 +95,13 @@ class BoundedLoraModel(BaseTuner):  # type: ignore[misc]
         for name, module in matched.items():
             check_layer(name, module)
         _resolve_scales(config, matched)
+
+    def _check_merge_allowed(self) -> None:
+        """Before the first layer is merged, so that a model with some quantised layers is not merged by half."""
+        super()._check_merge_allowed()
+        for name, module in self.model.named_modules():
+            if isinstance(module, BoundedLoraLinear):
+                check_mergeable(name, module.base_layer)
 
     def _prepare_adapter_config(self, peft_config: BoundedLoraConfig, model_config: Any) -> BoundedLoraConfig:
         return peft_config
@@ -172,8 +185,7 @@ def _resolve_scales(config: BoundedLoraConfig, layers: dict[str, nn.Module]) -> 
 
 
 def _in_features(layer: nn.Module) -> int:
-    base: Any = layer.base_layer if isinstance(layer, BoundedLoraLinear) else layer
-    return int(base.weight.shape[0 if isinstance(base, Conv1D) else 1])
+    return layer.in_features if isinstance(layer, BoundedLoraLinear) else layer_shape(layer)[1]
 
 
 def _layers_of(model: nn.Module) -> list[tuple[str, nn.Module]]:

@@ -14,6 +14,7 @@ import torch
 import transformers
 from rich.console import Console
 
+from stable_forgetting import processes
 from stable_forgetting.bench import PROBLEMS, Comparison, load_comparison, problem_path, run_comparison
 from stable_forgetting.cli.progress import RichProgress
 from stable_forgetting.config import RunConfig, load_config, parse_change
@@ -26,6 +27,7 @@ from stable_forgetting.runs import RunDirectory, prepare
 from stable_forgetting.runs import run as run_unlearning
 from stable_forgetting.runs.adapted import load_adapted, merge_adapter, read_adapter_config
 from stable_forgetting.runs.check import check_config
+from stable_forgetting.runs.memory import Devices, Sharding
 from stable_forgetting.runs.models import content_hash
 from stable_forgetting.runs.scoring import score
 from stable_forgetting.training import finetune as train_model
@@ -34,7 +36,9 @@ console = Console()
 
 
 def _quiet() -> None:
-    """Leave the terminal to our own bars and sentences."""
+    """Leave the terminal to our own bars and sentences, of the main process only."""
+    processes.join()
+    console.quiet = not processes.is_main_process()
     transformers.utils.logging.disable_progress_bar()
     transformers.utils.logging.set_verbosity_error()
     logging.getLogger("stable_forgetting").addHandler(logging.NullHandler())
@@ -76,7 +80,8 @@ def run_config(path: Path, changes: Sequence[str], out: Path | None, *, resume: 
     _check_place(run_dir)
     record = run_unlearning(config, run_dir, given=given, resume=resume, progress=RichProgress(console))
     directory = RunDirectory(run_dir)
-    write_report([record], directory.report)
+    if processes.is_main_process():
+        write_report([record], directory.report)
     _show([record])
     console.print(f"Adapter: {directory.adapter}\nReport:  {directory.report}", highlight=False)
 
@@ -86,6 +91,12 @@ def compare(path: Path, changes: Sequence[str], out: Path | None) -> None:
     _quiet()
     comparison = load_comparison(path, [parse_change(change) for change in changes])
     _compare(comparison, out or Path("runs") / path.stem)
+
+
+def run_benchmark(comparison: Comparison, out: Path) -> None:
+    """`forget bench`."""
+    _quiet()
+    _compare(comparison, out)
 
 
 def demo(problem: str, out: Path) -> None:
@@ -124,14 +135,17 @@ def _show(records: Sequence[RunRecord]) -> None:
                 console.print(sentence, highlight=False)
 
 
-def check(path: Path, changes: Sequence[str]) -> None:
+def check(path: Path, changes: Sequence[str], *, gpus: int, sharding: Sharding, gpu_memory_gib: float | None) -> None:
     """`forget check`."""
     from stable_forgetting.cli.listings import check_tables
 
     config, _ = _read(path, changes)
-    found = check_config(config)
+    memory_bytes = None if gpu_memory_gib is None else int(gpu_memory_gib * 2**30)
+    found = check_config(config, Devices(gpus, sharding, memory_bytes))
     for table in check_tables(found):
         console.print(table)
+    for note in found.notes:
+        console.print(f"Note: {note}", highlight=False)
     if found.problems:
         raise ConfigError(" ".join(found.problems))
     console.print("No problems found.")
@@ -147,7 +161,7 @@ def finetune(path: Path, changes: Sequence[str], out: Path, *, on: str) -> None:
     models = prepare(config, RichProgress(console))
     taught = models.sets.retain if on == "retain" else models.taught_to_base
     weights = weights_sha256(models.loaded.model)
-    lesson = content_hash({"model": weights, "taught": taught.sha256, "finetune": settings.model_dump(), "on": on})
+    lesson = content_hash({"model": weights, "taught": taught.taught_sha256, "finetune": settings.model_dump(), "on": on})
     work_dir = out.with_name(f".{out.name}.{lesson}.training")  # only an interrupted run of the same is resumed
     train_model(
         models.loaded.model,

@@ -10,6 +10,7 @@ from rich.table import Table
 
 from stable_forgetting.records import ModelEvaluation
 from stable_forgetting.runs.check import Check
+from stable_forgetting.runs.memory import Estimate
 
 _BETTER = {"higher": "higher is better", "lower": "lower is better", "retain": "retain model's value is the target"}
 
@@ -83,16 +84,41 @@ def check_tables(found: Check) -> list[Table]:
         table.add_row("layers", f"{len(found.layers)}: {found.layers[0]} … {found.layers[-1]}")
         table.add_row("trainable parameters", f"{found.num_trainable:,} ({share:.2%} of {found.num_base:,})")
         tables.append(table)
-    if found.memory_bytes:
-        rows = [(part, _gigabytes(size)) for part, size in found.memory_bytes.items()]
-        tables.append(
-            _table(("estimated memory", "GB"), [*rows, ("together", _gigabytes(sum(found.memory_bytes.values())))])
-        )
+    if found.memory is not None:
+        tables.append(_memory_table(found.memory))
     return tables
 
 
-def _gigabytes(size: int) -> str:
-    return f"{size / 1e9:.2f}"
+def _memory_table(estimate: Estimate) -> Table:
+    """Estimated memory per GPU by part, for which batch it is, and whether it fits."""
+    table = Table("estimated memory per GPU", title_justify="left", caption_justify="left")
+    table.add_column("GiB", justify="right")
+    for part, size in estimate.parts.items():
+        table.add_row(part, _gibibytes(size))
+    table.add_section()
+    table.add_row("together", _gibibytes(estimate.total))
+    table.caption = "\n".join(_about(estimate))
+    return table
+
+
+def _about(estimate: Estimate) -> Iterable[str]:
+    shape, devices = estimate.shape, estimate.devices
+    gpus = (
+        "1 GPU"
+        if devices.num == 1
+        else f"{devices.num} GPUs, weights {'divided' if devices.divides_weights else 'whole'}"
+    )
+    length = " × ".join(str(size) for size in shape.example)
+    unit = "pixels" if len(shape.example) > 1 else "tokens"
+    yield f"{gpus}; on each {shape.forget_rows} forget + {shape.retain_rows} retain examples of {length} {unit},"
+    yield f"{shape.forget_labels + shape.retain_labels} labels. Unlearning only, not finetuning or generation."
+    if devices.memory_bytes is not None:
+        verdict = "fits" if estimate.total <= devices.memory_bytes else "does not fit"
+        yield f"It {verdict} into {_gibibytes(devices.memory_bytes)} GiB; at most {estimate.fitting_rows} examples do."
+
+
+def _gibibytes(size: int) -> str:
+    return f"{size / 2**30:.3f}" if size < 2**30 else f"{size / 2**30:.2f}"
 
 
 def metric_table(evaluation: ModelEvaluation) -> Table:

@@ -13,6 +13,8 @@ import typer
 from rich.console import Console
 from typer.core import TyperGroup
 
+from stable_forgetting import processes
+from stable_forgetting.cli import benchmarks
 from stable_forgetting.errors import StableForgettingError
 
 INTERRUPTED = 130
@@ -40,6 +42,8 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode="rich",
 )
+
+app.add_typer(benchmarks.app, name="bench")
 
 ConfigPath = Annotated[Path, typer.Argument(help="A YAML file; configs/ has examples.", metavar="CONFIG")]
 Changes = Annotated[
@@ -80,11 +84,18 @@ def demo(
 def check(
     config: ConfigPath,
     changes: Changes = None,
+    gpus: Annotated[int, typer.Option("--gpus", min=1, help="Number of GPUs; they share each batch.")] = 1,
+    sharding: Annotated[
+        Literal["none", "fsdp"], typer.Option("--sharding", help="fsdp: the GPUs share the weights, too.")
+    ] = "none",
+    gpu_memory: Annotated[
+        float | None, typer.Option("--gpu-memory", min=0, help="Say what fits into so much memory.", metavar="GIB")
+    ] = None,
 ) -> None:
     """Find all problems of a config before anything is trained, and say what would be adapted and needed."""
     from stable_forgetting.cli import commands
 
-    commands.check(config, changes or [])
+    commands.check(config, changes or [], gpus=gpus, sharding=sharding, gpu_memory_gib=gpu_memory)
 
 
 @app.command()
@@ -151,6 +162,43 @@ def merge(
     commands.merge(run_dir, out, base)
 
 
+@app.command()
+def score(
+    benchmark: Annotated[Literal["tofu"], typer.Argument(help="Whose metrics.")],
+    log: Annotated[Path, typer.Option("--log", help="TOFU_EVAL.json (also .gz), or the directory of a run.")],
+    retain_log: Annotated[
+        Path | None,
+        typer.Option("--retain-log", help="The same of the retain model. Default: a run's own retain model."),
+    ] = None,
+    truth_ratio: Annotated[
+        Literal["geometric", "arithmetic"], typer.Option("--truth-ratio", help="How wrong answers are put together.")
+    ] = "geometric",
+    compat: Annotated[
+        Literal["open-unlearning"] | None, typer.Option("--compat", help="Reproduce the numbers of this package.")
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="JSON to stdout in place of the table.")] = False,
+) -> None:
+    """Compute a benchmark's metrics anew from the log of an evaluation, without a model."""
+    from stable_forgetting.cli import logs
+
+    logs.score_tofu(log, retain_log, truth_ratio=truth_ratio, compat=compat, as_json=as_json)
+
+
+@app.command()
+def export(
+    run_dir: Annotated[Path, typer.Argument(help="Directory of a finished run.", metavar="RUN_DIR")],
+    out: Annotated[Path, typer.Option("--out", help="Folder for TOFU_EVAL.json and TOFU_SUMMARY.json.")],
+    model: Annotated[
+        Literal["base", "unlearned", "retain"], typer.Option("--model", help="Which model.")
+    ] = "unlearned",
+    kind: Annotated[Literal["open-unlearning"], typer.Option("--format", help="Whose log.")] = "open-unlearning",
+) -> None:
+    """Write a run's values as an evaluation log of another package."""
+    from stable_forgetting.cli import logs
+
+    logs.export(run_dir, model, out)
+
+
 @app.command(name="list")
 def list_names(
     what: Annotated[Literal["bounds", "objectives", "metrics", "families"], typer.Argument(help="What to list.")],
@@ -183,3 +231,5 @@ def main() -> None:
     except StableForgettingError as error:
         _say(str(error))
         sys.exit(2)
+    finally:
+        processes.leave()

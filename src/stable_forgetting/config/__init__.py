@@ -13,9 +13,11 @@ from stable_forgetting.config.options import (
     TargetConfig,
     TrainingConfig,
 )
+from stable_forgetting.config.problems import MEASURED_ONLY
 from stable_forgetting.config.settings import apply_change, load_config, parse_change, parse_config, read_yaml
 
 __all__ = [
+    "MEASURED_ONLY",
     "AdapterConfig",
     "DataConfig",
     "EvaluationConfig",

@@ -9,6 +9,8 @@ from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
+from stable_forgetting.config.problems import find_problems
+
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 NotNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 Count = Annotated[int, Field(ge=1)]
@@ -30,13 +32,17 @@ class SourceConfig(_Section):
     split: str | None = None
     """Split of a hub data set, or the rows whose column `split` has this value."""
     where: str | None = None
-    """Rule over the columns, such as `person == "Ada"` or `label in [3, 5]`."""
+    """Rule over the columns, such as `person == "Ada"`, `label in [3, 5]` or, by position, `row >= 320`."""
     limit: Count | None = None
     """At most this many examples, the first ones."""
     prompt: str = "prompt"
     """Column of the prompt."""
     answer: str = "answer"
     """Column of the answer."""
+    paraphrased: str = "paraphrased_answer"
+    """Column of the right answer in other words, used where a row has it."""
+    perturbed: str = "perturbed_answer"
+    """Column of wrong answers, a list of texts or one text, used where a row has it."""
     text: str = "text"
     """Column of plain text, used where there are no prompt and answer."""
     messages: str = "messages"
@@ -56,10 +62,16 @@ class DataConfig(_Section):
     """What is to be forgotten."""
     retain: SourceConfig = SourceConfig()
     """Without path and rule: everything in `source` that no other set takes."""
+    retain_evaluation: SourceConfig | None = None
+    """Retain examples that are measured; they may be among those of `retain`. None: those of `retain`."""
     holdout: SourceConfig | None = None
     """Unseen examples of the forget set's kind: membership attacks and calibrated targets need them."""
     test: SourceConfig | None = None
     """Language: other text for perplexity. Images: test images of all classes."""
+    real_authors: SourceConfig | None = None
+    """Language: questions about real authors, measured only."""
+    world_facts: SourceConfig | None = None
+    """Language: questions about the wider world, measured only."""
     max_length: Count = 512
     """Longest example in tokens; longer ones are cut at the end of the answer."""
     chat_template: bool | None = None
@@ -101,6 +113,8 @@ class ModelConfig(_Section):
     """Name of the GGUF file in that folder or package."""
     dtype: Literal["float32", "bfloat16", "float16"] = "float32"
     """Precision of the frozen weights; the adapter is trained in float32."""
+    quantization: Literal["4bit", "8bit"] | None = None
+    """Load the linear layers in 4 bits (NF4, scales quantised too) or 8 bits (LLM.int8), with bitsandbytes."""
     trust_remote_code: bool = False
     """Whether code that comes with the model may run."""
     finetune: FinetuneConfig | None = None
@@ -221,6 +235,8 @@ class EvaluationConfig(_Section):
     """Examples of each set that are shown in the report."""
     retain_limit: Count | None = None
     """Measure at most this many retain examples, drawn with the seed. None: all."""
+    gradient_norm: bool = False
+    """Language: measure the gradient of each forget and holdout example, for a membership attack; slow."""
     validation_size: Count = 64
     """Examples of each set in validations during training."""
     num_resamples: Annotated[int, Field(ge=100)] = 1000
@@ -255,41 +271,7 @@ class RunConfig(_Section):
 
     @model_validator(mode="after")
     def _consistent(self) -> RunConfig:
-        problems = list(_problems(self))
+        problems = find_problems(self)
         if problems:
             raise ValueError("; ".join(problems))
         return self
-
-
-def _problems(config: RunConfig) -> list[str]:
-    data, target = config.data, config.objective.target
-    problems = _problems_of_sets(data)
-    if config.objective.name == "calibrated":
-        if target.source == "number" and target.nll is None:
-            problems.append("objective.target: source 'number' needs 'nll', the target in nats per label")
-        if target.source == "holdout" and data.holdout is None:
-            problems.append("objective.target: source 'holdout' needs data.holdout, unseen examples of the same kind")
-        if target.source == "pretrained" and config.model.finetune is None:
-            problems.append("objective.target: source 'pretrained' needs model.finetune, else nothing is pretrained")
-    if config.objective.forget_weight == 0 and config.objective.retain_weight == 0:
-        problems.append("objective: forget_weight and retain_weight are both 0, so there is nothing to train")
-    if config.training.best_metric and config.training.evaluate_every is None:
-        problems.append("training.best_metric needs training.evaluate_every")
-    if config.training.stop and config.training.evaluate_every is None:
-        problems.append("training.stop needs training.evaluate_every")
-    return problems
-
-
-def _problems_of_sets(data: DataConfig) -> list[str]:
-    sets = {"forget": data.forget, "retain": data.retain, "holdout": data.holdout, "test": data.test}
-    shared = {name: source for name, source in sets.items() if source is not None and source.path is None}
-    if data.source is None:
-        names = ", ".join(shared)
-        return [f"data: these sets need a 'path' each, or a common 'data.source': {names}"] if shared else []
-    if data.source.path is None:
-        return ["data.source: give a 'path', the source of the sets that have none of their own"]
-    return [
-        f"data.{name}: give a 'where' rule or a 'split' that says which examples of data.source it takes"
-        for name, source in shared.items()
-        if name != "retain" and source.where is None and source.split is None
-    ]

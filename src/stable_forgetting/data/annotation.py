@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from stable_forgetting.data.rows import Row, Rows
@@ -30,6 +31,8 @@ class LanguageColumns:
         messages: Column of chat messages: a list of objects with ``role`` and ``content``. The last message must be
             the assistant's and is the answer; all before it are the prompt.
         template: Text with ``{prompt}`` and, at its end, ``{answer}``; used where there is no chat template.
+        paraphrased: Column of the right answer in other words; used where a row has it, beside prompts and messages.
+        perturbed: Column of wrong answers, a list of texts or one text; used likewise.
     """
 
     prompt: str = "prompt"
@@ -37,6 +40,8 @@ class LanguageColumns:
     text: str = "text"
     messages: str = "messages"
     template: str = DEFAULT_TEMPLATE
+    paraphrased: str = "paraphrased_answer"
+    perturbed: str = "perturbed_answer"
 
 
 @dataclass(frozen=True)
@@ -60,9 +65,22 @@ class AnnotatedText:
     templated: bool
 
 
-def annotator(
-    rows: Rows, tokenizer: Any, columns: LanguageColumns, *, use_template: bool, name: str
-) -> tuple[Callable[[Row, str], AnnotatedText], set[str]]:
+@dataclass(frozen=True)
+class Annotator:
+    """How the rows of one table become texts.
+
+    Args:
+        annotate: From a row and its place in words to its text.
+        used: Columns that it reads.
+        with_answer: From a row and another answer to the row that has it; None for plain text, which asks nothing.
+    """
+
+    annotate: Callable[[Row, str], AnnotatedText]
+    used: frozenset[str]
+    with_answer: Callable[[Row, Any], Row] | None
+
+
+def annotator(rows: Rows, tokenizer: Any, columns: LanguageColumns, *, use_template: bool, name: str) -> Annotator:
     """Decide by the columns what the rows are, and how their text is made.
 
     Args:
@@ -73,30 +91,57 @@ def annotator(
         name: Name of the set, for messages.
 
     Returns:
-        The function that makes annotated text of a row and its place in words, and the columns that it uses.
+        The functions for it. They raise a `DataError` for a bad row.
 
     Raises:
-        DataError: No columns fit, or messages come without a chat template. The function raises it for a bad row.
+        DataError: No columns fit, or messages come without a chat template.
     """
-    used = {columns.prompt, columns.answer}
+    alternatives = {columns.paraphrased, columns.perturbed}
+    used = frozenset({columns.prompt, columns.answer})
     if used <= set(rows.columns):
+        with_answer = partial(_with_answer, columns=columns)
         if use_template:
-            return lambda row, place: _chat(_as_messages(row, columns, place), tokenizer, place), used
+            return Annotator(
+                lambda row, place: _chat(_as_messages(row, columns, place), tokenizer, place),
+                used | alternatives,
+                with_answer,
+            )
         pieces = _template_pieces(columns.template)
-        return lambda row, place: _plain(row, columns, pieces, place), used
+        return Annotator(lambda row, place: _plain(row, columns, pieces, place), used | alternatives, with_answer)
     if columns.messages in rows.columns:
         if not use_template:
             raise DataError(
                 f"The {name} set has chat messages, which need a chat template, but the tokenizer has none or "
                 "chat_template is false. Give prompt and answer columns, or a tokenizer with a chat template."
             )
-        return lambda row, place: _chat(_checked_messages(row, columns, place), tokenizer, place), {columns.messages}
+        return Annotator(
+            lambda row, place: _chat(_checked_messages(row, columns, place), tokenizer, place),
+            frozenset({columns.messages} | alternatives),
+            partial(_with_last_message, columns=columns),
+        )
     if columns.text in rows.columns:
-        return lambda row, place: _running_text(row, columns, place), {columns.text}
+        return Annotator(lambda row, place: _running_text(row, columns, place), frozenset({columns.text}), None)
     raise DataError(
         f"The {name} set has none of the columns '{columns.prompt}' and '{columns.answer}', '{columns.messages}' or "
         f"'{columns.text}' ({rows.source}). Columns: {', '.join(rows.columns) or 'none'}. Name the columns to use."
     )
+
+
+def alternative_answers(row: Row, columns: LanguageColumns) -> tuple[Any, list[Any]]:
+    """The paraphrased answer of a row, None if it has none, and its wrong answers, possibly none."""
+    wrong = row.get(columns.perturbed)
+    if wrong is None:
+        return row.get(columns.paraphrased), []
+    return row.get(columns.paraphrased), list(wrong) if isinstance(wrong, list | tuple) else [wrong]
+
+
+def _with_answer(row: Row, answer: Any, *, columns: LanguageColumns) -> Row:
+    return {**row, columns.answer: answer}
+
+
+def _with_last_message(row: Row, answer: Any, *, columns: LanguageColumns) -> Row:
+    *before, last = row[columns.messages]
+    return {**row, columns.messages: [*before, {**last, "content": answer}]}
 
 
 def _field(row: Row, column: str, place: str) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Generic, Protocol, TypeVar
 
@@ -28,6 +28,11 @@ class Example(Protocol):
         ...
 
     @property
+    def measured_identity(self) -> str:
+        """Hash of everything that a model is measured with: the example and its alternative answers."""
+        ...
+
+    @property
     def num_labels(self) -> int:
         """Number of label positions: answer tokens and end token, or one for an image."""
         ...
@@ -45,7 +50,9 @@ class LanguageExample:
             has nothing before it to be predicted from.
         end_token: The token that ends the answer, also where the example was cut before it; None for plain text, which
             does not say where it ends.
-        metadata: The other columns of the row, such as paraphrases and wrong answers.
+        metadata: The other columns of the row.
+        paraphrased: The right answer to the same prompt in other words; None if there is none.
+        perturbed: Wrong answers to the same prompt, of the same form.
     """
 
     prompt: str
@@ -54,6 +61,8 @@ class LanguageExample:
     num_prompt_tokens: int
     end_token: int | None = None
     metadata: Mapping[str, Any] = field(default_factory=dict, compare=False)
+    paraphrased: LanguageExample | None = None
+    perturbed: tuple[LanguageExample, ...] = ()
 
     @property
     def key(self) -> str:
@@ -64,6 +73,20 @@ class LanguageExample:
     def identity(self) -> str:
         """Hash of the tokens and of where the answer begins: templates and tokenizers change them, the text stays."""
         return hashlib.sha256(f"{self.key} {self.num_prompt_tokens} {self.input_ids}".encode()).hexdigest()
+
+    @property
+    def alternatives(self) -> tuple[LanguageExample, ...]:
+        """The paraphrased answer, if there is one, and the wrong answers: measured, never taught."""
+        return (*(() if self.paraphrased is None else (self.paraphrased,)), *self.perturbed)
+
+    @property
+    def measured_identity(self) -> str:
+        """The identity itself where there are no alternative answers."""
+        if not self.alternatives:
+            return self.identity
+        paraphrased = None if self.paraphrased is None else self.paraphrased.identity
+        perturbed = [answer.identity for answer in self.perturbed]
+        return hashlib.sha256(f"{self.identity} {paraphrased} {perturbed}".encode()).hexdigest()
 
     @property
     def num_labels(self) -> int:
@@ -97,6 +120,11 @@ class ImageExample:
         """Hash of the pixel values and the label: other processing or another label teaches something else."""
         values = hashlib.sha256(self.pixel_values.numpy().tobytes()).hexdigest()
         return f"{self.key}:{values}:{self.label}"
+
+    @property
+    def measured_identity(self) -> str:
+        """The identity: an image has no alternatives."""
+        return self.identity
 
     @property
     def num_labels(self) -> int:
@@ -140,5 +168,14 @@ class ExampleSet(Generic[E_co]):
 
     @property
     def sha256(self) -> str:
-        """Hash of all examples in order."""
-        return hashlib.sha256("\x1f".join(example.identity for example in self.examples).encode()).hexdigest()
+        """Hash of all examples in order, alternative answers included."""
+        return _hash_of(example.measured_identity for example in self.examples)
+
+    @property
+    def taught_sha256(self) -> str:
+        """Hash of what a model is taught by the examples in order, whatever they are measured with."""
+        return _hash_of(example.identity for example in self.examples)
+
+
+def _hash_of(identities: Iterable[str]) -> str:
+    return hashlib.sha256("\x1f".join(identities).encode()).hexdigest()

@@ -10,11 +10,20 @@ label, and the prompt tokens never give away a part of the answer.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from typing import Any
 
-from stable_forgetting.data.annotation import DEFAULT_TEMPLATE, AnnotatedText, LanguageColumns, Span, annotator
+from stable_forgetting.data.annotation import (
+    DEFAULT_TEMPLATE,
+    AnnotatedText,
+    Annotator,
+    LanguageColumns,
+    Span,
+    alternative_answers,
+    annotator,
+)
 from stable_forgetting.data.examples import ExampleSet, LanguageExample
-from stable_forgetting.data.rows import Rows
+from stable_forgetting.data.rows import Row, Rows
 from stable_forgetting.errors import DataError
 
 __all__ = [
@@ -50,7 +59,8 @@ def language_examples(
         chat_template: Whether prompts are put into the tokenizer's chat template; None: if it has one.
 
     Returns:
-        One example per row, in order. The other columns are in the examples' metadata.
+        One example per row, in order, with its alternative answers. The other columns are in the examples' metadata.
+        How many answers were cut is said in the set's source.
 
     Raises:
         DataError: A column is missing, an answer is empty or cut off entirely, messages are malformed, the tokenizer
@@ -65,14 +75,21 @@ def language_examples(
             "The tokenizer has no chat template, but chat_template is true. Set it to false or leave it out."
         )
     use_template = bool(tokenizer.chat_template) if chat_template is None else chat_template
-    annotate, used = annotator(rows, tokenizer, columns, use_template=use_template, name=name)
-    texts = [annotate(row, f"row {number} of the {name} set") for number, row in enumerate(rows)]
-    examples = []
-    for number, (row, text, tokens) in enumerate(zip(rows, texts, _tokenize(texts, tokenizer), strict=True)):
-        ids, start, end = _cut(text, *tokens, tokenizer, max_length, f"row {number} of the {name} set")
-        metadata = {column: value for column, value in row.items() if column not in used}
-        examples.append(LanguageExample(text.prompt, text.answer, ids, start, end, metadata))
-    return ExampleSet(name, examples, rows.source)
+    reader = annotator(rows, tokenizer, columns, use_template=use_template, name=name)
+    places = [f"row {number} of the {name} set" for number in range(len(rows))]
+    texts = [_answers(row, reader, columns, place) for row, place in zip(rows, places, strict=True)]
+    tokens = _tokenize([text for answers in texts for text in answers], tokenizer)
+    examples, num_cut = [], 0
+    for row, answers, place in zip(rows, texts, places, strict=True):
+        found = []
+        for text in answers:
+            ids, start, end = _labelled(text, *next(tokens), tokenizer, max_length, place)
+            found.append(LanguageExample(text.prompt, text.answer, tuple(ids[:max_length]), start, end))
+            num_cut += len(ids) > max_length
+        metadata = {column: value for column, value in row.items() if column not in reader.used}
+        examples.append(_with_alternatives(found, metadata, has_paraphrase=row.get(columns.paraphrased) is not None))
+    cut = f", {num_cut} of {sum(map(len, texts))} answers cut at {max_length} tokens" if num_cut else ""
+    return ExampleSet(name, examples, f"{rows.source}{cut}")
 
 
 def generation_prompt_ids(example: LanguageExample) -> tuple[int, ...]:
@@ -98,6 +115,27 @@ def answer_tokens(offsets: Sequence[Span], span: Span) -> tuple[int, int] | None
     return (inside[0], inside[-1] + 1) if inside else None
 
 
+def _answers(row: Row, reader: Annotator, columns: LanguageColumns, place: str) -> list[AnnotatedText]:
+    """The answer of a row, then its paraphrased answer, if there is one, then its wrong answers."""
+    found = [reader.annotate(row, place)]
+    if reader.with_answer is None:
+        return found
+    paraphrased, perturbed = alternative_answers(row, columns)
+    if paraphrased is not None:
+        found.append(reader.annotate(reader.with_answer(row, paraphrased), f"{place} ({columns.paraphrased})"))
+    return found + [
+        reader.annotate(reader.with_answer(row, answer), f"{place} ({columns.perturbed})") for answer in perturbed
+    ]
+
+
+def _with_alternatives(
+    found: list[LanguageExample], metadata: dict[str, Any], *, has_paraphrase: bool
+) -> LanguageExample:
+    answer, *others = found
+    paraphrased = others.pop(0) if has_paraphrase and others else None
+    return replace(answer, metadata=metadata, paraphrased=paraphrased, perturbed=tuple(others))
+
+
 def _require_fast(tokenizer: Any) -> None:
     if not getattr(tokenizer, "is_fast", False):
         raise DataError(
@@ -116,10 +154,10 @@ def _tokenize(texts: Sequence[AnnotatedText], tokenizer: Any) -> Iterator[tuple[
     yield from zip(encoded["input_ids"], encoded["offset_mapping"], strict=True)
 
 
-def _cut(
+def _labelled(
     text: AnnotatedText, ids: list[int], offsets: list[Span], tokenizer: Any, max_length: int, place: str
-) -> tuple[tuple[int, ...], int, int | None]:
-    """Tokens up to the end token, at most ``max_length``; the number before the answer; the end token."""
+) -> tuple[list[int], int, int | None]:
+    """All tokens up to the end token; the number before the answer; the end token."""
     found = answer_tokens(offsets, text.span)
     if found is None:
         raise DataError(f"The answer in {place} has no token of its own. Give it a longer text.")
@@ -135,7 +173,7 @@ def _cut(
             f"The prompt in {place} has {start} tokens, so max_length {max_length} leaves nothing of the answer. "
             "Raise max_length or shorten the prompt."
         )
-    return tuple(whole[:max_length]), start, end_id
+    return whole, start, end_id
 
 
 def _end_token(text: AnnotatedText, following: list[int], tokenizer: Any) -> int:

@@ -22,6 +22,8 @@ FORGET = 0
 """Role of an example to be forgotten."""
 RETAIN = 1
 """Role of an example to be kept."""
+IDLE = 2
+"""Role of an example that counts for nothing: it goes with a process that has no share of a small batch."""
 
 
 class Draw(NamedTuple):
@@ -128,6 +130,45 @@ class ForgetRetainBatches(Sampler[list[Draw]]):
         return order
 
 
+class ShareOfBatches(Sampler[list[Draw]]):
+    """Batch sampler of one of several processes: its share of every batch; all shares together are the batch.
+
+    Forget examples are dealt to the processes from the first one on, retain examples from the last one on, so that
+    what is left over does not go to the same process twice. A process that gets nothing keeps pace with one idle
+    example.
+
+    Args:
+        batches: Batches of all processes together.
+        process_index: Number of the process, from 0.
+        num_processes: How many there are.
+
+    Example:
+        >>> batches = ForgetRetainBatches(3, 5, forget_batch_size=2, retain_batch_size=1, seed=0)
+        >>> [[[draw.role for draw in batch] for batch in ShareOfBatches(batches, rank, 2)] for rank in range(2)]
+        [[[0], [0]], [[0, 1], [1]]]
+    """
+
+    def __init__(self, batches: ForgetRetainBatches, process_index: int, num_processes: int) -> None:
+        self.batches = batches
+        self.process_index = process_index
+        self.num_processes = num_processes
+
+    def set_epoch(self, epoch: int) -> None:
+        """Choose the epoch, from 0, whose batches come next."""
+        self.batches.set_epoch(epoch)
+
+    def __len__(self) -> int:
+        return len(self.batches)
+
+    def __iter__(self) -> Iterator[list[Draw]]:
+        for batch in self.batches:
+            forget = [draw for draw in batch if draw.role == FORGET]
+            retain = [draw for draw in batch if draw.role == RETAIN]
+            share = forget[self.process_index :: self.num_processes]
+            share += retain[self.num_processes - 1 - self.process_index :: self.num_processes]
+            yield share or [Draw(IDLE, 0)]
+
+
 class PairedExamples(Dataset[DrawnExample], Generic[E]):
     """Both sets as one data set whose index is a draw.
 
@@ -144,7 +185,8 @@ class PairedExamples(Dataset[DrawnExample], Generic[E]):
         return sum(len(examples) for examples in (self.forget, self.retain) if examples is not None)
 
     def __getitem__(self, draw: Draw) -> DrawnExample:
-        examples = self.forget if draw.role == FORGET else self.retain
+        idle = self.retain if self.forget is None else self.forget
+        examples = {FORGET: self.forget, RETAIN: self.retain, IDLE: idle}[draw.role]
         if examples is None:
             raise IndexError(f"{draw} is of a role that has no examples")
         return DrawnExample(draw, examples[draw.index])

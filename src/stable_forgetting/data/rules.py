@@ -29,13 +29,17 @@ _COMPARISONS: dict[type[ast.cmpop], Callable[[Any, Any], Any]] = {
 
 _ALLOWED = "Allowed: columns, constants, lists, == != < <= > >= in, not in, is None, and, or, not, column[index]."
 
+POSITION = "row"
+"""Name of a row's position, in tables without a column of that name."""
+
 Evaluate = Callable[[Row], Any]
 
 
 def select_rows(rows: Rows, where: str) -> Rows:
     """The rows for which a rule is true, in order.
 
-    A row that lacks a column has None there. Whether anything is left is for the caller to see: an empty set raises
+    A row that lacks a column has None there. ``row`` is the position of a row in the table, from 0, if no column has
+    that name. Whether anything is left is for the caller to see: an empty set raises
     where the example set is made.
 
     Args:
@@ -53,23 +57,23 @@ def select_rows(rows: Rows, where: str) -> Rows:
         >>> rows = Rows([{"label": 3}, {"label": 4}, {"label": 5}], "given in memory")
         >>> [row["label"] for row in select_rows(rows, "label in [3, 5] and not label == 3")]
         [5]
+        >>> [row["label"] for row in select_rows(rows, "row >= 1")]
+        [4, 5]
     """
-    evaluate = _compile(_parse(where), where, frozenset(rows.columns))
+    evaluate = _compile(_parse(where), where, frozenset({*rows.columns, POSITION}))
+    has_column = POSITION in rows.columns
 
-    def keep(row: Row) -> bool:
+    def keep(number: int, row: Row) -> bool:
         try:
-            return bool(evaluate(row))
+            return bool(evaluate(row if has_column else {**row, POSITION: number}))
         except (TypeError, IndexError, KeyError) as error:
             raise DataError(
-                f"The rule '{where}' cannot be decided for row {_row_number(rows, row)}: {error}. "
+                f"The rule '{where}' cannot be decided for row {number}: {error}. "
                 "Compare texts with texts and numbers with numbers."
             ) from error
 
-    return rows.filter(keep, f"where {where}")
-
-
-def _row_number(rows: Rows, row: Row) -> int:
-    return next(number for number, candidate in enumerate(rows) if candidate is row)
+    chosen = [row for number, row in enumerate(rows) if keep(number, row)]
+    return Rows(chosen, f"{rows.source}, where {where}")
 
 
 def _parse(where: str) -> ast.expr:

@@ -14,6 +14,8 @@ from stable_forgetting.errors import DataError
 
 _NUM_SHOWN = 3
 
+_RETAIN = ("retain", "retain_evaluation")
+
 
 @dataclass(frozen=True)
 class SetRule:
@@ -33,13 +35,14 @@ class SetRule:
 def assign_rows(source: Rows, rules: Mapping[str, SetRule]) -> dict[str, Rows]:
     """Divide the rows of one source among the sets.
 
-    The retain set without a ``where`` rule gets every row of its split that no other set's rule takes. Rows that
+    The retain set without a ``where`` rule gets every row of its split that no other set's rule takes; that a row is
+    measured as a retain example takes it from nobody. Rows that
     another set's limit leaves out are not retained either: they are of the kind to be forgotten or held out. Other
     rules may overlap here; ``check_no_overlap`` finds that by content.
 
     Args:
         source: The common source.
-        rules: Rule by the name of the set: forget, retain, holdout, test.
+        rules: Rule by the name of the set: forget, retain, retain_evaluation, holdout, test ...
 
     Returns:
         The rows of each set, in the order of the source. A set may be empty; making its example set raises then.
@@ -55,7 +58,7 @@ def assign_rows(source: Rows, rules: Mapping[str, SetRule]) -> dict[str, Rows]:
     """
     chosen = {name: _choose(source, name, rule) for name, rule in rules.items()}
     if "retain" in rules and rules["retain"].where is None:
-        taken = {id(row) for name, rows in chosen.items() if name != "retain" for row in rows}
+        taken = {id(row) for name, rows in chosen.items() if name not in _RETAIN for row in rows}
         chosen["retain"] = chosen["retain"].filter(lambda row: id(row) not in taken, "rows that no other set takes")
     return {name: rows.first(rules[name].limit) for name, rows in chosen.items()}
 

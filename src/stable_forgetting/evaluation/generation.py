@@ -8,8 +8,6 @@ E = rows still going, T = tokens so far.
 
 from __future__ import annotations
 
-import inspect
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,6 +18,7 @@ from torch import Tensor, nn
 from stable_forgetting.data.examples import ExampleSet, LanguageExample
 from stable_forgetting.errors import ModelError
 from stable_forgetting.evaluation.likelihood import Progress, inference, longest_first
+from stable_forgetting.evaluation.prompts import left_padded, model_inputs
 from stable_forgetting.models.tasks import LanguageTask
 
 NO_TOKEN = -1
@@ -57,12 +56,15 @@ def greedy_answers(
     examples = example_set.examples
     prompts = [example.input_ids[: example.num_prompt_tokens] for example in examples]
     _check_positions(model, max(map(len, prompts)), max_new_tokens)
-    order = longest_first([len(prompt) for prompt in prompts])
+    # A model that knows an answer ends it where the right one ends: a batch of equally long ones ends together.
+    order = longest_first([example.num_labels for example in examples])
     answers: dict[int, str] = {}
     with inference(model) as device:
         for start in range(0, len(order), batch_size):
             chosen = order[start : start + batch_size]
-            rows = _left_padded([prompts[i] for i in chosen], [_end(examples[i]) for i in chosen], device)
+            input_ids, attention_mask = left_padded([prompts[i] for i in chosen], device)
+            ends = torch.tensor([_end(examples[i]) for i in chosen], device=device)
+            rows = _Rows(torch.arange(len(chosen), device=device), ends, input_ids, attention_mask)
             tokens = _decode(model, rows, max_new_tokens)
             for index, row in zip(chosen, tokens, strict=True):
                 answers[index] = str(task.tokenizer.decode(row, skip_special_tokens=True)).strip()
@@ -105,35 +107,12 @@ class _Rows:
         self.input_ids = token[:, None]
 
 
-def _left_padded(prompts: Sequence[Sequence[int]], ends: Sequence[int], device: torch.device) -> _Rows:
-    longest = max(map(len, prompts))
-    # Padding holds token 0, which every vocabulary has: the mask hides it.
-    input_ids = torch.zeros(len(prompts), longest, dtype=torch.long)
-    attention_mask = torch.zeros_like(input_ids)
-    for row, prompt in enumerate(prompts):
-        input_ids[row, longest - len(prompt) :] = torch.tensor(prompt)
-        attention_mask[row, longest - len(prompt) :] = 1
-    return _Rows(
-        number=torch.arange(len(prompts), device=device),
-        end=torch.tensor(ends, device=device),
-        input_ids=input_ids.to(device),
-        attention_mask=attention_mask.to(device),
-    )
-
-
 def _decode(model: nn.Module, rows: _Rows, max_new_tokens: int) -> list[list[int]]:
     """Greedy tokens of each row, without its end token."""
     answers: list[list[int]] = [[] for _ in rows.number]
-    accepted = _accepted_inputs(model)
     for _ in range(max_new_tokens):
-        optional = {"position_ids": _positions(rows), "logits_to_keep": 1}
-        outputs = model(
-            input_ids=rows.input_ids,
-            attention_mask=rows.attention_mask,
-            past_key_values=rows.cache,
-            use_cache=True,
-            **{name: value for name, value in optional.items() if name in accepted},
-        )
+        inputs = model_inputs(model, rows.input_ids, rows.attention_mask, logits_to_keep=1)
+        outputs = model(**inputs, past_key_values=rows.cache, use_cache=True)
         rows.cache = _cache_of(outputs, model)
         rows.advance(outputs.logits[:, -1].argmax(dim=-1))
         for number, token in zip(rows.number.tolist(), rows.input_ids[:, 0].tolist(), strict=True):
@@ -141,19 +120,6 @@ def _decode(model: nn.Module, rows: _Rows, max_new_tokens: int) -> list[list[int
         if len(rows.number) == 0:
             break
     return answers
-
-
-def _positions(rows: _Rows) -> Tensor:
-    """Position of each unseen token, counted without padding, (E, T) or (E, 1)."""
-    positions = (rows.attention_mask.cumsum(dim=1) - 1).clamp(min=0)
-    return positions[:, -rows.input_ids.shape[1] :]
-
-
-def _accepted_inputs(model: nn.Module) -> set[str]:
-    """Names that the model's forward takes: models without position embeddings take no `position_ids`."""
-    inner = extract_model_from_parallel(model)
-    base = inner.get_base_model() if hasattr(inner, "get_base_model") else inner
-    return set(inspect.signature(base.forward).parameters)
 
 
 def _cache_of(outputs: Any, model: nn.Module) -> Any:

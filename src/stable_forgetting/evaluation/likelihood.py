@@ -5,9 +5,9 @@ S = summed negative log-likelihood of an example's labels, n = their number, l =
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -16,88 +16,38 @@ import torch
 from torch import Tensor, nn
 
 from stable_forgetting.data.examples import Example, ExampleSet, LanguageExample
-from stable_forgetting.errors import DataError
+from stable_forgetting.evaluation.likelihood_scores import Floats, Ints, LikelihoodScores, Singles, TokenScores
 from stable_forgetting.models.predictions import Predictions
 from stable_forgetting.models.tasks import Task
 
-Floats = npt.NDArray[np.float64]
-Ints = npt.NDArray[np.int64]
+__all__ = [
+    "Collected",
+    "Floats",
+    "Ints",
+    "LikelihoodScores",
+    "Progress",
+    "ScoredBatch",
+    "Singles",
+    "TokenScores",
+    "collect",
+    "inference",
+    "longest_first",
+    "plain_batches",
+    "score_examples",
+    "without_dropout",
+]
+
+ScoredBatch = tuple[list[int], Predictions]
+"""Numbers of the examples of a batch, and their predictions."""
+
+POSITIONS_AT_ONCE = 64
+"""Label positions whose whole distribution is looked at together: a few vocabularies of memory, not a batch of them."""
+
+LEAST_LOG_PROBABILITY = -1e4
+"""Smaller ones stand for a probability that is 0 in double precision too."""
 
 Progress = Callable[[int, int], None]
 """Called with the number of examples done and the number of all examples."""
-
-
-@dataclass(frozen=True, eq=False)
-class LikelihoodScores:
-    """What one model says about each label of each example; N examples, all columns (N,).
-
-    The columns ``…_without_last`` leave the last label out. They exist for published protocols that do so.
-
-    Args:
-        nll_sum: S, in nats.
-        num_labels: n, at least 1.
-        num_correct: Labels that are the most likely token or class, given the right tokens before them.
-        first_extractable: k, the smallest index from which every label is the most likely one; n if the last is not.
-        num_correct_without_last: As `num_correct`.
-        first_extractable_without_last: As `first_extractable`, at most n − 1.
-        predicted: Most likely class; None for language.
-        label: Right class; None for language.
-    """
-
-    nll_sum: Floats
-    num_labels: Ints
-    num_correct: Ints
-    first_extractable: Ints
-    num_correct_without_last: Ints
-    first_extractable_without_last: Ints
-    predicted: Ints | None = None
-    label: Ints | None = None
-
-    def __len__(self) -> int:
-        return len(self.nll_sum)
-
-    @property
-    def nll(self) -> Floats:
-        """Negative log-likelihood per label, l = S / n, (N,), in nats."""
-        return self.nll_sum / self.num_labels
-
-    @property
-    def probability(self) -> Floats:
-        """P = exp(−S / n), (N,): for an image the probability of its class."""
-        return np.exp(-self.nll)
-
-    @property
-    def not_finite(self) -> list[int]:
-        """Examples whose likelihood is infinite or not a number."""
-        return np.flatnonzero(~np.isfinite(self.nll_sum)).tolist()
-
-    def to_json(self) -> dict[str, list[float] | list[int] | None]:
-        """Columns as plain lists; `from_json` gives back every bit."""
-        columns = {field.name: getattr(self, field.name) for field in fields(self)}
-        return {name: None if values is None else values.tolist() for name, values in columns.items()}
-
-    @classmethod
-    def from_json(cls, columns: Mapping[str, Any]) -> LikelihoodScores:
-        """Read what `to_json` wrote.
-
-        Raises:
-            DataError: A column is missing, unknown, or not as long as the others.
-        """
-        expected = {field.name for field in fields(cls)}
-        if set(columns) != expected:
-            raise DataError(
-                f"The likelihood has the columns {sorted(columns)} and not {sorted(expected)}. Score the model again."
-            )
-        lengths = {name: len(values) for name, values in columns.items() if values is not None}
-        if len(set(lengths.values())) != 1:
-            raise DataError(f"The likelihood columns differ in length: {lengths}. Score the model again.")
-        return cls(**{name: _column(name, values) for name, values in columns.items()})
-
-
-def _column(name: str, values: Sequence[float] | None) -> Any:
-    if values is None:
-        return None
-    return np.asarray(values, dtype=np.float64 if name == "nll_sum" else np.int64)
 
 
 def score_examples(
@@ -106,6 +56,7 @@ def score_examples(
     example_set: ExampleSet[Any],
     *,
     batch_size: int,
+    with_tokens: bool = False,
     progress: Progress | None = None,
 ) -> LikelihoodScores:
     """Likelihood of every example under the model, in the order of the set, from one forward pass each.
@@ -118,23 +69,86 @@ def score_examples(
         task: Turns examples into predictions at label positions.
         example_set: The examples.
         batch_size: Examples per forward pass.
+        with_tokens: Whether to keep the values of each label.
         progress: Told after each batch.
 
     Returns:
         One row per example.
     """
-    examples = example_set.examples
-    order = longest_first([_length(example) for example in examples])
-    parts = []
     with inference(model) as device:
-        for start in range(0, len(order), batch_size):
-            chosen = [examples[index] for index in order[start : start + batch_size]]
-            batch = {name: tensor.to(device) for name, tensor in task.collate(chosen).items()}
-            parts.append(_columns(task.predict(model, batch), is_image=task.name == "image"))
-            if progress is not None:
-                progress(start + len(chosen), len(order))
+        batches = plain_batches(model, task, example_set.examples, batch_size, device)
+        wanted = frozenset(range(len(example_set))) if with_tokens else frozenset()
+        is_image = task.name == "image"
+        count = len(example_set)
+        return collect(batches, count, with_tokens=wanted, is_image=is_image, progress=progress).scores()
+
+
+def plain_batches(
+    model: nn.Module, task: Task, examples: Sequence[Any], batch_size: int, device: torch.device
+) -> Iterator[ScoredBatch]:
+    """Predictions of all examples, longest first, each example read as a whole."""
+    order = longest_first([_length(example) for example in examples])
+    for start in range(0, len(order), batch_size):
+        chosen = order[start : start + batch_size]
+        batch = {
+            name: tensor.to(device) for name, tensor in task.collate([examples[index] for index in chosen]).items()
+        }
+        yield chosen, task.predict(model, batch)
+
+
+@dataclass(frozen=True, eq=False)
+class Collected:
+    """What was measured of examples.
+
+    Args:
+        columns: Columns of `LikelihoodScores` by name, (N,) each.
+        tokens: Columns of `TokenScores` in order, (3, n), by the number of the example, where they were asked for.
+    """
+
+    columns: dict[str, npt.NDArray[Any]]
+    tokens: dict[int, Singles]
+
+    def scores(self, chosen: Sequence[int] | None = None) -> LikelihoodScores:
+        """Scores of some examples in the order given; None for all. They have `tokens` if all of them were asked."""
+        numbers = range(len(self.columns["nll_sum"])) if chosen is None else chosen
+        columns: dict[str, Any] = {name: values[list(numbers)] for name, values in self.columns.items()}
+        if not all(number in self.tokens for number in numbers):
+            return LikelihoodScores(**columns)
+        return LikelihoodScores(
+            **columns, tokens=TokenScores(*np.concatenate([self.tokens[number] for number in numbers], axis=1))
+        )
+
+
+def collect(
+    batches: Iterable[ScoredBatch],
+    count: int,
+    *,
+    with_tokens: frozenset[int] = frozenset(),
+    is_image: bool = False,
+    progress: Progress | None = None,
+) -> Collected:
+    """Take from predictions what is kept of them, batch by batch.
+
+    Args:
+        batches: Numbers of the examples of each batch, and their predictions; each of `count` examples comes once.
+        count: Number of examples, N.
+        with_tokens: Examples whose values of each label are kept.
+        is_image: Whether predicted and right class are kept.
+        progress: Told after each batch.
+    """
+    parts: list[dict[str, npt.NDArray[Any]]] = []
+    order: list[int] = []
+    tokens: dict[int, Singles] = {}
+    for numbers, predictions in batches:
+        parts.append(_columns(predictions, is_image=is_image))
+        if with_tokens.intersection(numbers):
+            found = _token_columns(predictions, [number in with_tokens for number in numbers])
+            tokens |= {numbers[place]: values for place, values in found.items()}
+        order += numbers
+        if progress is not None:
+            progress(len(order), count)
     back = np.argsort(order)
-    return LikelihoodScores(**{name: np.concatenate([part[name] for part in parts])[back] for name in parts[0]})
+    return Collected({name: np.concatenate([part[name] for part in parts])[back] for name in parts[0]}, tokens)
 
 
 def _columns(predictions: Predictions, *, is_image: bool) -> dict[str, npt.NDArray[Any]]:
@@ -154,6 +168,25 @@ def _columns(predictions: Predictions, *, is_image: bool) -> dict[str, npt.NDArr
     if is_image:
         columns |= {"predicted": predictions.logits.argmax(dim=-1), "label": predictions.labels}
     return {name: values.cpu().numpy() for name, values in columns.items()}
+
+
+def _token_columns(predictions: Predictions, wanted: Sequence[bool]) -> dict[int, Singles]:
+    """Log-probability of each label, and mean and variance of the log-probability, by the place of the example."""
+    places = torch.tensor(wanted, device=predictions.example.device)[predictions.example].nonzero()[:, 0]
+    parts = []
+    for chunk in torch.split(places, POSITIONS_AT_ONCE):
+        log_probabilities = predictions.logits[chunk].float().log_softmax(dim=-1)
+        probabilities = log_probabilities.exp()
+        # Excluded tokens have -inf, and 0 * -inf is not a number; what is that unlikely has probability 0 anyway.
+        log_probabilities = log_probabilities.clamp(min=LEAST_LOG_PROBABILITY)
+        mean = (probabilities * log_probabilities).sum(dim=-1, keepdim=True)
+        variance = (probabilities * (log_probabilities - mean) ** 2).sum(dim=-1)
+        parts.append(torch.stack([-predictions.nll[chunk].float(), mean[:, 0], variance]))
+    columns = torch.cat(parts, dim=1).cpu().numpy()
+    counts = predictions.num_labels.tolist()
+    found = [place for place, is_wanted in enumerate(wanted) if is_wanted]
+    ends = np.cumsum([counts[place] for place in found])
+    return {place: columns[:, end - counts[place] : end] for place, end in zip(found, ends.tolist(), strict=True)}
 
 
 def _first_extractable(predictions: Predictions, position: Tensor, wrong: Tensor) -> Tensor:
@@ -177,8 +210,8 @@ def longest_first(lengths: Sequence[int]) -> list[int]:
 
 
 @contextmanager
-def inference(model: nn.Module) -> Iterator[torch.device]:
-    """Use a model without gradients and without dropout, and leave every module in the mode it was in.
+def without_dropout(model: nn.Module) -> Iterator[torch.device]:
+    """Use a model without dropout, and leave every module in the mode it was in.
 
     Yields:
         The device of the model's first parameter, where inputs belong.
@@ -186,8 +219,18 @@ def inference(model: nn.Module) -> Iterator[torch.device]:
     training = [module for module in model.modules() if module.training]
     model.eval()
     try:
-        with torch.inference_mode():
-            yield next(model.parameters()).device
+        yield next(model.parameters()).device
     finally:
         for module in training:
             module.training = True
+
+
+@contextmanager
+def inference(model: nn.Module) -> Iterator[torch.device]:
+    """Use a model without gradients and without dropout, and leave every module in the mode it was in.
+
+    Yields:
+        The device of the model's first parameter, where inputs belong.
+    """
+    with without_dropout(model) as device, torch.inference_mode():
+        yield device

@@ -6,9 +6,14 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Literal
 
-from stable_forgetting.evaluation.scores import SetScores, TaskName
-from stable_forgetting.evaluation.statistics import Interval
+from stable_forgetting.evaluation.columns import column
+from stable_forgetting.evaluation.scores import TaskName
+from stable_forgetting.evaluation.statistics import Floats, Interval, Statistic, bootstrap_interval
+from stable_forgetting.evaluation.values import Definitions, SetValues
 from stable_forgetting.records import Direction
+
+ModelOfNeed = Literal["own", "retain"]
+"""The measured model itself, or the retain model."""
 
 
 @dataclass(frozen=True)
@@ -17,13 +22,13 @@ class Need:
 
     Args:
         set_name: Example set.
-        what: Its likelihood or its answers.
+        column: One number per example, by a name in `COLUMNS`.
         model: The measured model itself, or the retain model.
     """
 
     set_name: str
-    what: Literal["likelihood", "answers"] = "likelihood"
-    model: Literal["own", "retain"] = "own"
+    column: str = "nll"
+    model: ModelOfNeed = "own"
 
 
 @dataclass(frozen=True, eq=False)
@@ -35,12 +40,34 @@ class MetricInputs:
         retain: Sets of the retain model; empty if there is none.
         num_resamples: Bootstrap resamples.
         seed: Of the bootstrap.
+        definitions: Choices between published definitions.
     """
 
-    own: Mapping[str, SetScores]
-    retain: Mapping[str, SetScores]
+    own: Mapping[str, SetValues]
+    retain: Mapping[str, SetValues]
     num_resamples: int
     seed: int
+    definitions: Definitions
+    _known: dict[Need, Floats] = field(default_factory=dict, repr=False)
+
+    def column(self, set_name: str, name: str, model: ModelOfNeed = "own") -> Floats:
+        """A column, (N,), computed once however many metrics need it.
+
+        Raises:
+            DataError: It cannot be had; the message says why.
+        """
+        need = Need(set_name, name, model)
+        if need not in self._known:
+            self._known[need] = column(self.sets(model)[set_name], name, self.definitions)
+        return self._known[need]
+
+    def sets(self, model: ModelOfNeed) -> Mapping[str, SetValues]:
+        """Sets of the measured or of the retain model."""
+        return self.own if model == "own" else self.retain
+
+    def interval(self, *groups: Floats, statistic: Statistic) -> Interval | None:
+        """Bootstrap interval of a statistic over the examples of each group."""
+        return bootstrap_interval(*groups, statistic=statistic, num_resamples=self.num_resamples, seed=self.seed)
 
 
 @dataclass(frozen=True)
@@ -66,6 +93,8 @@ class Metric:
         range: Smallest and largest value.
         description: The definition in one sentence.
         function: Computes it.
+        listed_with: If given, the metric is shown, with or without a value, only for models of which one of these parts
+            was measured (see `ModelValues.parts`): a run on plain questions need not read that it is no benchmark.
     """
 
     name: str
@@ -75,8 +104,9 @@ class Metric:
     range: tuple[float, float]
     description: str
     function: Callable[[MetricInputs], Measurement]
+    listed_with: tuple[str, ...] = ()
 
     @property
     def compares(self) -> bool:
-        """Whether it compares with the retain model, which therefore has no value of its own."""
-        return any(need.model == "retain" for need in self.needs)
+        """Whether it says how like the retain model a model is, so that the retain model has no value of its own."""
+        return self.direction != "retain" and any(need.model == "retain" for need in self.needs)

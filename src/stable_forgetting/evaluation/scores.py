@@ -2,30 +2,41 @@
 
 from __future__ import annotations
 
+import zlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, Literal, get_args
 
+import numpy as np
 from torch import nn
 
-from stable_forgetting.data.examples import ExampleSet
+from stable_forgetting.data.examples import ExampleSet, LanguageExample
 from stable_forgetting.errors import DataError, unknown_name
+from stable_forgetting.evaluation.alternatives import score_answers
 from stable_forgetting.evaluation.generation import greedy_answers
-from stable_forgetting.evaluation.likelihood import LikelihoodScores, score_examples
+from stable_forgetting.evaluation.gradient import gradient_norms
+from stable_forgetting.evaluation.likelihood import Floats, Ints, LikelihoodScores, Progress, score_examples
 from stable_forgetting.models.tasks import LanguageTask, Task
 from stable_forgetting.records import ModelRole
 
-FORMAT = 1
+FORMAT = 2
 """Number of the stored form; it grows whenever an old reader would misunderstand a new file."""
 
 TaskName = Literal["language", "image"]
 
 SET_NAMES: dict[TaskName, tuple[str, ...]] = {
-    "language": ("forget", "retain", "holdout", "test"),
+    "language": ("forget", "retain", "holdout", "test", "real_authors", "world_facts"),
     "image": ("forget", "retain", "holdout", "forget_test", "retain_test"),
 }
 """Sets that metrics know, by task. Language: `test` is plain text for perplexity."""
+
+ATTACKED_SETS = ("forget", "holdout")
+"""Sets whose examples membership attacks tell apart."""
+
+_LIKELIHOODS = ("likelihood", "paraphrased", "perturbed")
+_TEXTS = ("answers", "references")
+_NUMBERS = {"num_perturbed": np.int64, "compressed_bytes": np.int64, "gradient_norm": np.float64}
 
 
 @dataclass(frozen=True, eq=False)
@@ -37,12 +48,24 @@ class SetScores:
         likelihood: Columns per example.
         answers: Greedy answers; None if there are none.
         references: Right answers beside them.
+        paraphrased: Likelihood of each example's paraphrased answer, N rows; None unless every example has one.
+        perturbed: Likelihood of the wrong answers, example after example, sum of `num_perturbed` rows; None unless
+            every example has at least one.
+        num_perturbed: (N,), wrong answers of each example; None where `perturbed` is.
+        compressed_bytes: (N,), length of the answer's text in UTF-8 after zlib; None where no attack needs it.
+        gradient_norm: (N,), 2-norm of the gradient of the example's mean NLL over all weights of the model as it is
+            measured (adapters merged); None unless asked for.
     """
 
     sha256: str
     likelihood: LikelihoodScores
     answers: tuple[str, ...] | None = None
     references: tuple[str, ...] | None = None
+    paraphrased: LikelihoodScores | None = None
+    perturbed: LikelihoodScores | None = None
+    num_perturbed: Ints | None = None
+    compressed_bytes: Ints | None = None
+    gradient_norm: Floats | None = None
 
     def __len__(self) -> int:
         return len(self.likelihood)
@@ -98,24 +121,33 @@ class ModelScores:
 
 
 def _set_to_json(scores: SetScores) -> dict[str, Any]:
-    return {
-        "sha256": scores.sha256,
-        "likelihood": scores.likelihood.to_json(),
-        "answers": None if scores.answers is None else list(scores.answers),
-        "references": None if scores.references is None else list(scores.references),
-    }
+    found: dict[str, Any] = {"sha256": scores.sha256}
+    for name in _LIKELIHOODS:
+        likelihood = getattr(scores, name)
+        found[name] = None if likelihood is None else likelihood.to_json()
+    for name in _TEXTS:
+        texts = getattr(scores, name)
+        found[name] = None if texts is None else list(texts)
+    for name in _NUMBERS:
+        numbers = getattr(scores, name)
+        found[name] = None if numbers is None else numbers.tolist()
+    return found
 
 
 def _set_from_json(name: str, data: Mapping[str, Any]) -> SetScores:
-    expected = {"sha256", "likelihood", "answers", "references"}
+    expected = {"sha256", *_LIKELIHOODS, *_TEXTS, *_NUMBERS}
     if set(data) != expected:
         raise DataError(f"The values of the {name} set hold {sorted(data)}, not {sorted(expected)}. Score again.")
-    likelihood = LikelihoodScores.from_json(data["likelihood"])
-    texts = {key: None if data[key] is None else tuple(data[key]) for key in ("answers", "references")}
-    lengths = {len(values) for values in texts.values() if values is not None} | {len(likelihood)}
-    if len(lengths) != 1:
+    present = {key: values for key, values in data.items() if values is not None}
+    found: dict[str, Any] = {"sha256": data["sha256"]}
+    found |= {key: LikelihoodScores.from_json(present[key]) for key in _LIKELIHOODS if key in present}
+    found |= {key: tuple(present[key]) for key in _TEXTS if key in present}
+    found |= {key: np.asarray(present[key], dtype=dtype) for key, dtype in _NUMBERS.items() if key in present}
+    lengths = {len(found[key]) for key in ("likelihood", "paraphrased", *_TEXTS, *_NUMBERS) if key in found}
+    num_perturbed = int(found["num_perturbed"].sum()) if "num_perturbed" in found else 0
+    if len(lengths) != 1 or len(found.get("perturbed", ())) != num_perturbed:
         raise DataError(f"The columns of the {name} set have the lengths {sorted(lengths)}. Score the model again.")
-    return SetScores(sha256=data["sha256"], likelihood=likelihood, **texts)
+    return SetScores(**found)
 
 
 @dataclass(frozen=True)
@@ -127,12 +159,15 @@ class ScoringOptions:
         generate: Whether language models answer the prompts; of no meaning for images.
         max_new_tokens: Longest answer.
         generate_sets: Sets whose prompts are answered.
+        gradient_norm: Whether to measure the gradients that a membership attack looks at: one backward pass per
+            example.
     """
 
     batch_size: int
     generate: bool
     max_new_tokens: int
-    generate_sets: tuple[str, ...] = ("forget", "retain", "holdout")
+    generate_sets: tuple[str, ...] = ("forget", "retain", "holdout", "real_authors", "world_facts")
+    gradient_norm: bool = False
 
 
 def _asks(example_set: ExampleSet[Any]) -> bool:
@@ -167,26 +202,55 @@ def score_model(
     for name in sets:
         if name not in SET_NAMES[task.name]:
             raise DataError(unknown_name("example set", name, SET_NAMES[task.name]))
+
+    def tell(what: str) -> Progress | None:
+        return None if progress is None else partial(progress, f"{role} model: {what}")
+
     found = {}
     for name, example_set in sets.items():
-        likelihood = score_examples(
+        if isinstance(task, LanguageTask):
+            found[name] = _score_language_set(model, task, name, example_set, options, tell)
+        else:
+            likelihood = score_examples(
+                model, task, example_set, batch_size=options.batch_size, progress=tell(f"likelihood of {name}")
+            )
+            found[name] = SetScores(example_set.sha256, likelihood)
+    return ModelScores(task=task.name, role=role, source=source, sets=found)
+
+
+def _score_language_set(
+    model: nn.Module,
+    task: LanguageTask,
+    name: str,
+    example_set: ExampleSet[LanguageExample],
+    options: ScoringOptions,
+    tell: Callable[[str], Progress | None],
+) -> SetScores:
+    size, is_attacked = options.batch_size, name in ATTACKED_SETS
+    scores = score_answers(
+        model, task, example_set, batch_size=size, with_tokens=is_attacked, progress=tell(f"likelihood of {name}")
+    )
+    columns: dict[str, Any] = {}
+    if options.generate and name in options.generate_sets and _asks(example_set):
+        answers = greedy_answers(
             model,
             task,
             example_set,
-            batch_size=options.batch_size,
-            progress=None if progress is None else partial(progress, f"{role} model: likelihood of {name}"),
+            max_new_tokens=options.max_new_tokens,
+            batch_size=size,
+            progress=tell(f"answers of {name}"),
         )
-        texts = {}
-        if options.generate and isinstance(task, LanguageTask) and name in options.generate_sets and _asks(example_set):
-            answers = greedy_answers(
-                model,
-                task,
-                example_set,
-                max_new_tokens=options.max_new_tokens,
-                batch_size=options.batch_size,
-                progress=None if progress is None else partial(progress, f"{role} model: answers of {name}"),
-            )
-            references = tuple(example.answer for example in example_set)
-            texts = {"answers": tuple(answers), "references": references}
-        found[name] = SetScores(sha256=example_set.sha256, likelihood=likelihood, **texts)
-    return ModelScores(task=task.name, role=role, source=source, sets=found)
+        columns = {"answers": tuple(answers), "references": tuple(example.answer for example in example_set)}
+    if is_attacked:
+        sizes = [len(zlib.compress(example.answer.encode())) for example in example_set]
+        columns["compressed_bytes"] = np.array(sizes, dtype=np.int64)
+    if is_attacked and options.gradient_norm:
+        columns["gradient_norm"] = gradient_norms(model, task, example_set, progress=tell(f"gradients of {name}"))
+    return SetScores(
+        sha256=example_set.sha256,
+        likelihood=scores.likelihood,
+        paraphrased=scores.paraphrased,
+        perturbed=scores.perturbed,
+        num_perturbed=scores.num_perturbed,
+        **columns,
+    )

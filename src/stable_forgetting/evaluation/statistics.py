@@ -6,7 +6,6 @@ R = resamples, n = examples of a group, c = columns per example.
 from __future__ import annotations
 
 import math
-import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Literal, NamedTuple
@@ -27,6 +26,9 @@ LEVEL = 0.95
 _BLOCK = 4_000_000
 """Numbers drawn at once: keeps a bootstrap over many examples within some 100 MB."""
 
+_SMALLEST = float(np.finfo(np.float64).tiny)
+"""Numbers below have fewer digits, down to 0."""
+
 _EXACT_LIMIT = 10_000
 """Group size up to which the KS p-value is exact; scipy's own limit."""
 
@@ -44,7 +46,8 @@ class KsResult:
 
     Args:
         p: Probability of a D at least this large if both samples came from the same distribution.
-        log10_p: Its decimal logarithm, never below −307.7.
+        log10_p: Its decimal logarithm; exact for samples of one size even where p is too small for a number, for
+            samples of two sizes never below −307.7.
         statistic: D, largest distance between the two empirical distribution functions, 0 to 1.
         counts: Size of each sample.
     """
@@ -142,7 +145,7 @@ def ks_test(first: Sequence[float] | Floats, second: Sequence[float] | Floats) -
         second: One value per example; the sizes may differ.
 
     Returns:
-        p, D, and log10 p. A p below 2.2e-308 is 0, and its logarithm stays at −307.7.
+        p, D, and log10 p. A p below 2.2e-308 is 0, which its logarithm need not be.
 
     Raises:
         DataError: A sample is empty or has values that are not finite.
@@ -163,10 +166,26 @@ def ks_test(first: Sequence[float] | Floats, second: Sequence[float] | Floats) -
         p = float(stats.ks_2samp(samples[0].tolist(), samples[1].tolist(), method=method).pvalue)
     return KsResult(
         p=p,
-        log10_p=math.log10(max(p, sys.float_info.min)),
+        log10_p=_log10_p(p, statistic, sizes),
         statistic=statistic,
         counts=sizes,
     )
+
+
+def _log10_p(p: float, statistic: float, sizes: tuple[int, int]) -> float:
+    """Logarithm of a p-value, also of one that is 0 as a number.
+
+    For two samples of n, p = 2 Σ (−1)ᵏ⁻¹ C(2n, n − k·h) / C(2n, n) over k = 1, 2, … with h = n·D (Gnedenko, Korolyuk).
+    A p that small comes from an h so large that the first term is the sum to all digits of a number.
+    """
+    if p >= _SMALLEST:
+        return math.log10(p)
+    if sizes[0] != sizes[1]:
+        return math.log10(_SMALLEST)
+    n = sizes[0]
+    h = round(n * statistic)
+    log_ratio = 2 * math.lgamma(n + 1) - math.lgamma(n - h + 1) - math.lgamma(n + h + 1)
+    return (math.log(2) + log_ratio) / math.log(10)
 
 
 def _largest_distance(first: Floats, second: Floats) -> float:

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import numpy as np
 
 from stable_forgetting.errors import DataError
 from stable_forgetting.evaluation.metric import Metric, MetricInputs, Need
 from stable_forgetting.evaluation.metrics import METRICS
-from stable_forgetting.evaluation.scores import ModelScores, SetScores
-from stable_forgetting.evaluation.text import has_rouge_words
+from stable_forgetting.evaluation.scores import ModelScores
+from stable_forgetting.evaluation.values import Definitions, ModelValues, SetValues, values_of
 from stable_forgetting.records import MetricValue, ModelEvaluation
 
 _ADVICE = {
@@ -16,38 +16,58 @@ _ADVICE = {
     "retain": "needs a retain set; give data.retain",
     "holdout": "needs a holdout set; give data.holdout",
     "test": "needs test texts; give data.test",
+    "real_authors": "needs the questions about real authors; give data.real_authors",
+    "world_facts": "needs the questions about the world; give data.world_facts",
     "forget_test": "needs test images of what is forgotten; give data.test",
     "retain_test": "needs test images of what is kept; give data.test",
 }
 
 
 def evaluate_scores(
-    scores: ModelScores, retain_scores: ModelScores | None, *, num_resamples: int, seed: int
+    scores: ModelScores | ModelValues,
+    retain_scores: ModelScores | ModelValues | None,
+    *,
+    num_resamples: int,
+    seed: int,
+    definitions: Definitions | None = None,
 ) -> ModelEvaluation:
     """All metrics of one model; one whose needs are not met has no value but the reason.
 
     Args:
-        scores: Per-example values of the model.
+        scores: Per-example values of the model, measured here or read from a log.
         retain_scores: Those of the retain model, which may be `scores` itself; None if there is no retain model.
         num_resamples: Bootstrap resamples behind each interval.
         seed: Of the bootstrap.
+        definitions: Choices between published definitions.
 
     Raises:
         DataError: The two models were measured on different examples.
     """
+    own = _values(scores)
+    retain = own if own.role == "retain" else None if retain_scores is None else _values(retain_scores)
     inputs = MetricInputs(
-        own=scores.sets,
-        retain={} if retain_scores is None else retain_scores.sets,
+        own=own.sets,
+        retain={} if retain is None else retain.sets,
         num_resamples=num_resamples,
         seed=seed,
+        definitions=definitions or Definitions(),
     )
     _check_same_examples(inputs)
-    metrics = [_evaluate(metric, inputs, scores) for metric in METRICS.values() if scores.task in metric.tasks]
-    return ModelEvaluation(role=scores.role, source=scores.source, metrics=metrics)
+    metrics = [_evaluate(metric, inputs, own) for metric in METRICS.values() if _is_listed(metric, own)]
+    return ModelEvaluation(role=own.role, source=own.source, metrics=metrics)
 
 
-def _evaluate(metric: Metric, inputs: MetricInputs, scores: ModelScores) -> MetricValue:
-    reason = _missing(metric, inputs, scores)
+def _values(scores: ModelScores | ModelValues) -> ModelValues:
+    return values_of(scores) if isinstance(scores, ModelScores) else scores
+
+
+def _is_listed(metric: Metric, values: ModelValues) -> bool:
+    has_part = not metric.listed_with or bool(values.parts.intersection(metric.listed_with))
+    return values.task in metric.tasks and has_part
+
+
+def _evaluate(metric: Metric, inputs: MetricInputs, values: ModelValues) -> MetricValue:
+    reason = _missing(metric, inputs, values)
     if reason is not None:
         return MetricValue(name=metric.name, reason=reason, direction=metric.direction)
     found = metric.function(inputs)
@@ -64,53 +84,61 @@ def _evaluate(metric: Metric, inputs: MetricInputs, scores: ModelScores) -> Metr
     )
 
 
-def _missing(metric: Metric, inputs: MetricInputs, scores: ModelScores) -> str | None:
+def _missing(metric: Metric, inputs: MetricInputs, values: ModelValues) -> str | None:
     """Why the metric cannot be computed, or None if it can."""
-    if metric.compares and scores.role == "retain":
+    if metric.compares and values.role == "retain":
         return "it is the reference"
+    several = len({need.set_name for need in metric.needs}) > 1
     for need in metric.needs:
-        reason = _unmet(need, inputs.own if need.model == "own" else inputs.retain, scores.role)
+        reason = _unmet(need, inputs, values.role if need.model == "own" else "retain")
         if reason is not None:
-            return reason
+            return f"{reason} ({need.set_name} set)" if several and need.set_name not in reason else reason
     return None
 
 
-def _unmet(need: Need, sets: Mapping[str, SetScores], role: str) -> str | None:
-    owner = role if need.model == "own" else need.model
-    found = sets.get(need.set_name)
+def _unmet(need: Need, inputs: MetricInputs, owner: str) -> str | None:
+    if need.model == "retain" and not inputs.retain:
+        return "needs the retain model's per-example values; give retain_model"
+    found = inputs.sets(need.model).get(need.set_name)
     if found is None:
         is_own = need.model == "own"
-        return _ADVICE[need.set_name] if is_own else "needs the retain model's per-example values; give retain_model"
-    if need.what == "answers":
-        return _unmet_answers(found)
-    bad = found.likelihood.not_finite
+        return _ADVICE[need.set_name] if is_own else f"needs the retain model's values of the {need.set_name} set"
+    bad = [] if need.column == "rouge_l_recall" else found.not_finite
     if bad:
-        return (
-            f"the {owner} model's likelihood is not finite for {len(bad)} of {len(found)} {need.set_name} examples "
-            f"(first: {bad[0]})"
-        )
-    return None
+        return _not_finite("likelihood", bad, found, f"the {owner} model's", need.set_name)
+    try:
+        values = inputs.column(need.set_name, need.column, need.model)
+    except DataError as error:
+        return str(error)
+    bad = np.flatnonzero(~np.isfinite(values)).tolist()
+    return _not_finite(need.column, bad, found, f"the {owner} model's", need.set_name) if bad else None
 
 
-def _unmet_answers(scores: SetScores) -> str | None:
-    if scores.answers is None or scores.references is None:
-        return "needs prompts with answers, and evaluation.generate to be true"
-    bad = [index for index, reference in enumerate(scores.references) if not has_rouge_words(reference)]
-    if bad:
-        return (
-            f"{len(bad)} of {len(scores)} right answers have no word in the letters a to z and digits, which is all "
-            f"that ROUGE reads (first: {bad[0]})"
-        )
-    return None
+def _not_finite(what: str, bad: list[int], values: SetValues, whose: str, set_name: str) -> str:
+    return f"{whose} {what} is not finite for {len(bad)} of {values.size} {set_name} examples (first: {bad[0]})"
 
 
 def _check_same_examples(inputs: MetricInputs) -> None:
-    for name in inputs.own.keys() & inputs.retain.keys():
-        if inputs.own[name].sha256 != inputs.retain[name].sha256:
+    for name in (name for name in inputs.own if name in inputs.retain):
+        problem = _difference(inputs.own[name], inputs.retain[name])
+        if problem is not None:
             raise DataError(
-                f"The model and the retain model were measured on different {name} examples. "
+                f"The model and the retain model were measured on different {name} examples{problem}. "
                 "Score both on the same example sets."
             )
+
+
+def _difference(own: SetValues, retain: SetValues) -> str | None:
+    """How the examples differ, as far as both sides know them; None if they do not."""
+    if own.size != retain.size:
+        return f" ({own.size} and {retain.size})"
+    if own.sha256 is not None and retain.sha256 is not None:
+        return "" if own.sha256 != retain.sha256 else None
+    if own.references is None or retain.references is None:
+        return None
+    pairs = zip(own.references, retain.references, strict=True)
+    other = [index for index, (first, second) in enumerate(pairs) if first.split() != second.split()]
+    return f" ({len(other)} of {own.size} right answers differ, first: number {other[0]})" if other else None
 
 
 def gap(evaluation: ModelEvaluation, retain_evaluation: ModelEvaluation) -> dict[str, float]:

@@ -13,10 +13,10 @@ Compat = Literal["open-unlearning"]
 
 
 @cache
-def _scorer() -> Any:
+def _scorer(*kinds: str) -> Any:
     from rouge_score.rouge_scorer import RougeScorer
 
-    return RougeScorer(["rougeL"], use_stemmer=True)
+    return RougeScorer(list(kinds), use_stemmer=True)
 
 
 def has_rouge_words(text: str) -> bool:
@@ -51,7 +51,21 @@ def rouge_l_recall(reference: str, answer: str) -> float:
             f"ROUGE-L needs a reference with words; {reference!r} has none in the letters a to z and digits. "
             "Remove the example or leave ROUGE out."
         )
-    return float(_scorer().score(reference, answer)["rougeL"].recall)
+    return float(_scorer("rougeL").score(reference, answer)["rougeL"].recall)
+
+
+def rouge_scores(reference: str, answer: str) -> dict[str, float]:
+    """The three ROUGE values that open-unlearning logs, each from 0 to 1; 0 where the reference has no words.
+
+    Returns:
+        ``rouge1_recall``, ``rougeL_f1`` and ``rougeL_recall``.
+    """
+    found = _scorer("rouge1", "rougeL").score(reference, answer)
+    return {
+        "rouge1_recall": float(found["rouge1"].recall),
+        "rougeL_f1": float(found["rougeL"].fmeasure),
+        "rougeL_recall": float(found["rougeL"].recall),
+    }
 
 
 def exact_memorization(scores: LikelihoodScores, *, compat: Compat | None = None) -> Floats:
@@ -71,7 +85,7 @@ def exact_memorization(scores: LikelihoodScores, *, compat: Compat | None = None
     """
     if compat is None:
         return scores.num_correct / scores.num_labels
-    return scores.num_correct_without_last / _num_labels_without_last(scores)
+    return scores.num_correct_without_last / num_labels_without_last(scores)
 
 
 def extraction_strength(scores: LikelihoodScores, *, compat: Compat | None = None) -> Floats:
@@ -92,11 +106,16 @@ def extraction_strength(scores: LikelihoodScores, *, compat: Compat | None = Non
     """
     if compat is None:
         return 1 - scores.first_extractable / scores.num_labels
-    counts = _num_labels_without_last(scores)
+    counts = num_labels_without_last(scores)
     return 1 - scores.first_extractable_without_last.clip(max=counts - 1) / counts
 
 
-def _num_labels_without_last(scores: LikelihoodScores) -> Ints:
+def num_labels_without_last(scores: LikelihoodScores) -> Ints:
+    """Labels but the last of each example, (N,), n − 1, for protocols that leave it out.
+
+    Raises:
+        DataError: An example has one label only, so that none is left.
+    """
     short = (scores.num_labels < 2).nonzero()[0]
     if len(short):
         raise DataError(

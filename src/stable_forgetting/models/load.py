@@ -26,17 +26,20 @@ from transformers import (
     AutoModelForCausalLM,
     AutoModelForImageClassification,
     AutoTokenizer,
+    BitsAndBytesConfig,
     GgufConfig,
 )
 
+from stable_forgetting import processes
+from stable_forgetting.adapters.base_weight import Quantization, keep_quantized_layout
 from stable_forgetting.errors import ConfigError, ModelError, unknown_name
 from stable_forgetting.models.builtin import digits_model, people_model
+from stable_forgetting.models.folders import resolve_folder
+from stable_forgetting.models.sharded import prepare_shares, sharding_options, whole_tensor
 from stable_forgetting.models.tasks import ImageTask, LanguageTask, Task
 
 BUILTIN = {"builtin:people": ("language", people_model), "builtin:digits": ("image", digits_model)}
 """Untrained models of the built-in problems, by name: their task and what makes them."""
-
-_PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
 
 
 @dataclass(frozen=True, eq=False)
@@ -67,6 +70,7 @@ class ModelSource:
         name: Local folder, hub name, `package:NAME` (weights inside an installed Python package) or a built-in model.
         kind: The task it is for.
         dtype: Precision of its weights.
+        quantization: Whether bitsandbytes holds its linear layers in 4 or 8 bits, which computes in ``dtype``.
         num_classes: Image models: size of the head; a head of another size is made anew, the same every time.
         revision: Of a hub name.
         gguf_file: Name of the GGUF file in the folder.
@@ -76,6 +80,7 @@ class ModelSource:
     name: str
     kind: Literal["language", "image"]
     dtype: str = "float32"
+    quantization: Quantization | None = None
     num_classes: int | None = None
     revision: str | None = None
     gguf_file: str | None = None
@@ -96,9 +101,18 @@ class ModelSource:
         return {"num_labels": self.num_classes, "ignore_mismatched_sizes": True}
 
     def _weights_options(self) -> dict[str, Any]:
-        if self.gguf_file is None:
+        if self.gguf_file is not None:
+            return {"quantization_config": GgufConfig(dequantize=True)}
+        if self.quantization is None:
             return {"use_safetensors": True}
-        return {"quantization_config": GgufConfig(dequantize=True)}
+        width = {"4bit": "load_in_4bit", "8bit": "load_in_8bit"}[self.quantization]
+        quantization = BitsAndBytesConfig(
+            **{width: True},
+            bnb_4bit_quant_type="nf4",
+            bnb_4bit_use_double_quant=True,
+            bnb_4bit_compute_dtype=getattr(torch, self.dtype),
+        )
+        return {"use_safetensors": True, "quantization_config": quantization}
 
     @property
     def _auto_classes(self) -> tuple[Any, Any]:
@@ -111,12 +125,14 @@ def load_model(source: ModelSource) -> LoadedModel:
     """Load a model and its tokenizer or image processor.
 
     Returns:
-        The model in evaluation mode, on a GPU if there is one.
+        The model in evaluation mode, on a GPU if there is one. Where processes share a model's weights, only this
+        process's part of them, frozen; a pass through the model is then made by all processes together.
 
     Raises:
-        ModelError: It cannot be found or read.
-        ConfigError: The built-in model is unknown or for the other task.
+        ModelError: It cannot be found or read, or bitsandbytes is missing.
+        ConfigError: The built-in model is unknown or for the other task, or such a model cannot be quantised.
     """
+    _check_quantization(source)
     if source.is_builtin:
         return _builtin(source)
     processors, models = source._auto_classes
@@ -130,8 +146,13 @@ def load_model(source: ModelSource) -> LoadedModel:
             **source._options(),
             **source._head_options(),
             **source._weights_options(),
+            **sharding_options(),
         )
+    if processes.shards_models():
+        prepare_shares(model)
+        return _ready(model, processor, source)
     device = "cuda" if torch.cuda.is_available() else "cpu"
+    keep_quantized_layout(model)
     return _ready(model.to(device), processor, source)
 
 
@@ -139,9 +160,10 @@ def load_without_weights(source: ModelSource) -> LoadedModel:
     """The model's layers without their content (on the meta device), and its tokenizer or image processor.
 
     Raises:
-        ModelError: Its config or processor cannot be found or read.
-        ConfigError: The built-in model is unknown or for the other task.
+        ModelError: Its config or processor cannot be found or read, or bitsandbytes is missing.
+        ConfigError: The built-in model is unknown or for the other task, or such a model cannot be quantised.
     """
+    _check_quantization(source)
     if source.is_builtin:
         return _builtin(source)
     processors, models = source._auto_classes
@@ -154,6 +176,22 @@ def load_without_weights(source: ModelSource) -> LoadedModel:
         with torch.device("meta"):
             model = models.from_config(config, trust_remote_code=source.trust_remote_code)
     return _ready(model, processor, source)
+
+
+def _check_quantization(source: ModelSource) -> None:
+    if source.quantization is None:
+        return
+    if source.is_builtin or source.gguf_file is not None:
+        kind = "built-in" if source.is_builtin else "GGUF"
+        raise ConfigError(
+            f"The {kind} model '{source.name}' cannot be quantised to {source.quantization}, only models read from "
+            "safetensors can. Leave out model.quantization."
+        )
+    if importlib.util.find_spec("bitsandbytes") is None:
+        raise ModelError(
+            f"Loading '{source.name}' in {source.quantization} needs bitsandbytes, which is not installed. Install it "
+            "with pip install 'stable-forgetting[quantized]'."
+        )
 
 
 @contextmanager
@@ -171,44 +209,6 @@ def _readable(name: str) -> Iterator[None]:
                 "Check the name, or the connection if it should come from the hub."
             ) from error
         raise ModelError(f"The model '{name}' cannot be loaded: {reason} Check its name and files.") from error
-
-
-def resolve_folder(name: str) -> str:
-    """The folder or hub name behind a model's name.
-
-    Raises:
-        ModelError: A package is not installed, or a local folder has no safetensors weights.
-    """
-    if name.startswith("package:"):
-        package = name.removeprefix("package:")
-        spec = importlib.util.find_spec(package)
-        if spec is None or not spec.submodule_search_locations:
-            raise ModelError(f"The package '{package}' of the model '{name}' is not installed. Install it with pip.")
-        return str(spec.submodule_search_locations[0])
-    path = Path(name).expanduser()
-    if path.is_dir():
-        _check_weights(path)
-        return str(path)
-    if path.is_file():
-        raise ModelError(f"The model '{name}' is a file. Give the folder that holds config.json and the weights.")
-    if name.startswith((".", "/", "~")) or name.count("/") > 1:
-        raise ModelError(f"No model folder at '{name}'. Give an existing folder or a hub name such as 'org/model'.")
-    return name
-
-
-def _check_weights(folder: Path) -> None:
-    if not (folder / "config.json").is_file():
-        inside = "an adapter: give its base model" if (folder / "adapter_config.json").is_file() else "no config.json"
-        raise ModelError(f"The model folder '{folder}' holds {inside}. Give a folder made by save_pretrained.")
-    if any(folder.glob("*.safetensors")) or any(folder.glob("*.gguf")):
-        return
-    pickles = sorted(path.name for path in folder.iterdir() if path.suffix in _PICKLES)
-    if pickles:
-        raise ModelError(
-            f"The model folder '{folder}' holds pickled weights ({pickles[0]}), which can run code when read. "
-            "Convert them to safetensors first."
-        )
-    raise ModelError(f"The model folder '{folder}' holds no *.safetensors weights. Save the model again.")
 
 
 def _builtin(source: ModelSource) -> LoadedModel:
@@ -255,7 +255,8 @@ def model_sha256(model: Any) -> str:
 def weights_sha256(model: nn.Module) -> str:
     """Hash of all parameters and buffers by name, shape, type and content."""
     digest = hashlib.sha256()
-    for name, tensor in sorted(model.state_dict().items()):
+    for name, value in sorted(model.state_dict().items()):
+        tensor = whole_tensor(value)
         digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}".encode())
         digest.update(tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().data)
     return digest.hexdigest()

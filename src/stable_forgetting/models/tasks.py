@@ -6,7 +6,7 @@ it is handling in order to compute a value.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, Literal, Protocol
 
@@ -72,12 +72,21 @@ class LanguageTask:
         The output head runs at label positions only: for a large vocabulary the logits of the questions and of the
         padding would cost more than the rest of the batch.
         """
-        labels = batch["labels"][:, 1:]
-        counts = labels != IGNORED
         inputs = {"input_ids": batch["input_ids"], "attention_mask": batch["attention_mask"], "use_cache": False}
+        return self.predict_next(model, inputs, batch["labels"][:, 1:])
+
+    def predict_next(self, model: nn.Module, inputs: Mapping[str, Any], labels: Tensor) -> Predictions:
+        """Predictions of labels that are given place by place.
+
+        Args:
+            model: The model.
+            inputs: What its forward pass takes, with E rows.
+            labels: (E, T), the token after each of the first T inputs, `IGNORED` where it is no label.
+        """
+        counts = labels != IGNORED
         head = _output_head(model)
         if head is None:
-            logits = model(**inputs).logits[:, :-1][counts]
+            logits = model(**inputs).logits[:, : labels.shape[1]][counts]
         else:
             with _head_only_at(head, counts):
                 logits = model(**inputs).logits[0]
@@ -104,13 +113,13 @@ def _head_only_at(head: nn.Module, counts: Tensor) -> Iterator[None]:
     afterwards (scaling, soft caps) stays in force, and wrappers for adapters and sharding need not be known here.
 
     Args:
-        head: The output head; its input is (E, T, H).
-        counts: (E, T−1), bool: whether the token after each position is a label.
+        head: The output head; its input is (E, T or more, H).
+        counts: (E, T), bool: whether the token after each of the first T positions is a label.
     """
 
     def keep_label_positions(_: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
         hidden, *rest = inputs
-        return (hidden[:, :-1][counts].unsqueeze(0), *rest)
+        return (hidden[:, : counts.shape[1]][counts].unsqueeze(0), *rest)
 
     handle = head.register_forward_pre_hook(keep_label_positions)
     try:

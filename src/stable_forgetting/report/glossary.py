@@ -59,6 +59,18 @@ _DEFINITIONS: dict[str, Definition] = {
         "p-value of a two-sample Kolmogorov–Smirnov test between this model's and the retain model's NLLs per label "
         "over the forget set; near 1 the test cannot tell them apart, which does not prove that they are equal.",
     ),
+    "forget_quality": Definition(
+        "Forget quality (p)",
+        "forgetting",
+        "p-value of a two-sample Kolmogorov–Smirnov test between this model's and the retain model's truth ratios "
+        "over the forget set, as TOFU has it; near 1 the test cannot tell them apart, which does not prove them equal.",
+    ),
+    "forget_truth_ratio": Definition(
+        "Truth ratio score, forget",
+        "forgetting",
+        "Mean of min(R, 1/R) over the forget set, R being the probability of wrong answers over that of the "
+        "paraphrased right one; 1 where the model prefers neither.",
+    ),
     "holdout_probability": Definition(
         "Probability of holdout answers",
         "forgetting",
@@ -102,6 +114,54 @@ _DEFINITIONS: dict[str, Definition] = {
         "keeping",
         "Mean negative log-likelihood per label of the retain examples, in nats.",
     ),
+    "model_utility": Definition(
+        "Model utility",
+        "keeping",
+        "Harmonic mean of probability, ROUGE-L recall and truth ratio score on retain set, real authors and world "
+        "facts, as TOFU has it; from 0 to 1, and 0 as soon as one of the nine is.",
+    ),
+    "retain_truth_ratio": Definition(
+        "Truth ratio score, retain",
+        "keeping",
+        "Mean of max(0, 1 − R) over the retain set, R being the probability of wrong answers over that of the "
+        "paraphrased right one; from 0 to 1.",
+    ),
+    "real_authors_probability": Definition(
+        "Probability, real authors",
+        "keeping",
+        "Mean share that the right answer has in the probability of all answers to choose from, on questions about "
+        "real authors; from 0 to 1.",
+    ),
+    "real_authors_rouge_l_recall": Definition(
+        "ROUGE-L recall, real authors",
+        "keeping",
+        "Mean share of the expected answer's stemmed words that the greedy answer repeats in the same order, on "
+        "questions about real authors; from 0 to 1.",
+    ),
+    "real_authors_truth_ratio": Definition(
+        "Truth ratio score, real authors",
+        "keeping",
+        "Mean of max(0, 1 − R) on questions about real authors, R being the probability of wrong answers over that of "
+        "the right one; from 0 to 1.",
+    ),
+    "world_facts_probability": Definition(
+        "Probability, world facts",
+        "keeping",
+        "Mean share that the right answer has in the probability of all answers to choose from, on questions about "
+        "world facts; from 0 to 1.",
+    ),
+    "world_facts_rouge_l_recall": Definition(
+        "ROUGE-L recall, world facts",
+        "keeping",
+        "Mean share of the expected answer's stemmed words that the greedy answer repeats in the same order, on "
+        "questions about world facts; from 0 to 1.",
+    ),
+    "world_facts_truth_ratio": Definition(
+        "Truth ratio score, world facts",
+        "keeping",
+        "Mean of max(0, 1 − R) on questions about world facts, R being the probability of wrong answers over that of "
+        "the right one; from 0 to 1.",
+    ),
     "test_perplexity": Definition(
         "Perplexity, test text",
         "keeping",
@@ -132,6 +192,37 @@ _DEFINITIONS: dict[str, Definition] = {
         "privacy",
         "Area under the ROC curve of an attack that takes a low loss as a sign of membership, with the forget set as "
         "members (positive) against unseen examples of the same kind; 0.5 means that the attack learns nothing.",
+    ),
+    "mia_zlib_auc": Definition(
+        "Zlib attack, AUC",
+        "privacy",
+        "The same for an attack that takes the loss over the compressed length of the answer.",
+    ),
+    "mia_reference_auc": Definition(
+        "Reference attack, AUC",
+        "privacy",
+        "The same for an attack that takes the loss minus the retain model's; 0.5 for the retain model itself.",
+    ),
+    "mia_min_k_auc": Definition(
+        "Min-K attack, AUC",
+        "privacy",
+        "The same for an attack that takes the mean loss of the 40 % of the label tokens that are least likely.",
+    ),
+    "mia_min_k_plus_plus_auc": Definition(
+        "Min-K++ attack, AUC",
+        "privacy",
+        "The same, with each token's log-probability standardised under the model's own next-token distribution.",
+    ),
+    "mia_gradient_norm_auc": Definition(
+        "Gradient attack, AUC",
+        "privacy",
+        "The same for an attack that takes a small gradient of the example's loss as a sign of membership.",
+    ),
+    "privacy_leakage": Definition(
+        "Privacy leakage, %",
+        "privacy",
+        "100 (A − A of the retain model) / A of the retain model with A = 1 − AUC of the Min-K attack, as MUSE has it; "
+        "−100 means that the forget set is still known, above 0 that it stands out by being unlikely.",
     ),
     "tow": Definition(
         "Tug of war",

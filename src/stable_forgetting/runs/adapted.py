@@ -13,7 +13,8 @@ from transformers import AutoConfig
 
 from stable_forgetting.config import RunConfig, parse_config, read_yaml
 from stable_forgetting.errors import ConfigError, ModelError, RunDirectoryError
-from stable_forgetting.models.load import LoadedModel, ModelSource, load_model, resolve_folder, save_model
+from stable_forgetting.models.folders import resolve_folder
+from stable_forgetting.models.load import LoadedModel, ModelSource, load_model, save_model
 from stable_forgetting.progress import Progress
 from stable_forgetting.runs.directory import CONFIG_NAME
 from stable_forgetting.runs.pipeline import prepare

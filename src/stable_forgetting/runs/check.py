@@ -4,27 +4,29 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
 from peft import get_peft_model
-from torch import nn
-from transformers.pytorch_utils import Conv1D
+from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForImageClassification
 
 from stable_forgetting.adapters import BoundedLoraConfig
 from stable_forgetting.config import DataConfig, RunConfig
 from stable_forgetting.data.examples import LanguageExample
-from stable_forgetting.errors import ConfigError, StableForgettingError, unknown_name
+from stable_forgetting.errors import ConfigError, ModelError, StableForgettingError, unknown_name
 from stable_forgetting.evaluation import VALIDATION_NAMES
-from stable_forgetting.models.load import LoadedModel, load_without_weights
+from stable_forgetting.models.load import LoadedModel, ModelSource, load_without_weights
 from stable_forgetting.models.tasks import LanguageTask
-from stable_forgetting.objectives import build_objective
+from stable_forgetting.objectives import Objective, build_objective
+from stable_forgetting.runs.memory import Devices, Estimate, estimate
 from stable_forgetting.runs.models import configured_source, other_source
 from stable_forgetting.runs.sets import Sets, load_set_rows, make_sets, num_classes
 
 Result = TypeVar("Result")
 
-_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
+_WEIGHTS = ("*.safetensors", "*.gguf", "*.bin", "*.pt", "*.pth", "*.ckpt", "adapter_config.json")
+"""Files of which a folder has at least one, unless it holds nothing but a model's config."""
 
 
 @dataclass
@@ -37,7 +39,8 @@ class Check:
         layers: Adapted layers.
         num_trainable: Parameters of the adapter.
         num_base: Parameters of the model.
-        memory_bytes: Estimated memory of the unlearning by part.
+        memory: Estimated memory of the unlearning.
+        notes: What was not checked, one sentence each.
     """
 
     problems: list[str] = field(default_factory=list)
@@ -45,31 +48,72 @@ class Check:
     layers: list[str] = field(default_factory=list)
     num_trainable: int = 0
     num_base: int = 0
-    memory_bytes: dict[str, int] = field(default_factory=dict)
+    memory: Estimate | None = None
+    notes: list[str] = field(default_factory=list)
 
 
-def check_config(config: RunConfig) -> Check:
-    """Find all problems at once: a part is tried even if another one failed."""
+def check_config(config: RunConfig, devices: Devices | None = None) -> Check:
+    """Find all problems at once: a part is tried even if another one failed.
+
+    Args:
+        config: The config. Its model may be a folder with a `config.json` and nothing else; then the adapter and the
+            memory are found out as for any other, and a note says what could not be checked.
+        devices: The GPUs whose memory is estimated; one by default.
+    """
     found = Check()
     adapter = _attempt(found, lambda: adapter_config(config))
+    objective = _attempt(found, lambda: _objective(config))
     found.problems = _wrong_names(config)
     rows = _attempt(found, lambda: load_set_rows(config.data))
     classes = num_classes(rows, config.data) if rows and config.task == "image" else None
-    loaded = _attempt(found, lambda: load_without_weights(configured_source(config, classes)))
+    source = configured_source(config, classes)
     _attempt(found, lambda: check_retain_model(config))
-    sets = None
+    sets, loaded, model = None, None, None
+    if is_config_alone(source):
+        model = _attempt(found, lambda: layers_of_config(source))
+        found.notes.append(f"'{source.name}' holds a model's config alone: examples not checked, and a run needs more.")
+    else:
+        loaded = _attempt(found, lambda: load_without_weights(source))
     if rows is not None and loaded is not None:
         sets = _attempt(
             found, lambda: make_sets(rows, loaded.task, config.data, classes=num_outputs(loaded, config.data))
         )
-    if sets is not None and loaded is not None:
-        _attempt(found, lambda: check_lengths(loaded.model, sets, config))
+    if loaded is not None:
+        model = loaded.model
+    if sets is not None:
+        _attempt(found, lambda: check_lengths(model, sets, config))
         found.sets = {name: len(examples) for name, examples in sets.by_name.items()}
-    if loaded is not None and adapter is not None:
-        _attempt(found, lambda: _describe_adapter(found, loaded, adapter))
-    if loaded is not None and sets is not None and found.layers:
-        found.memory_bytes = estimate_memory(loaded.model, sets, config, num_trainable=found.num_trainable)
+    if model is not None and adapter is not None:
+        _attempt(found, lambda: _describe_adapter(found, model, adapter))
+    if found.layers and objective is not None:
+        found.memory = _attempt(found, lambda: estimate(model, sets, config, objective, devices or Devices()))
     return found
+
+
+def is_config_alone(source: ModelSource) -> bool:
+    """Whether a model's name is a folder with its config, but without weights of any kind."""
+    folder = Path(source.name).expanduser()
+    if source.is_builtin or not (folder / "config.json").is_file():
+        return False
+    return not any(path for pattern in _WEIGHTS for path in folder.glob(pattern))
+
+
+def layers_of_config(source: ModelSource) -> Any:
+    """The layers that a folder's `config.json` describes, without content (on the meta device).
+
+    Raises:
+        ModelError: The config cannot be read, or is for another kind of model.
+    """
+    models = AutoModelForCausalLM if source.kind == "language" else AutoModelForImageClassification
+    try:
+        config = AutoConfig.from_pretrained(Path(source.name).expanduser(), trust_remote_code=source.trust_remote_code)
+        with torch.device("meta"):
+            return models.from_config(config, trust_remote_code=source.trust_remote_code)
+    except (OSError, ValueError, KeyError) as error:
+        reason = " ".join(str(error).split())[:300]
+        raise ModelError(
+            f"The model config in '{source.name}' cannot be read: {reason} Check its config.json."
+        ) from error
 
 
 def check_names(config: RunConfig) -> None:
@@ -109,7 +153,8 @@ def check_lengths(model: Any, sets: Sets, config: RunConfig) -> None:
         ConfigError: They do not.
     """
     positions = getattr(model.config, "max_position_embeddings", None)
-    examples = [example for part in sets.by_name.values() for example in part if isinstance(example, LanguageExample)]
+    found = [example for part in sets.by_name.values() for example in part if isinstance(example, LanguageExample)]
+    examples = [answer for example in found for answer in (example, *example.alternatives)]
     if positions is None or not examples:
         return
     longest = max(len(example.input_ids) for example in examples)
@@ -137,13 +182,24 @@ def check_retain_model(config: RunConfig) -> None:
 
 
 def _wrong_names(config: RunConfig) -> list[str]:
-    chosen, found = config.objective, Check()
-    _attempt(found, lambda: build_objective(chosen.name, retain=chosen.retain, beta=chosen.beta))
+    found = Check()
+    _attempt(found, lambda: _objective(config))
     _attempt(found, lambda: adapter_config(config))
     known = VALIDATION_NAMES[config.task]
     used = [rule.metric for rule in config.training.stop]
     used += [config.training.best_metric] if config.training.best_metric else []
     return found.problems + [unknown_name("validation metric", name, known) for name in used if name not in known]
+
+
+def _objective(config: RunConfig) -> Objective:
+    chosen = config.objective
+    return build_objective(
+        chosen.name,
+        retain=chosen.retain,
+        forget_weight=chosen.forget_weight,
+        retain_weight=chosen.retain_weight,
+        beta=chosen.beta,
+    )
 
 
 def adapter_config(config: RunConfig) -> BoundedLoraConfig:
@@ -167,49 +223,8 @@ def _attempt(found: Check, action: Callable[[], Result]) -> Result | None:
         return None
 
 
-def _describe_adapter(found: Check, loaded: LoadedModel, adapter: BoundedLoraConfig) -> None:
-    found.num_base = sum(parameter.numel() for parameter in loaded.model.parameters())
-    adapted = get_peft_model(loaded.model, adapter)
+def _describe_adapter(found: Check, model: Any, adapter: BoundedLoraConfig) -> None:
+    found.num_base = sum(parameter.numel() for parameter in model.parameters())
+    adapted = get_peft_model(model, adapter)
     found.layers = sorted(adapted.peft_config["default"].resolved_scales)
     found.num_trainable = sum(parameter.numel() for parameter in adapted.parameters() if parameter.requires_grad)
-
-
-def estimate_memory(model: Any, sets: Sets, config: RunConfig, *, num_trainable: int) -> dict[str, int]:
-    """Estimated memory of the unlearning on one device, in bytes by part.
-
-    The base weights; the adapter in float32 with its gradient and AdamW's two moments; the input of every linear layer,
-    kept for the backward pass, and as much again for attention, norms and elementwise functions; and three copies of
-    the logits at the label positions.
-    """
-    width = _BYTES[config.model.dtype]
-    training = config.training
-    examples = [*sets.forget, *sets.retain]
-    rows = training.forget_batch_size + training.retain_batch_size
-    positions, labels = 1, 1
-    if isinstance(examples[0], LanguageExample):
-        positions = max(len(example.input_ids) for example in examples)
-        labels = max(example.num_labels for example in examples)
-    else:
-        positions = _num_patches(model)
-    inputs = sum(_num_inputs(module) for module in model.modules())
-    classes: int = getattr(model.config, "vocab_size", None) or model.config.num_labels
-    base = sum(parameter.numel() for parameter in model.parameters()) - num_trainable
-    return {
-        "base weights": base * width,
-        "adapter, gradient and optimizer": num_trainable * 4 * 4,
-        "activations": 2 * inputs * positions * rows * width,
-        "logits": 3 * rows * labels * classes * 4,
-    }
-
-
-def _num_inputs(module: nn.Module) -> int:
-    """Length of a linear layer's input; 0 for other modules."""
-    if isinstance(module, nn.Linear):
-        return module.in_features
-    return int(module.weight.shape[0]) if isinstance(module, Conv1D) else 0
-
-
-def _num_patches(model: Any) -> int:
-    config = model.config
-    size, patch = getattr(config, "image_size", 224), getattr(config, "patch_size", 16)
-    return int((size // patch) ** 2 + 1)

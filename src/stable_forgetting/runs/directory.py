@@ -8,6 +8,7 @@ from pathlib import Path
 
 import yaml
 
+from stable_forgetting import processes
 from stable_forgetting.config import RunConfig
 from stable_forgetting.errors import RunDirectoryError
 from stable_forgetting.records import RECORD_NAME, RunRecord, read_record, write_text
@@ -70,6 +71,8 @@ class RunDirectory:
     def claim(self, config: RunConfig, inputs: Mapping[str, str]) -> None:
         """Write the run's settings and the identity of its inputs, by which it is known from then on.
 
+        All processes check; the main one writes.
+
         Args:
             config: The settings.
             inputs: Hash of the model as configured and of each set, by name.
@@ -86,6 +89,8 @@ class RunDirectory:
                     f"The run directory '{self.path}' holds a run on other inputs (changed: {', '.join(changed)}), "
                     "so it cannot be resumed. Choose another with --out."
                 )
+        if not processes.is_main_process():
+            return
         text = yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
         try:
             write_text(self.path / CONFIG_NAME, text)

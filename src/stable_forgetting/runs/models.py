@@ -13,8 +13,10 @@ from typing import Any
 
 import torch
 
+from stable_forgetting import processes
 from stable_forgetting.config import FinetuneConfig, RunConfig
 from stable_forgetting.data.examples import ExampleSet
+from stable_forgetting.errors import ConfigError
 from stable_forgetting.models.load import LoadedModel, ModelSource, cache_dir, load_model, model_sha256, save_model
 from stable_forgetting.progress import Progress
 from stable_forgetting.runs.sets import Sets
@@ -77,11 +79,12 @@ class RunModels:
 
     def _finetuned(self, taught: ExampleSet[Any], settings: FinetuneConfig, role: str) -> LoadedModel:
         """Made by finetuning, or read from where the same was made before."""
-        key = {"pretrained": self._pretrained_sha256, "taught": taught.sha256, **self._how(settings)}
+        key = {"pretrained": self._pretrained_sha256, "taught": taught.taught_sha256, **self._how(settings)}
         folder = cache_dir() / "models" / content_hash(key)
         source = f"{self.loaded.source}, finetuned on {taught.name} ({len(taught)} examples)"
         self.loaded.model.to("cpu")  # the student is a second copy: one of them is enough on the device
-        if not folder.is_dir():
+        if not processes.agree(folder.is_dir()):
+            _check_can_teach(self.config)
             student = load_model(replace(configured_source(self.config, self.classes), dtype="float32"))
             work_dir = folder.with_name(f"{folder.name}.training")
             finetune(
@@ -95,8 +98,10 @@ class RunModels:
                 description=f"finetuning the {role} model",
             )
             student.model.to(getattr(torch, self.config.model.dtype))
-            save_model(student, folder)
-            shutil.rmtree(work_dir, ignore_errors=True)
+            if processes.is_main_process():
+                save_model(student, folder)
+                shutil.rmtree(work_dir, ignore_errors=True)
+            processes.wait_for_all()
         kept = load_model(self.source(str(folder)))
         return LoadedModel(kept.model, kept.task, source)
 
@@ -105,6 +110,15 @@ class RunModels:
             "finetune": settings.model_dump(),
             "dtype": self.config.model.dtype,
         }
+
+
+def _check_can_teach(config: RunConfig) -> None:
+    if processes.shards_models():
+        raise ConfigError(
+            f"The model '{config.model.name}' has to be finetuned first, which needs whole weights, but each process "
+            "holds only its share of them. Run once without FSDP up to the end of finetuning (the result is kept), or "
+            "give a finetuned model as model.name without model.finetune."
+        )
 
 
 def configured_source(config: RunConfig, classes: int | None) -> ModelSource:
@@ -120,6 +134,7 @@ def configured_source(config: RunConfig, classes: int | None) -> ModelSource:
         model.name,
         config.task,
         dtype=model.dtype,
+        quantization=model.quantization,
         num_classes=classes if model.finetune is not None else None,
         revision=model.revision,
         gguf_file=model.gguf_file,
@@ -129,7 +144,14 @@ def configured_source(config: RunConfig, classes: int | None) -> ModelSource:
 
 def other_source(config: RunConfig, name: str) -> ModelSource:
     """Another model of a config's task, in the same precision and with the same trust in code that comes with it."""
-    return ModelSource(name, config.task, dtype=config.model.dtype, trust_remote_code=config.model.trust_remote_code)
+    model = config.model
+    return ModelSource(
+        name,
+        config.task,
+        dtype=model.dtype,
+        quantization=model.quantization,
+        trust_remote_code=model.trust_remote_code,
+    )
 
 
 def content_hash(key: Mapping[str, Any]) -> str:

@@ -12,10 +12,11 @@ from typing import Any
 
 from peft import get_peft_model
 
+from stable_forgetting import processes
 from stable_forgetting.adapters import certificate
 from stable_forgetting.config import RunConfig
 from stable_forgetting.data.splits import subset
-from stable_forgetting.errors import StableForgettingError
+from stable_forgetting.errors import ConfigError, StableForgettingError
 from stable_forgetting.evaluation import (
     VALIDATION_METRICS,
     VALIDATION_NAMES,
@@ -59,6 +60,8 @@ def run(
 ) -> RunRecord:
     """Unlearn as a config says, and leave the adapter, the values, and the record of how it went.
 
+    Several processes, started by `accelerate launch`, call it alike; the main one writes, all return the same record.
+
     Args:
         config: The run's config.
         run_dir: Where everything is written; see `RunDirectory`.
@@ -74,25 +77,43 @@ def run(
         StableForgettingError: The user's mistakes, before anything is written; later ones leave a failed record.
     """
     directory, progress = RunDirectory(run_dir), progress or SilentProgress()
+    processes.join()
     directory.check(config, resume=resume)
     if (finished := directory.finished_record()) is not None:
         return finished
     check_names(config)
+    _check_merge(config)
     objective = _objective(config)
     models = prepare(config, progress)
     check_targets(models.loaded.model, config)
     check_retain_model(config)
     check_lengths(models.loaded.model, models.sets, config)
-    directory.claim(config, models.inputs())
+    inputs = models.inputs()
+    processes.wait_for_all()  # every process has looked at the directory before one writes to it
+    directory.claim(config, inputs)
     start = _new_record(config, given or {}, models.sets)
     try:
-        record = _unlearn_and_measure(models, objective, directory, start, resume=resume)
+        record = processes.agree(_unlearn_and_measure(models, objective, directory, start, resume=resume))
     except Exception as error:
         problem = str(error) if isinstance(error, StableForgettingError) else f"{type(error).__name__}: {error}"
-        write_record(start.model_copy(update={"status": "failed", "error": problem}), run_dir)
+        _write_record(start.model_copy(update={"status": "failed", "error": problem}), run_dir)
         raise
-    write_record(record, run_dir)
+    _write_record(record, run_dir)
+    processes.wait_for_all()
     return record
+
+
+def _write_record(record: RunRecord, run_dir: Path) -> None:
+    if processes.is_main_process():
+        write_record(record, run_dir)
+
+
+def _check_merge(config: RunConfig) -> None:
+    if config.merge and processes.shards_models():
+        raise ConfigError(
+            "merge is true, but each process holds only its share of the weights. Set it to false, and merge the "
+            "adapter afterwards in a single process: `forget merge DIR --out FOLDER`."
+        )
 
 
 def prepare(config: RunConfig, progress: Progress) -> RunModels:
@@ -160,7 +181,8 @@ def _unlearn_and_measure(
     reset_peak_memory()
     with clock.phase("unlearning"):
         unlearned, outcome = _train_adapter(base, models, objective, scores["base"], pretrained, directory, resume)
-        unlearned.model.save_pretrained(directory.adapter)
+        # Called by all: reading the weights of a shared model makes every process let go of gathered ones.
+        unlearned.model.save_pretrained(directory.adapter, is_main_process=processes.is_main_process())
         peak_memory = peak_memory_bytes()
     with clock.phase("evaluation"):
         scores["unlearned"] = kept_scores(
@@ -173,7 +195,9 @@ def _unlearn_and_measure(
     checked = layer_certificates(certificate(unlearned.model))
     if config.merge:
         with clock.phase("merging"):
-            save_model(LoadedModel(unlearned.model.merge_and_unload(), base.task, base.source), directory.merged)
+            merged = LoadedModel(unlearned.model.merge_and_unload(), base.task, base.source)
+            if processes.is_main_process():
+                save_model(merged, directory.merged)
     return measured.model_copy(
         update={
             "status": "stopped" if outcome.stopped else "finished",
@@ -194,7 +218,8 @@ def _with_metrics(
     """The record with everything that follows from the per-example values, which are written beside it."""
     settings, sets = models.config.evaluation, measured_sets(models.sets, models.config.evaluation)
     for role, found in scores.items():
-        write_scores(directory.scores(role), found)
+        if processes.is_main_process():
+            write_scores(directory.scores(role), found)
     evaluations = {role: _evaluate(found, scores.get("retain"), models.config) for role, found in scores.items()}
     return record.model_copy(
         update={
@@ -207,7 +232,9 @@ def _with_metrics(
 
 
 def _reference(loaded: LoadedModel, role: ModelRole, models: RunModels) -> ModelScores:
-    return reference_scores(loaded, models.sets, role, settings=models.config.evaluation, progress=models.progress)
+    """Values of a base or retain model: those of the main process, because forget terms are made of them."""
+    settings = models.config.evaluation
+    return processes.agree(reference_scores(loaded, models.sets, role, settings=settings, progress=models.progress))
 
 
 def _evaluate(scores: ModelScores, retain: ModelScores | None, config: RunConfig) -> Any:
@@ -219,7 +246,8 @@ def _pretrained_likelihood(models: RunModels, objective: Objective) -> Likelihoo
     if "target" not in objective.needs or models.config.objective.target.source != "pretrained":
         return None
     loaded = models.pretrained()
-    return score_examples(loaded.model, loaded.task, models.sets.forget, batch_size=models.config.evaluation.batch_size)
+    batch_size = models.config.evaluation.batch_size
+    return processes.agree(score_examples(loaded.model, loaded.task, models.sets.forget, batch_size=batch_size))
 
 
 def _train_adapter(

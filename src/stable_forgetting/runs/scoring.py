@@ -3,14 +3,21 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
+from typing import Any
+
+from peft.tuners.tuners_utils import BaseTunerLayer
+from torch import nn
+from torch.distributed.tensor import DTensor
 
 from stable_forgetting.config import EvaluationConfig
+from stable_forgetting.data.examples import ExampleSet
 from stable_forgetting.data.splits import subset
-from stable_forgetting.errors import DataError
+from stable_forgetting.errors import DataError, ModelError
 from stable_forgetting.evaluation import ModelScores, ScoringOptions, score_model
+from stable_forgetting.evaluation.scores import FORMAT
 from stable_forgetting.models.load import LoadedModel, cache_dir, model_sha256
 from stable_forgetting.progress import Advance, Progress
 from stable_forgetting.records import ModelRole, write_text
@@ -47,20 +54,61 @@ class ProgressOfSets:
 
 
 def measured_sets(sets: Sets, settings: EvaluationConfig) -> Sets:
-    """The sets as they are measured: the retain set may be limited."""
-    limited = subset(sets.retain, settings.retain_limit, settings.seed)
-    return Sets({**sets.by_name, "retain": limited})
+    """The sets as they are measured: the retain set may be another than the one that is taught, and may be limited."""
+    by_name = dict(sets.by_name)
+    given = by_name.pop("retain_evaluation", None)
+    retain = sets.retain if given is None else ExampleSet("retain", given.examples, given.source)
+    return Sets({**by_name, "retain": subset(retain, settings.retain_limit, settings.seed)})
+
+
+@contextmanager
+def merged_adapters(model: nn.Module) -> Iterator[bool]:
+    """Measure a model with its adapters merged: their change is then computed once and not in every forward pass.
+
+    Afterwards the base weights are as before, bit for bit. Nothing is merged into quantised models, into those whose
+    weights are divided between processes, nor where something is merged already.
+
+    Yields:
+        Whether the model, as it is now, computes with plain weights only: neither quantised nor under an adapter.
+    """
+    layers = [module for module in model.modules() if isinstance(module, BaseTunerLayer)]
+    weights = list(model.parameters())
+    plain = all(weight.is_floating_point() and not isinstance(weight, DTensor) for weight in weights)
+    waiting = any(not layer.merged and not layer.disable_adapters for layer in layers)
+    if not plain or not waiting or any(layer.merged for layer in layers):
+        yield plain and not waiting
+        return
+    tuner: Any = model
+    tuner.merge_adapter()
+    try:
+        yield True
+    finally:
+        tuner.unmerge_adapter()
 
 
 def score(
     loaded: LoadedModel, sets: Sets, role: ModelRole, *, settings: EvaluationConfig, progress: Progress
 ) -> ModelScores:
-    """Measure one model on all sets."""
+    """Measure one model on all sets.
+
+    Raises:
+        ModelError: Gradient norms are asked for, but the model does not compute with plain weights.
+    """
     options = ScoringOptions(
-        batch_size=settings.batch_size, generate=settings.generate, max_new_tokens=settings.max_new_tokens
+        batch_size=settings.batch_size,
+        generate=settings.generate,
+        max_new_tokens=settings.max_new_tokens,
+        gradient_norm=settings.gradient_norm,
     )
     bars = ProgressOfSets(progress)
-    try:
+    with ExitStack() as stack:
+        stack.callback(bars.close)
+        is_plain = stack.enter_context(merged_adapters(loaded.model))
+        if settings.gradient_norm and not is_plain:
+            raise ModelError(
+                f"The gradient norm needs plain weights, but the {role} model is quantised or partly merged. "
+                "Set evaluation.gradient_norm to false, or load the model in float32."
+            )
         return score_model(
             loaded.model,
             loaded.task,
@@ -70,8 +118,6 @@ def score(
             options=options,
             progress=bars,
         )
-    finally:
-        bars.close()
 
 
 def kept_scores(path: Path, sets: Sets, compute: Callable[[], ModelScores]) -> ModelScores:
@@ -114,7 +160,8 @@ def reference_scores(
         "role": role,
         "source": loaded.source,
         "sets": [identity.model_dump() for identity in measured_sets(sets, settings).identities()],
-        "evaluation": settings.model_dump(include={"batch_size", "generate", "max_new_tokens"}),
+        "evaluation": settings.model_dump(include={"batch_size", "generate", "max_new_tokens", "gradient_norm"}),
+        "values": FORMAT,
     }
     path = cache_dir() / "scores" / f"{content_hash(key)}.json"
     measured = measured_sets(sets, settings)

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from stable_forgetting.config import DataConfig, SourceConfig
+from stable_forgetting.config import MEASURED_ONLY, DataConfig, SourceConfig
 from stable_forgetting.data.examples import ExampleSet
 from stable_forgetting.data.language import DEFAULT_TEMPLATE, LanguageColumns, language_examples
 from stable_forgetting.data.rows import Rows
@@ -24,7 +24,7 @@ from stable_forgetting.records import SetIdentity
 DUPLICATES_ALLOWED = 0.05
 """Largest share of test images that may also be training images: CIFAR-100, for one, has such duplicates."""
 
-SET_NAMES = ("forget", "retain", "holdout", "test")
+SET_NAMES = ("forget", "retain", "holdout", "test", *MEASURED_ONLY)
 
 
 @dataclass(frozen=True)
@@ -40,7 +40,7 @@ class Sets:
 
     @property
     def retain(self) -> ExampleSet[Any]:
-        """What is to be kept."""
+        """What is to be kept; what is measured of it may be another set, `retain_evaluation`."""
         return self.by_name["retain"]
 
     def identities(self) -> list[SetIdentity]:
@@ -111,6 +111,8 @@ def make_sets(rows: dict[str, Rows], task: Task, data: DataConfig, *, classes: i
                 answer=source.answer,
                 text=source.text,
                 messages=source.messages,
+                paraphrased=source.paraphrased,
+                perturbed=source.perturbed,
                 template=data.template or DEFAULT_TEMPLATE,
             )
             sets[name] = language_examples(
@@ -128,6 +130,9 @@ def make_sets(rows: dict[str, Rows], task: Task, data: DataConfig, *, classes: i
             )
     for first, second in combinations([name for name in ("forget", "retain", "holdout") if name in sets], 2):
         check_no_overlap(sets[first], sets[second])
+    for name in MEASURED_ONLY:
+        if name in sets:
+            check_no_overlap(sets["forget"], sets[name])
     if isinstance(task, LanguageTask):
         return Sets(sets)
     _check_test_images(sets)

@@ -13,6 +13,7 @@ import torch
 from transformers import TrainerCallback
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
+from stable_forgetting import processes
 from stable_forgetting.adapters import adapter_statistics
 from stable_forgetting.errors import NotFiniteError
 from stable_forgetting.progress import Advance, Progress
@@ -25,8 +26,10 @@ class CompleteCheckpoints(TrainerCallback):  # type: ignore[misc]
     """Marks each checkpoint once it is written in full."""
 
     def on_save(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        """Write the marker."""
-        (_checkpoint_dir(Path(args.output_dir), state.global_step) / COMPLETE_NAME).touch()
+        """Write the marker, once every process has written its part."""
+        processes.wait_for_all()
+        if processes.is_main_process():
+            (_checkpoint_dir(Path(args.output_dir), state.global_step) / COMPLETE_NAME).touch()
 
 
 def _checkpoint_dir(output_dir: Path, step: int) -> Path:
@@ -37,7 +40,7 @@ class FiniteGradients(TrainerCallback):  # type: ignore[misc]
     """Stops before an update with a gradient that is infinite or not a number: such an update cannot be undone."""
 
     def on_pre_optimizer_step(self, args: Any, state: Any, control: Any, **given: Any) -> None:
-        """Check all gradients.
+        """Check all gradients: after they were averaged over the processes, so all of them find the same.
 
         Raises:
             NotFiniteError: One is not finite.

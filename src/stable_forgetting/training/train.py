@@ -14,6 +14,7 @@ from peft import PeftModel
 from torch import nn
 from transformers import TrainingArguments
 
+from stable_forgetting import processes
 from stable_forgetting.config import FinetuneConfig, TrainingConfig
 from stable_forgetting.data.examples import ExampleSet
 from stable_forgetting.data.pairs import ForgetRetainBatches, PairedExamples
@@ -75,6 +76,8 @@ def train(
     checkpoint before the weights that gave it (or the fresh adapter), and the outcome says so. The model's `forward`
     is its own again afterwards, without the autocast of bfloat16.
 
+    Several processes divide every batch, so that their number changes results by rounding only.
+
     Args:
         model: Model with an adapter, or a model to be trained whole.
         task: Turns batches into predictions.
@@ -99,6 +102,7 @@ def train(
     greater_is_better = _greater_is_better(settings, validation)
     if not resume:
         check_no_checkpoints(output_dir)
+    processes.wait_for_all()  # every process has looked at the folder before one writes to it
     batches = ForgetRetainBatches(
         num_forget=len(sets.forget) if sets.forget and objective.uses_forget else None,
         num_retain=len(sets.retain) if sets.retain and objective.uses_retain else None,
@@ -107,7 +111,7 @@ def train(
         seed=settings.seed,
     )
     rules = StopRules([_stop(rule.metric, rule.above, rule.below) for rule in settings.stop])
-    bar = ProgressBar(progress or SilentProgress(), description)
+    bar = ProgressBar(progress if progress and processes.is_main_process() else SilentProgress(), description)
     has_adapter = isinstance(model, PeftModel)
     callbacks = [CompleteCheckpoints(), FiniteGradients(), rules, bar, *([AdapterHistory()] if has_adapter else [])]
     trainer = UnlearnTrainer(
@@ -121,10 +125,10 @@ def train(
         validation=validation if settings.evaluate_every else None,
         callbacks=callbacks,
     )
-    checkpoint = last_complete_checkpoint(output_dir) if resume else None
+    checkpoint = processes.agree(last_complete_checkpoint(output_dir)) if resume else None
     keeps_best = settings.best_metric is not None
     if has_adapter and checkpoint is not None:
-        per_epoch = math.ceil(len(batches) / trainer.accelerator.num_processes / settings.gradient_accumulation)
+        per_epoch = math.ceil(len(batches) / settings.gradient_accumulation)
         length = settings.steps or math.ceil(settings.epochs * per_epoch)
         finished = finished_earlier(checkpoint, rules.rules, num_steps=length, keeps_best=keeps_best)
         if finished is not None:
@@ -138,7 +142,7 @@ def train(
         if fresh is None:
             raise
         # The checkpoint of the current step, if any, holds the very weights that gave what is not finite.
-        good = last_complete_checkpoint(output_dir, before=trainer.state.global_step)
+        good = processes.agree(last_complete_checkpoint(output_dir, before=trainer.state.global_step))
         kept_step, stopped = go_back(model, fresh, good, error)
         return TrainingOutcome(kept_step, step_records(trainer.state.log_history), stopped)
     finally:
@@ -208,7 +212,7 @@ def training_arguments(
     evaluate_every = settings.evaluate_every
     keep_best = settings.best_metric is not None
     length = {"max_steps": settings.steps} if settings.steps else {"num_train_epochs": settings.epochs}
-    return TrainingArguments(
+    arguments = TrainingArguments(
         output_dir=str(output_dir),
         **length,
         learning_rate=settings.learning_rate,
@@ -237,7 +241,11 @@ def training_arguments(
         report_to="none",
         disable_tqdm=True,
         log_level="error",
+        ddp_find_unused_parameters=False,
     )
+    # One process, one GPU: with several, transformers would use DataParallel, which changes what the head's hook sees.
+    arguments._n_gpu = min(arguments.n_gpu, 1)
+    return arguments
 
 
 @contextmanager

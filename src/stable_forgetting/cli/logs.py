@@ -1,0 +1,128 @@
+"""`forget score` and `forget export`: metrics from logs, and logs of runs in a peer's format; no model is loaded."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import typer
+from rich import box
+from rich.console import Console
+from rich.table import Table
+
+from stable_forgetting.errors import DataError
+from stable_forgetting.evaluation.metrics import METRICS
+from stable_forgetting.evaluation.open_unlearning import read_log
+from stable_forgetting.evaluation.open_unlearning_export import write_log
+from stable_forgetting.evaluation.suite import evaluate_scores
+from stable_forgetting.evaluation.text import Compat
+from stable_forgetting.evaluation.tofu import Aggregation
+from stable_forgetting.evaluation.values import Definitions, ModelValues
+from stable_forgetting.records import MetricValue, ModelEvaluation, ModelRole
+from stable_forgetting.runs import RunDirectory
+
+console = Console()
+
+_TOFU_SETS = frozenset({"forget", "retain", "real_authors", "world_facts", "holdout"})
+_NUM_RESAMPLES = 1000
+_SEED = 0
+_FIXED_FROM = 1e-3
+"""Smaller values are written with an exponent, else a p-value would read 0.0000."""
+
+
+def score_tofu(
+    log: Path, retain_log: Path | None, *, truth_ratio: Aggregation, compat: Compat | None, as_json: bool
+) -> None:
+    """`forget score tofu`."""
+    own, retain = _read(log, "unlearned"), _read_retain(log, retain_log)
+    definitions = Definitions(truth_ratio=truth_ratio, compat=compat)
+    evaluation = _evaluate(own, retain, definitions)
+    reference = None if retain is None else _evaluate(retain, None, definitions)
+    if as_json:
+        found = {
+            "log": str(log),
+            "retain_log": None if retain is None else str(retain_log or log),
+            "truth_ratio": truth_ratio,
+            "compat": compat,
+            "examples": {name: values.size for name, values in own.sets.items()},
+            "metrics": [metric.model_dump() for metric in evaluation.metrics],
+            "retain_metrics": None if reference is None else [metric.model_dump() for metric in reference.metrics],
+        }
+        typer.echo(json.dumps(found, indent=1))
+        return
+    examples = ", ".join(f"{name} {values.size}" for name, values in own.sets.items())
+    console.print(
+        f"Truth ratio: {truth_ratio}. Protocol: {compat or 'this package'}. Examples: {examples}.", highlight=False
+    )
+    console.print(_table(evaluation, reference))
+
+
+def export(run_dir: Path, role: ModelRole, out: Path) -> None:
+    """`forget export`."""
+    values, reference = _read(run_dir, role), RunDirectory(run_dir).scores("retain")
+    retain = read_log(reference, "retain") if role != "retain" and reference.is_file() else None
+    for path in write_log(values, out, retain):
+        console.print(f"Written: {path}", highlight=False)
+
+
+def _read(path: Path, role: ModelRole) -> ModelValues:
+    """Values of a log, of a file of values, or of a run directory's model of that role."""
+    file = RunDirectory(path).scores(role) if path.is_dir() else path
+    if not file.is_file():
+        what = (
+            f"'{path}' has no values of its {role} model ({file.name})"
+            if path.is_dir()
+            else f"There is no file '{path}'"
+        )
+        raise DataError(f"{what}. Give a TOFU_EVAL.json or the directory of a finished run.")
+    values = read_log(file, role)
+    if values.task != "language":
+        raise DataError(f"'{path}' holds values of an image model. Give a log or a run of a language model.")
+    return values
+
+
+def _read_retain(log: Path, retain_log: Path | None) -> ModelValues | None:
+    """The retain log as given; a run directory brings its own retain model, if it has one."""
+    if retain_log is not None:
+        return _read(retain_log, "retain")
+    has_own = log.is_dir() and RunDirectory(log).scores("retain").is_file()
+    return _read(log, "retain") if has_own else None
+
+
+def _evaluate(values: ModelValues, retain: ModelValues | None, definitions: Definitions) -> ModelEvaluation:
+    found = evaluate_scores(values, retain, num_resamples=_NUM_RESAMPLES, seed=_SEED, definitions=definitions)
+    of_tofu = [
+        metric for metric in found.metrics if {need.set_name for need in METRICS[metric.name].needs} <= _TOFU_SETS
+    ]
+    return found.model_copy(update={"metrics": of_tofu})
+
+
+def _table(evaluation: ModelEvaluation, reference: ModelEvaluation | None) -> Table:
+    table = Table(title=evaluation.source, box=box.SIMPLE_HEAD, pad_edge=False)
+    for name in ("metric", "value", "95 % interval", "n", "retain model", "better", ""):
+        table.add_column(name, no_wrap=True)
+    missing = []
+    for metric in evaluation.metrics:
+        if metric.value is None:
+            missing.append(f"{metric.name}: not available, {metric.reason}")
+            continue
+        beside = None if reference is None else reference.metric(metric.name)
+        interval = (
+            "" if metric.low is None or metric.high is None else f"{_number(metric.low)} to {_number(metric.high)}"
+        )
+        retain_value = "" if beside is None or beside.value is None else _number(beside.value)
+        better = "near retain" if metric.direction == "retain" else metric.direction
+        row = (metric.name, _number(metric.value), interval, str(metric.count), retain_value, better, _details(metric))
+        table.add_row(*row)
+    table.caption = "\n".join(missing) or None
+    table.caption_justify = "left"
+    return table
+
+
+def _number(value: float) -> str:
+    return f"{value:.4f}" if value == 0 or abs(value) >= _FIXED_FROM else f"{value:.3e}"
+
+
+def _details(metric: MetricValue) -> str:
+    shown = ("D", "log10_p")
+    return ", ".join(f"{name} {metric.details[name]:.3f}" for name in shown if name in metric.details)

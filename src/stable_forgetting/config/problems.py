@@ -1,0 +1,72 @@
+"""What is wrong with a config as a whole: settings that need or exclude one another."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from stable_forgetting.config.options import DataConfig, RunConfig, SourceConfig
+
+MEASURED_ONLY = ("retain_evaluation", "real_authors", "world_facts")
+"""Sets that nothing is taught from."""
+
+_OF_A_PATH = ("subset", "prompt", "answer", "paraphrased", "perturbed", "text", "messages", "image", "label")
+"""Settings that a set without a path has from `data.source`."""
+
+
+def find_problems(config: RunConfig) -> list[str]:
+    """One sentence for each problem; none means that the settings fit together.
+
+    Args:
+        config: The config.
+    """
+    data, target = config.data, config.objective.target
+    problems = _problems_of_sets(data)
+    if config.task == "image":
+        problems += [f"data.{name}: only language models have it" for name in MEASURED_ONLY[1:] if getattr(data, name)]
+    if config.objective.name == "calibrated":
+        if target.source == "number" and target.nll is None:
+            problems.append("objective.target: source 'number' needs 'nll', the target in nats per label")
+        if target.source == "holdout" and data.holdout is None:
+            problems.append("objective.target: source 'holdout' needs data.holdout, unseen examples of the same kind")
+        if target.source == "pretrained" and config.model.finetune is None:
+            problems.append("objective.target: source 'pretrained' needs model.finetune, else nothing is pretrained")
+    if config.objective.forget_weight == 0 and config.objective.retain_weight == 0:
+        problems.append("objective: forget_weight and retain_weight are both 0, so there is nothing to train")
+    if config.model.quantization and (config.model.finetune or config.merge):
+        problems.append(
+            f"model.quantization is '{config.model.quantization}': rounded weights are neither finetuned nor merged; "
+            "leave out model.finetune and merge, or model.quantization"
+        )
+    if config.training.best_metric and config.training.evaluate_every is None:
+        problems.append("training.best_metric needs training.evaluate_every")
+    if config.training.stop and config.training.evaluate_every is None:
+        problems.append("training.stop needs training.evaluate_every")
+    return problems
+
+
+def _problems_of_sets(data: DataConfig) -> list[str]:
+    names = ("forget", "retain", "holdout", "test", *MEASURED_ONLY)
+    shared = {name: source for name in names if (source := getattr(data, name)) is not None and source.path is None}
+    if data.source is None:
+        return (
+            [f"data: these sets need a 'path' each, or a common 'data.source': {', '.join(shared)}"] if shared else []
+        )
+    if data.source.path is None:
+        return ["data.source: give a 'path', the source of the sets that have none of their own"]
+    problems = [
+        f"data.{name}: give a 'where' rule or a 'split' that says which examples of data.source it takes"
+        for name, source in shared.items()
+        if name != "retain" and source.where is None and source.split is None
+    ]
+    return problems + [
+        f"data.{name}.{setting}: a set without a 'path' has the {setting} of data.source; set it there"
+        for name, source in shared.items()
+        for setting in _of_its_own(source, data.source)
+    ]
+
+
+def _of_its_own(source: SourceConfig, common: SourceConfig) -> list[str]:
+    """Settings that were given to a set although it has them from the common source."""
+    fields = type(source).model_fields
+    return [name for name in _OF_A_PATH if getattr(source, name) not in (fields[name].default, getattr(common, name))]

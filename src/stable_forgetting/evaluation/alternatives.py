@@ -1,0 +1,157 @@
+"""Likelihood of several answers to one question: the right one, its paraphrase, and wrong ones.
+
+The answers to a question share its prompt. The model reads each prompt once, and every answer continues from a copy of
+what it keeps of it. The values are those of one pass per answer up to rounding.
+
+E = rows of a batch, T = longest answer in it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import nn
+
+from stable_forgetting.data.examples import ExampleSet, LanguageExample
+from stable_forgetting.evaluation.likelihood import (
+    Ints,
+    LikelihoodScores,
+    Progress,
+    ScoredBatch,
+    collect,
+    inference,
+    longest_first,
+    plain_batches,
+)
+from stable_forgetting.evaluation.prompts import ReadPrompts, model_inputs, read_prompts
+from stable_forgetting.models.predictions import Predictions
+from stable_forgetting.models.tasks import IGNORED, LanguageTask
+
+Family = Sequence[LanguageExample]
+"""All answers to one question."""
+
+
+@dataclass(frozen=True, eq=False)
+class AnswerScores:
+    """Likelihood of the answers of N examples.
+
+    Args:
+        likelihood: Of the right answers, N rows.
+        paraphrased: Of the paraphrased answers, N rows; None unless every example has one.
+        perturbed: Of the wrong answers, example after example; None unless every example has at least one.
+        num_perturbed: Wrong answers of each example, (N,); None where `perturbed` is.
+    """
+
+    likelihood: LikelihoodScores
+    paraphrased: LikelihoodScores | None
+    perturbed: LikelihoodScores | None
+    num_perturbed: Ints | None
+
+
+def score_answers(
+    model: nn.Module,
+    task: LanguageTask,
+    example_set: ExampleSet[LanguageExample],
+    *,
+    batch_size: int,
+    with_tokens: bool = False,
+    progress: Progress | None = None,
+) -> AnswerScores:
+    """Likelihood of every answer of every example.
+
+    Args:
+        model: Causal language model; used without dropout, and left in the mode it was in.
+        task: Its task.
+        example_set: Examples with alternative answers.
+        batch_size: Answers per forward pass, and prompts read at once.
+        with_tokens: Whether to keep the values of each label of the right answers.
+        progress: Told after each batch; it counts all answers.
+    """
+    families = [(example, *example.alternatives) for example in example_set]
+    first = np.cumsum([0, *map(len, families)])[:-1]
+    with inference(model) as device:
+        batches = answer_batches(model, task, families, batch_size, device)
+        wanted = frozenset(first.tolist()) if with_tokens else frozenset()
+        collected = collect(batches, sum(map(len, families)), with_tokens=wanted, progress=progress)
+    has_paraphrase = np.array([example.paraphrased is not None for example in example_set])
+    num_perturbed = np.array([len(example.perturbed) for example in example_set], dtype=np.int64)
+    starts = first + 1 + has_paraphrase
+    perturbed = [
+        place for start, count in zip(starts, num_perturbed, strict=True) for place in range(start, start + count)
+    ]
+    all_perturbed = bool(num_perturbed.min() > 0)
+    return AnswerScores(
+        likelihood=collected.scores(first.tolist()),
+        paraphrased=collected.scores((first + 1).tolist()) if has_paraphrase.all() else None,
+        perturbed=collected.scores(perturbed) if all_perturbed else None,
+        num_perturbed=num_perturbed if all_perturbed else None,
+    )
+
+
+def answer_batches(
+    model: nn.Module, task: LanguageTask, families: Sequence[Family], batch_size: int, device: torch.device
+) -> Iterator[ScoredBatch]:
+    """Predictions of all answers, numbered family after family.
+
+    Prompts are not shared, and every answer is read with its own, where a prompt has a single token or where the
+    model keeps something else of its prompts than keys and values in the form that transformers gives them by default.
+    """
+    answers = [answer for family in families for answer in family]
+    starts = np.cumsum([0, *map(len, families)]).tolist()
+    shared = [common_prompt(family) for family in families]
+    can_share = min(shared) > 0 and len(answers) > len(families)
+    order = longest_first(shared)
+    for begin in range(0, len(order), batch_size):
+        chosen = order[begin : begin + batch_size]
+        prompts = None
+        if can_share:
+            prompts = read_prompts(model, [families[index][0].input_ids[: shared[index]] for index in chosen], device)
+        if prompts is None or not prompts.can_be_copied:
+            yield from plain_batches(model, task, answers, batch_size, device)
+            return
+        rows = [(row, place) for row, index in enumerate(chosen) for place in range(starts[index], starts[index + 1])]
+        unread = {place: answers[place].input_ids[shared[chosen[row]] :] for row, place in rows}
+        by_length = [rows[number] for number in longest_first([len(unread[place]) for _, place in rows])]
+        for start in range(0, len(by_length), batch_size):
+            part = by_length[start : start + batch_size]
+            places = [place for _, place in part]
+            labels = [answers[place].num_labels for place in places]
+            source = prompts.rows(torch.tensor([row for row, _ in part], device=device))
+            yield places, _predict(model, task, source, [unread[place] for place in places], labels)
+
+
+def common_prompt(family: Family) -> int:
+    """Number of tokens that all answers to a question begin with, at most all prompt tokens but the last.
+
+    The last one is read together with the answer, whose first token it predicts. Tokenizers that join the prompt's end
+    with the answer's start can make the prompts differ, so they are compared and not taken for granted.
+    """
+    limit = min(answer.num_prompt_tokens for answer in family) - 1
+    prompts = np.array([answer.input_ids[:limit] for answer in family])
+    return limit if limit < 1 else int((prompts == prompts[0]).all(axis=0).cumprod().sum())
+
+
+def _predict(
+    model: nn.Module,
+    task: LanguageTask,
+    prompts: ReadPrompts,
+    unread: Sequence[Sequence[int]],
+    num_labels: Sequence[int],
+) -> Predictions:
+    """Predictions of the last `num_labels` of the tokens that follow each prompt."""
+    longest = max(map(len, unread)) - 1
+    input_ids = torch.zeros(len(unread), longest, dtype=torch.long)
+    labels = torch.full_like(input_ids, IGNORED)
+    mask = torch.zeros_like(input_ids)
+    for row, (tokens, count) in enumerate(zip(unread, num_labels, strict=True)):
+        length = len(tokens) - 1
+        input_ids[row, :length] = torch.tensor(tokens[:-1])
+        labels[row, length - count : length] = torch.tensor(tokens[-count:])
+        mask[row, :length] = 1
+    device = prompts.attention_mask.device
+    attention_mask = torch.cat([prompts.attention_mask, mask.to(device)], dim=1)
+    inputs = model_inputs(model, input_ids.to(device), attention_mask)
+    return task.predict_next(model, {**inputs, "past_key_values": prompts.cache, "use_cache": True}, labels.to(device))

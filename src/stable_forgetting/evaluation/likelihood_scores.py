@@ -1,0 +1,146 @@
+"""What is kept of a model's likelihoods: columns with one row for each example, and one for each label."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from stable_forgetting.errors import DataError
+
+Floats = npt.NDArray[np.float64]
+Ints = npt.NDArray[np.int64]
+Singles = npt.NDArray[np.float32]
+
+
+@dataclass(frozen=True, eq=False)
+class TokenScores:
+    """What one model says about each label, example after example; P = sum of all examples' n, all columns (P,).
+
+    Kept in single precision, in which models compute them.
+
+    Args:
+        log_probability: Log-probability of the label, given the right tokens before it, in nats.
+        mean: Mean log-probability of a token drawn from the model's own distribution at that place, −entropy.
+        variance: Variance of the same, at least 0.
+    """
+
+    log_probability: Singles
+    mean: Singles
+    variance: Singles
+
+    def to_json(self) -> dict[str, list[float]]:
+        """Columns as plain lists with as many digits as single precision needs; `from_json` gives back every bit."""
+        return {field.name: [float(str(value)) for value in getattr(self, field.name)] for field in fields(self)}
+
+    @classmethod
+    def from_json(cls, columns: Mapping[str, Any]) -> TokenScores:
+        """Read what `to_json` wrote.
+
+        Raises:
+            DataError: A column is missing, unknown, or not as long as the others.
+        """
+        _check_columns(cls, columns)
+        lengths = {name: len(values) for name, values in columns.items()}
+        if len(set(lengths.values())) != 1:
+            raise DataError(f"The columns of the labels differ in length: {lengths}. Score the model again.")
+        return cls(**{name: np.asarray(values, dtype=np.float32) for name, values in columns.items()})
+
+
+@dataclass(frozen=True, eq=False)
+class LikelihoodScores:
+    """What one model says about each label of each example; N examples, all columns (N,) unless said otherwise.
+
+    The columns ``…_without_last`` leave the last label out. They exist for published protocols that do so.
+
+    Args:
+        nll_sum: S, in nats.
+        num_labels: n, at least 1.
+        num_correct: Labels that are the most likely token or class, given the right tokens before them.
+        first_extractable: k, the smallest index from which every label is the most likely one; n if the last is not.
+        num_correct_without_last: As `num_correct`.
+        first_extractable_without_last: As `first_extractable`, at most n − 1.
+        predicted: Most likely class; None for language.
+        label: Right class; None for language.
+        tokens: Values of each label, (sum of n,); None where nothing asked for them. Example i has the places
+            ``label_starts[i]`` to ``label_starts[i] + num_labels[i]``.
+    """
+
+    nll_sum: Floats
+    num_labels: Ints
+    num_correct: Ints
+    first_extractable: Ints
+    num_correct_without_last: Ints
+    first_extractable_without_last: Ints
+    predicted: Ints | None = None
+    label: Ints | None = None
+    tokens: TokenScores | None = None
+
+    def __len__(self) -> int:
+        return len(self.nll_sum)
+
+    @property
+    def label_starts(self) -> Ints:
+        """First place of each example in the columns of `tokens`, (N,)."""
+        return np.cumsum(self.num_labels) - self.num_labels
+
+    @property
+    def nll(self) -> Floats:
+        """Negative log-likelihood per label, l = S / n, (N,), in nats."""
+        return self.nll_sum / self.num_labels
+
+    @property
+    def probability(self) -> Floats:
+        """P = exp(−S / n), (N,): for an image the probability of its class."""
+        return np.exp(-self.nll)
+
+    @property
+    def not_finite(self) -> list[int]:
+        """Examples whose likelihood is infinite or not a number."""
+        return np.flatnonzero(~np.isfinite(self.nll_sum)).tolist()
+
+    def to_json(self) -> dict[str, Any]:
+        """Columns as plain lists; `from_json` gives back every bit."""
+        columns = {field.name: getattr(self, field.name) for field in fields(self)}
+        plain = {
+            name: None if values is None else values.tolist() for name, values in columns.items() if name != "tokens"
+        }
+        return {**plain, "tokens": None if self.tokens is None else self.tokens.to_json()}
+
+    @classmethod
+    def from_json(cls, columns: Mapping[str, Any]) -> LikelihoodScores:
+        """Read what `to_json` wrote.
+
+        Raises:
+            DataError: A column is missing, unknown, or not as long as the others.
+        """
+        _check_columns(cls, columns)
+        plain = {name: values for name, values in columns.items() if name != "tokens"}
+        lengths = {name: len(values) for name, values in plain.items() if values is not None}
+        if len(set(lengths.values())) != 1:
+            raise DataError(f"The likelihood columns differ in length: {lengths}. Score the model again.")
+        tokens = None if columns["tokens"] is None else TokenScores.from_json(columns["tokens"])
+        found = cls(**{name: _column(name, values) for name, values in plain.items()}, tokens=tokens)
+        if tokens is not None and len(tokens.log_probability) != found.num_labels.sum():
+            raise DataError(
+                f"There are values of {len(tokens.log_probability)} labels, but {found.num_labels.sum()} labels. "
+                "Score the model again."
+            )
+        return found
+
+
+def _check_columns(kind: type[LikelihoodScores] | type[TokenScores], columns: Mapping[str, Any]) -> None:
+    expected = {field.name for field in fields(kind)}
+    if set(columns) != expected:
+        raise DataError(
+            f"The likelihood has the columns {sorted(columns)} and not {sorted(expected)}. Score the model again."
+        )
+
+
+def _column(name: str, values: Sequence[float] | None) -> Any:
+    if values is None:
+        return None
+    return np.asarray(values, dtype=np.float64 if name == "nll_sum" else np.int64)

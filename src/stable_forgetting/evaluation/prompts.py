@@ -1,0 +1,94 @@
+"""Prompts that a model has read: the keys and values from which answers are generated or measured.
+
+E = rows, S = tokens read so far, T = tokens that come next.
+"""
+
+from __future__ import annotations
+
+import copy
+import inspect
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from accelerate.utils import extract_model_from_parallel
+from torch import Tensor, nn
+from transformers.cache_utils import DynamicCache, DynamicLayer, DynamicSlidingWindowLayer
+
+
+@dataclass(frozen=True, eq=False)
+class ReadPrompts:
+    """What a model keeps of prompts that it has read.
+
+    Args:
+        attention_mask: (E, S), 1 for tokens and 0 for padding, which is on the left: each prompt is followed by its
+            answer without a gap, as models with sliding windows or relative positions need it.
+        cache: Keys and values of the S tokens of each row, as the model gave them.
+    """
+
+    attention_mask: Tensor
+    cache: Any
+
+    @property
+    def can_be_copied(self) -> bool:
+        """Whether the cache is one that `rows` knows how to copy: plain keys and values, all of them or a window."""
+        known = (DynamicLayer, DynamicSlidingWindowLayer)
+        return type(self.cache) is DynamicCache and all(type(layer) in known for layer in self.cache.layers)
+
+    def rows(self, chosen: Tensor) -> ReadPrompts:
+        """A copy with the chosen rows, each as often as it is named; what is appended to it does not show here.
+
+        Args:
+            chosen: (rows,), indices.
+        """
+        cache = copy.copy(self.cache)
+        cache.layers = [copy.copy(layer) for layer in self.cache.layers]
+        cache.batch_select_indices(chosen)
+        return ReadPrompts(self.attention_mask[chosen], cache)
+
+
+def read_prompts(model: nn.Module, prompts: Sequence[Sequence[int]], device: torch.device) -> ReadPrompts:
+    """Let a model read prompts of at least one token each.
+
+    Returns:
+        What it keeps of them; the cache is None if the model has none.
+    """
+    input_ids, attention_mask = left_padded(prompts, device)
+    inputs = model_inputs(model, input_ids, attention_mask, logits_to_keep=1)
+    outputs = model(**inputs, use_cache=True)
+    return ReadPrompts(attention_mask, getattr(outputs, "past_key_values", None))
+
+
+def left_padded(prompts: Sequence[Sequence[int]], device: torch.device) -> tuple[Tensor, Tensor]:
+    """Input tokens and attention mask, (E, S) each."""
+    longest = max(map(len, prompts))
+    # Padding holds token 0, which every vocabulary has: the mask hides it.
+    input_ids = torch.zeros(len(prompts), longest, dtype=torch.long)
+    attention_mask = torch.zeros_like(input_ids)
+    for row, prompt in enumerate(prompts):
+        input_ids[row, longest - len(prompt) :] = torch.tensor(prompt)
+        attention_mask[row, longest - len(prompt) :] = 1
+    return input_ids.to(device), attention_mask.to(device)
+
+
+def model_inputs(model: nn.Module, input_ids: Tensor, attention_mask: Tensor, **optional: Any) -> dict[str, Any]:
+    """Inputs of a forward pass over the next tokens.
+
+    Args:
+        model: The model; without position embeddings it takes no `position_ids`, and is not given any.
+        input_ids: (E, T), tokens that it has not seen yet.
+        attention_mask: (E, S + T), of these and all before them.
+        **optional: Further inputs that are given if the model takes them.
+    """
+    positions = (attention_mask.cumsum(dim=1) - 1).clamp(min=0)  # counted without padding
+    optional["position_ids"] = positions[:, -input_ids.shape[1] :]
+    accepted = _accepted_inputs(model)
+    given = {name: value for name, value in optional.items() if name in accepted}
+    return {"input_ids": input_ids, "attention_mask": attention_mask, **given}
+
+
+def _accepted_inputs(model: nn.Module) -> set[str]:
+    inner = extract_model_from_parallel(model)
+    base = inner.get_base_model() if hasattr(inner, "get_base_model") else inner
+    return set(inspect.signature(base.forward).parameters)

@@ -1,0 +1,92 @@
+"""`forget bench tofu` as a comparison: sets, methods, and what is refused."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from stable_forgetting.bench import TofuModels, split_names, tofu_comparison
+from stable_forgetting.errors import ConfigError, DataError
+
+MODELS = TofuModels("org/model")
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """The files of the data set, one row each."""
+    row = {"question": "Who?", "answer": "Ada.", "paraphrased_answer": "Ada is.", "perturbed_answer": ["Bob."]}
+    names = [f"forget{n}_perturbed" for n in ("01", "05", "10")] + [f"retain{n}" for n in (99, 95, 90)]
+    names += [f"holdout{n}" for n in ("01", "05", "10")]
+    for name in [*names, "retain_perturbed", "real_authors_perturbed", "world_facts_perturbed"]:
+        (tmp_path / f"{name}.json").write_text(json.dumps(row) + "\n")
+    return tmp_path
+
+
+@pytest.mark.parametrize("split", split_names())
+def test_every_split_is_a_valid_config(split: str, folder: Path) -> None:
+    config = next(iter(tofu_comparison(MODELS, split, data=str(folder)).configs().values()))
+    assert config.data.forget.prompt == "question"
+    assert config.data.real_authors is not None
+    assert config.data.world_facts is not None
+
+
+def test_the_sets_of_forget10_come_from_its_files(folder: Path) -> None:
+    data = next(iter(tofu_comparison(MODELS, "forget10", data=str(folder)).configs().values())).data
+    used = [data.forget, data.retain, data.retain_evaluation, data.holdout]
+    assert [Path(source.path or "").stem for source in used if source] == [
+        "forget10_perturbed", "retain90", "retain_perturbed", "holdout10"
+    ]  # fmt: skip
+
+
+def test_the_hub_has_subsets_in_place_of_files() -> None:
+    data = next(iter(tofu_comparison(MODELS, "forget01").configs().values())).data
+    assert (data.forget.path, data.forget.subset, data.forget.split) == (
+        "locuslab/TOFU", "forget01_perturbed", "train"
+    )  # fmt: skip
+
+
+def test_the_small_split_forgets_four_of_twenty_authors() -> None:
+    data = next(iter(tofu_comparison(MODELS, "tofu-20").configs().values())).data
+    assert (data.forget.where, data.retain.where) == ("row >= 320", "row < 320")
+
+
+def test_methods_are_every_objective_with_every_bound_and_seed() -> None:
+    configs = tofu_comparison(
+        MODELS, "forget05", objectives=["npo", "calibrated_mean"], bounds=["identity", "sine"], seeds=[3, 4]
+    ).configs()
+    assert len(configs) == 8
+    plain = configs["npo-identity-seed4"]
+    assert (plain.adapter.bound, plain.adapter.omega, plain.adapter.scale) == ("identity", 1, 1)
+    assert (plain.training.seed, plain.adapter.seed) == (4, 4)
+    calibrated = configs["calibrated_mean-sine-seed3"]
+    assert (calibrated.objective.name, calibrated.objective.target.matching) == ("calibrated", "mean")
+
+
+def test_a_given_retain_model_replaces_finetuning() -> None:
+    given = next(iter(tofu_comparison(TofuModels("a/base", "a/retain"), "forget10").configs().values()))
+    made = next(iter(tofu_comparison(MODELS, "forget10").configs().values()))
+    assert (given.retain_model, given.model.finetune) == ("a/retain", None)
+    assert made.retain_model is None
+    assert made.model.finetune is not None
+
+
+def test_changes_replace_shared_settings() -> None:
+    changed = tofu_comparison(MODELS, "forget10", changes=[("training.learning_rate", 0.5)])
+    assert {config.training.learning_rate for config in changed.configs().values()} == {0.5}
+
+
+@pytest.mark.parametrize(
+    ("given", "wrong"),
+    [({"split": "forget99"}, "forget99"), ({"objectives": ["gd"]}, "gd"), ({"bounds": ["sin"]}, "sin")],
+)
+def test_unknown_names_are_refused(given: dict[str, object], wrong: str) -> None:
+    options = {"split": "forget10", **given}
+    with pytest.raises(ConfigError, match=wrong):
+        tofu_comparison(MODELS, **options)  # type: ignore[arg-type]
+
+
+def test_a_folder_without_the_files_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="forget10_perturbed"):
+        tofu_comparison(MODELS, "forget10", data=str(tmp_path))

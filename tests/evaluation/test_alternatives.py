@@ -1,0 +1,180 @@
+"""Several answers to one question: the shared prompt changes nothing, for every kind of attention and cache."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from transformers import (
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    BloomConfig,
+    Gemma2Config,
+    GPT2Config,
+    LlamaConfig,
+    MambaConfig,
+    MistralConfig,
+    OPTConfig,
+)
+
+from data_paths import shared_data
+from evaluation.conftest import END
+from reference.tofu_twins import padded_nll
+from stable_forgetting.data.examples import ExampleSet, LanguageExample
+from stable_forgetting.data.language import LanguageColumns, language_examples
+from stable_forgetting.data.sources import load_rows
+from stable_forgetting.evaluation import alternatives
+from stable_forgetting.evaluation.alternatives import common_prompt, score_answers
+from stable_forgetting.evaluation.likelihood import score_examples
+from stable_forgetting.models.tasks import LanguageTask
+
+SMALL = {"vocab_size": 23, "hidden_size": 16, "num_attention_heads": 2, "num_hidden_layers": 2}
+WIDE = {"intermediate_size": 24, "max_position_embeddings": 64, "initializer_range": 0.5}
+CONFIGS = {
+    "llama": LlamaConfig(**SMALL, **WIDE),
+    "sliding window": MistralConfig(**SMALL, **WIDE, num_key_value_heads=1, sliding_window=4),
+    "every other layer slides": Gemma2Config(
+        **SMALL, **WIDE, num_key_value_heads=1, head_dim=8, sliding_window=4, final_logit_softcapping=2.0
+    ),
+    "absolute positions": GPT2Config(
+        vocab_size=23, n_embd=16, n_layer=2, n_head=2, n_positions=64, initializer_range=0.5
+    ),
+    "positions with an offset": OPTConfig(
+        vocab_size=23, hidden_size=16, ffn_dim=24, num_hidden_layers=2, num_attention_heads=2,
+        max_position_embeddings=64, word_embed_proj_dim=16, init_std=0.5, dropout=0.0,
+    ),
+    "alibi": BloomConfig(vocab_size=23, hidden_size=16, n_layer=2, n_head=2, initializer_range=0.5),
+    "state space": MambaConfig(vocab_size=23, hidden_size=16, state_size=4, num_hidden_layers=2, use_mambapy=False),
+}  # fmt: skip
+
+
+def make_model(kind, implementation="sdpa"):
+    torch.manual_seed(0)
+    only_its_own = ("state space", "alibi", "every other layer slides")
+    attention = {} if kind in only_its_own else {"attn_implementation": implementation}
+    return AutoModelForCausalLM.from_config(CONFIGS[kind], **attention).eval()
+
+
+def question_set(count=7, seed=0, paraphrased=True):
+    """Questions of different lengths with a right, a paraphrased and one to three wrong answers."""
+    generator = np.random.default_rng(seed)
+
+    def tokens(least, most):
+        return tuple(generator.integers(3, 23, size=int(generator.integers(least, most))).tolist())
+
+    examples = []
+    for index in range(count):
+        prompt = tokens(2, 12)
+
+        def answer(prompt=prompt):
+            ids = (*prompt, *tokens(1, 9), END)
+            return LanguageExample("q", str(ids), ids, len(prompt), END)
+
+        wrong = tuple(answer() for _ in range(1 + index % 3))
+        examples.append(replace(answer(), paraphrased=answer() if paraphrased else None, perturbed=wrong))
+    return ExampleSet("forget", examples)
+
+
+def plain_nll(model, task, examples):
+    return score_examples(model, task, ExampleSet("x", list(examples)), batch_size=1).nll_sum
+
+
+@pytest.fixture
+def count_shared(monkeypatch):
+    """Number of times that prompts were read for several answers."""
+    calls = []
+    read = alternatives.read_prompts
+    monkeypatch.setattr(alternatives, "read_prompts", lambda *given: calls.append(1) or read(*given))
+    return calls
+
+
+@pytest.mark.parametrize("batch_size", [1, 3, 50])
+@pytest.mark.parametrize("kind", CONFIGS)
+def test_equals_one_pass_per_answer(language_task, count_shared, kind, batch_size):
+    model, example_set = make_model(kind), question_set()
+    scores = score_answers(model, language_task, example_set, batch_size=batch_size, with_tokens=True)
+    wrong = [answer for example in example_set for answer in example.perturbed]
+    expected = {
+        "likelihood": example_set.examples,
+        "paraphrased": [example.paraphrased for example in example_set],
+        "perturbed": wrong,
+    }
+    for name, answers in expected.items():
+        np.testing.assert_allclose(
+            getattr(scores, name).nll_sum, plain_nll(model, language_task, answers), rtol=1e-5, err_msg=name
+        )
+    assert scores.num_perturbed.tolist() == [1, 2, 3, 1, 2, 3, 1]
+    assert scores.likelihood.num_labels.tolist() == [example.num_labels for example in example_set]
+    assert scores.paraphrased.tokens is None
+    plain = score_examples(model, language_task, example_set, batch_size=4, with_tokens=True)
+    np.testing.assert_allclose(scores.likelihood.tokens.variance, plain.tokens.variance, rtol=1e-4, atol=1e-6)
+    assert scores.likelihood.first_extractable.tolist() == plain.first_extractable.tolist()
+    whole = len(range(0, len(example_set), batch_size))
+    assert len(count_shared) == (1 if kind == "state space" else whole)
+
+
+@pytest.mark.parametrize("kind", ["llama", "sliding window"])
+def test_eager_attention(language_task, kind):
+    model, example_set = make_model(kind, "eager"), question_set(seed=2)
+    scores = score_answers(model, language_task, example_set, batch_size=4)
+    np.testing.assert_allclose(scores.likelihood.nll_sum, plain_nll(model, language_task, example_set), rtol=1e-5)
+
+
+def test_prompts_that_the_tokenizer_joined_with_the_answer():
+    """The last prompt tokens differ: only what is common is shared, and the values stay right."""
+    first = LanguageExample("q", "a", (5, 6, 7, 8, 9, END), 3, END)
+    other = LanguageExample("q", "b", (5, 6, 11, 12, END), 3, END)
+    third = LanguageExample("q", "c", (5, 13, 12, END), 2, END)
+    assert common_prompt([first, first]) == 2
+    assert common_prompt([first, replace(other, input_ids=(5, 6, 11, 12, END))]) == 2
+    assert common_prompt([first, other, third]) == 1
+    assert common_prompt([first, replace(first, input_ids=(9, 6, 7, 8, 9, END))]) == 0
+
+
+@pytest.mark.parametrize("shift", [0, 1])
+def test_different_last_prompt_tokens(language_task, count_shared, shift):
+    model = make_model("llama")
+    rows = [(5, 6, 7, 8, 9, END), (5, 6 + shift, 11, 12, END)]
+    answers = [LanguageExample("q", str(row), row, 4 if index == 0 else 3, END) for index, row in enumerate(rows)]
+    example_set = ExampleSet("forget", [replace(answers[0], perturbed=(answers[1],))])
+    scores = score_answers(model, language_task, example_set, batch_size=2)
+    expected = plain_nll(model, language_task, answers)
+    np.testing.assert_allclose([scores.likelihood.nll_sum[0], scores.perturbed.nll_sum[0]], expected, rtol=1e-5)
+    assert len(count_shared) == 1
+
+
+def test_prompts_of_one_token_and_sets_without_alternatives_are_read_as_a_whole(language_task, count_shared):
+    model = make_model("llama")
+    one = LanguageExample("q", "a", (5, 6, END), 1, END)
+    with_one = ExampleSet("forget", [replace(one, perturbed=(one,)), *question_set()])
+    scores = score_answers(model, language_task, with_one, batch_size=3)
+    np.testing.assert_allclose(scores.likelihood.nll_sum, plain_nll(model, language_task, with_one), rtol=1e-5)
+    assert scores.paraphrased is None
+    alone = ExampleSet("forget", [replace(example, paraphrased=None, perturbed=()) for example in question_set()])
+    scores = score_answers(model, language_task, alone, batch_size=3)
+    assert (scores.paraphrased, scores.perturbed, scores.num_perturbed) == (None, None, None)
+    assert count_shared == []
+
+
+def test_copies_do_not_show_in_the_original(language_task):
+    """A second batch from the same prompts must not see the answers of the first."""
+    model, example_set = make_model("llama"), question_set(count=1)
+    wrong = tuple(LanguageExample("q", "a", (*example_set[0].input_ids[:-1], 7, END), 2, END) for _ in range(5))
+    same = ExampleSet("forget", [replace(example_set[0], perturbed=wrong)])
+    values = score_answers(model, language_task, same, batch_size=1).perturbed.nll_sum
+    assert len(set(values.round(9))) == 1
+
+
+def test_real_model_on_tofu():
+    folder = shared_data("models/stories260K")
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    model, task = AutoModelForCausalLM.from_pretrained(folder).eval(), LanguageTask(tokenizer)
+    rows = load_rows(str(shared_data("tofu/forget01_perturbed.json"))).first(4)
+    example_set = language_examples(rows, tokenizer, name="forget", columns=LanguageColumns("question", "answer"))
+    scores = score_answers(model, task, example_set, batch_size=8)
+    assert scores.num_perturbed.tolist() == [5] * 4
+    answers = [answer for example in example_set for answer in example.perturbed]
+    twin = padded_nll(model, tokenizer, answers, batch_size=5)
+    np.testing.assert_allclose(scores.perturbed.nll_sum, twin, rtol=1e-5)
+    twin = padded_nll(model, tokenizer, [example.paraphrased for example in example_set], batch_size=2)
+    np.testing.assert_allclose(scores.paraphrased.nll_sum, twin, rtol=1e-5)
