@@ -93,6 +93,7 @@ def test_all_settings_that_own_data_offers_in_comments_are_allowed_together():
 
 def test_the_readme_names_every_command():
     names = {command.name or command.callback.__name__ for command in app.registered_commands}
+    names |= {str(group.name) for group in app.registered_groups}
     documented = set(re.findall(r"^\| `forget (\w+)", README.read_text(), re.MULTILINE))
     assert documented == names
 

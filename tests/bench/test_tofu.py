@@ -77,6 +77,13 @@ def test_changes_replace_shared_settings() -> None:
     assert {config.training.learning_rate for config in changed.configs().values()} == {0.5}
 
 
+def test_a_log_of_a_retain_model_replaces_it_as_well() -> None:
+    given = next(
+        iter(tofu_comparison(TofuModels("a/base", retain_log="TOFU_EVAL.json"), "forget10").configs().values())
+    )
+    assert (given.retain_log, given.retain_model, given.model.finetune) == ("TOFU_EVAL.json", None, None)
+
+
 @pytest.mark.parametrize(
     ("given", "wrong"),
     [({"split": "forget99"}, "forget99"), ({"objectives": ["gd"]}, "gd"), ({"bounds": ["sin"]}, "sin")],

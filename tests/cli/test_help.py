@@ -10,7 +10,20 @@ from stable_forgetting.cli.main import app
 from stable_forgetting.evaluation import METRICS
 from stable_forgetting.objectives import OBJECTIVES
 
-COMMANDS = {"run", "compare", "demo", "check", "finetune", "eval", "report", "merge", "list", "score", "export"}
+COMMANDS = {
+    "run",
+    "compare",
+    "demo",
+    "check",
+    "finetune",
+    "eval",
+    "report",
+    "merge",
+    "list",
+    "score",
+    "export",
+    "bench",
+}
 
 
 def click_commands():

@@ -28,15 +28,15 @@ class TofuModels:
     """The models of the benchmark.
 
     Args:
-        model: The model that is finetuned, or the base model if `retain_model` is given.
+        model: The model that is finetuned, or the base model if there is a retain model or log.
         retain_model: A model that was never taught the forget set. None: base and retain model are finetuned from
-            `model`.
-        gguf_file: Name of the GGUF file in the folder of `model`.
+            `model`, unless there is a log.
+        retain_log: Evaluation log of such a model, in its place.
     """
 
     model: str
     retain_model: str | None = None
-    gguf_file: str | None = None
+    retain_log: str | None = None
 
 
 def split_names() -> list[str]:
@@ -74,11 +74,10 @@ def tofu_comparison(
     """
     template = read_yaml(_TEMPLATE)
     shared: dict[str, Any] = template["shared"]
-    shared["model"] = {"name": models.model, "gguf_file": models.gguf_file}
-    if models.retain_model is None:
+    shared["model"] = {"name": models.model}
+    if models.retain_model is None and models.retain_log is None:
         shared["model"]["finetune"] = template["finetune"]
-    else:
-        shared["retain_model"] = models.retain_model
+    shared |= {"retain_model": models.retain_model, "retain_log": models.retain_log}
     shared["data"] |= _sources(_chosen("split", split, template["splits"]), data)
     for limited, limit in template["splits"][split].get("limits", {}).items():
         if limited == "retain":

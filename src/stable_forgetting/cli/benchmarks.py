@@ -21,7 +21,9 @@ def tofu(
         str | None,
         typer.Option("--retain-model", help="Given: --model is the base model. Else both are finetuned from --model."),
     ] = None,
-    gguf_file: Annotated[str | None, typer.Option("--gguf-file", help="GGUF file in the model's folder.")] = None,
+    retain_log: Annotated[
+        str | None, typer.Option("--retain-log", help="TOFU_EVAL.json of a retain model in its place.")
+    ] = None,
     objectives: Annotated[str, typer.Option("--objectives", help="Names, with commas.")] = "gradient_difference",
     bounds: Annotated[str, typer.Option("--bounds", help="Names, with commas.")] = "identity,sine",
     seeds: Annotated[str, typer.Option("--seeds", help="Numbers, with commas.")] = "0",
@@ -34,7 +36,7 @@ def tofu(
     from stable_forgetting.config import parse_change
 
     comparison = tofu_comparison(
-        TofuModels(model, retain_model, gguf_file),
+        TofuModels(model, retain_model, retain_log),
         split,
         data=data,
         objectives=_names(objectives),

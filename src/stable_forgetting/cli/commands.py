@@ -161,7 +161,9 @@ def finetune(path: Path, changes: Sequence[str], out: Path, *, on: str) -> None:
     models = prepare(config, RichProgress(console))
     taught = models.sets.retain if on == "retain" else models.taught_to_base
     weights = weights_sha256(models.loaded.model)
-    lesson = content_hash({"model": weights, "taught": taught.taught_sha256, "finetune": settings.model_dump(), "on": on})
+    lesson = content_hash(
+        {"model": weights, "taught": taught.taught_sha256, "finetune": settings.model_dump(), "on": on}
+    )
     work_dir = out.with_name(f".{out.name}.{lesson}.training")  # only an interrupted run of the same is resumed
     train_model(
         models.loaded.model,

@@ -256,6 +256,9 @@ class RunConfig(_Section):
     """The base model."""
     retain_model: str | None = None
     """Name or path of a retain model. None: made by finetuning if `model.finetune` is given."""
+    retain_log: str | None = None
+    """Evaluation log of a retain model (TOFU_EVAL.json of open-unlearning, also .gz) in its place. It has fewer values
+    than the model would give, so some metrics are not available."""
     data: DataConfig
     """The example sets."""
     adapter: AdapterConfig = AdapterConfig()

@@ -20,7 +20,7 @@ from stable_forgetting.models.load import LoadedModel, ModelSource, load_without
 from stable_forgetting.models.tasks import LanguageTask
 from stable_forgetting.objectives import Objective, build_objective
 from stable_forgetting.runs.memory import Devices, Estimate, estimate
-from stable_forgetting.runs.models import configured_source, other_source
+from stable_forgetting.runs.models import configured_source, logged_retain_values, other_source
 from stable_forgetting.runs.sets import Sets, load_set_rows, make_sets, num_classes
 
 Result = TypeVar("Result")
@@ -176,9 +176,11 @@ def check_retain_model(config: RunConfig) -> None:
 
     Raises:
         ModelError: It cannot be found, or its config cannot be read.
+        DataError: The log of a retain model is missing or no such log.
     """
     if config.retain_model is not None:
         load_without_weights(other_source(config, config.retain_model))
+    logged_retain_values(config)
 
 
 def _wrong_names(config: RunConfig) -> list[str]:

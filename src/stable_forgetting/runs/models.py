@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
 from importlib.metadata import version
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -17,6 +18,8 @@ from stable_forgetting import processes
 from stable_forgetting.config import FinetuneConfig, RunConfig
 from stable_forgetting.data.examples import ExampleSet
 from stable_forgetting.errors import ConfigError
+from stable_forgetting.evaluation.open_unlearning import read_log
+from stable_forgetting.evaluation.values import ModelValues
 from stable_forgetting.models.load import LoadedModel, ModelSource, cache_dir, load_model, model_sha256, save_model
 from stable_forgetting.progress import Progress
 from stable_forgetting.runs.sets import Sets
@@ -24,6 +27,15 @@ from stable_forgetting.training import finetune
 
 CACHE_FORMAT = 1
 """Grows whenever the same settings would give another model than before."""
+
+
+def logged_retain_values(config: RunConfig) -> ModelValues | None:
+    """What a log says about a retain model; None if the config names no log.
+
+    Raises:
+        DataError: The file is missing or no such log.
+    """
+    return None if config.retain_log is None else read_log(Path(config.retain_log), "retain")
 
 
 @dataclass(frozen=True, eq=False)
@@ -56,6 +68,8 @@ class RunModels:
 
     def retain(self) -> LoadedModel | None:
         """The model that never saw the forget set, or None if there is none."""
+        if self.config.retain_log is not None:
+            return None
         if self.config.retain_model is not None:
             return load_model(self.source(self.config.retain_model))
         settings = self.config.model.finetune
@@ -63,7 +77,13 @@ class RunModels:
 
     def inputs(self) -> dict[str, str]:
         """Hash of the model as configured and of each set: what a run may not be resumed without."""
-        return {"model": self._pretrained_sha256, **{part.name: part.sha256 for part in self.sets.identities()}}
+        log = self.config.retain_log
+        logged = {} if log is None else {"retain log": hashlib.sha256(Path(log).read_bytes()).hexdigest()}
+        return {
+            "model": self._pretrained_sha256,
+            **{part.name: part.sha256 for part in self.sets.identities()},
+            **logged,
+        }
 
     def pretrained(self) -> LoadedModel:
         """The model as configured, fresh."""

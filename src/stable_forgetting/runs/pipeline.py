@@ -27,10 +27,11 @@ from stable_forgetting.evaluation import (
     validation_metrics,
     verdicts,
 )
+from stable_forgetting.evaluation.values import ModelValues
 from stable_forgetting.models.load import LoadedModel, load_model, model_sha256, save_model
 from stable_forgetting.objectives import Objective, build_objective
 from stable_forgetting.progress import Progress, SilentProgress
-from stable_forgetting.records import ModelRole, RunRecord, write_record
+from stable_forgetting.records import ModelEvaluation, ModelRole, RunRecord, write_record
 from stable_forgetting.runs.check import (
     adapter_config,
     check_lengths,
@@ -42,12 +43,15 @@ from stable_forgetting.runs.check import (
 from stable_forgetting.runs.constants import forget_constants
 from stable_forgetting.runs.directory import RunDirectory
 from stable_forgetting.runs.environment import environment, peak_memory_bytes, reset_peak_memory
-from stable_forgetting.runs.models import RunModels, configured_source
+from stable_forgetting.runs.models import RunModels, configured_source, logged_retain_values
 from stable_forgetting.runs.outcomes import adapter_summary, example_outcomes, layer_certificates
 from stable_forgetting.runs.scoring import kept_scores, measured_sets, reference_scores, score, write_scores
 from stable_forgetting.runs.sets import Sets, load_set_rows, make_sets, num_classes
 from stable_forgetting.training import Sets as TrainingSets
 from stable_forgetting.training import TrainingOutcome, Validation, train
+
+Measured = ModelScores | ModelValues
+"""Values by example, measured here or read from a log."""
 
 
 def run(
@@ -216,11 +220,14 @@ def _with_metrics(
     record: RunRecord, models: RunModels, scores: Mapping[ModelRole, ModelScores], directory: RunDirectory
 ) -> RunRecord:
     """The record with everything that follows from the per-example values, which are written beside it."""
-    settings, sets = models.config.evaluation, measured_sets(models.sets, models.config.evaluation)
+    config = models.config
+    settings, sets = config.evaluation, measured_sets(models.sets, config.evaluation)
+    retain = logged_retain_values(config) or scores.get("retain")
     for role, found in scores.items():
         if processes.is_main_process():
             write_scores(directory.scores(role), found)
-    evaluations = {role: _evaluate(found, scores.get("retain"), models.config) for role, found in scores.items()}
+    measured: Mapping[ModelRole, Measured] = scores if retain is None else {**scores, "retain": retain}
+    evaluations = {role: _evaluate(found, retain, config) for role, found in measured.items()}
     return record.model_copy(
         update={
             "verdicts": verdicts(evaluations["base"], evaluations["unlearned"], evaluations.get("retain")),
@@ -237,7 +244,7 @@ def _reference(loaded: LoadedModel, role: ModelRole, models: RunModels) -> Model
     return processes.agree(reference_scores(loaded, models.sets, role, settings=settings, progress=models.progress))
 
 
-def _evaluate(scores: ModelScores, retain: ModelScores | None, config: RunConfig) -> Any:
+def _evaluate(scores: Measured, retain: Measured | None, config: RunConfig) -> ModelEvaluation:
     settings = config.evaluation
     return evaluate_scores(scores, retain, num_resamples=settings.num_resamples, seed=settings.seed)
 

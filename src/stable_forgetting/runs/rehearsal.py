@@ -137,11 +137,12 @@ class _Step:
         """The objective, with the allocations of the trainer; `at_head` is called before the output head runs."""
         shape, retain = self.shape, self.objective.retain
         logits = self._logits(model, self._batch(shape.rows), shape.forget_labels + shape.retain_labels, at_head)
+        parts = _Parts.apply(logits, shape.forget_labels, shape.retain_labels)  # type: ignore[no-untyped-call]
         loss = torch.zeros(())
         if shape.forget_rows:
-            loss = loss + _some(logits, shape.forget_labels, shape.forget_rows).nll_sum.sum()
+            loss = loss + _predictions(parts[0], shape.forget_rows).nll_sum.sum()
         if shape.retain_rows and retain is not None:
-            predictions = _some(logits, shape.retain_labels, shape.retain_rows)
+            predictions = _predictions(parts[1], shape.retain_rows)
             needs = {"reference_logits": self._reference(model)} if retain.needs else {}
             loss = loss + retain.function(predictions, **needs).sum()
         return loss
@@ -170,10 +171,29 @@ class _Step:
         return logits if head is None else logits[0]
 
 
-def _some(logits: Tensor, positions: int, rows: int) -> Predictions:
-    """Predictions at some of the label positions."""
-    zeros = torch.zeros(positions, dtype=torch.long)
-    return Predictions(logits[zeros], zeros, zeros, rows)
+def _predictions(logits: Tensor, rows: int) -> Predictions:
+    zeros = torch.zeros(len(logits), dtype=torch.long)
+    return Predictions(logits, zeros, zeros, rows)
+
+
+class _Parts(torch.autograd.Function):
+    """The logits of the forget and of the retain rows.
+
+    Each part's gradient is written into a tensor of all positions, and the two are added in place. With fake tensors
+    autograd would do this out of place, with one tensor more.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, logits: Tensor, num_forget: int, num_retain: int) -> tuple[Tensor, Tensor]:
+        num_classes = logits.shape[1]
+        return logits.new_empty(num_forget, num_classes), logits.new_empty(num_retain, num_classes)
+
+    @staticmethod
+    def backward(ctx: Any, forget: Tensor, retain: Tensor) -> tuple[Tensor, None, None]:
+        whole = forget.new_zeros(len(forget) + len(retain), forget.shape[1])
+        second = torch.empty_like(min(forget, retain, key=len))  # of the second whole one, what the first part leaves
+        del second
+        return whole, None, None
 
 
 @contextmanager
