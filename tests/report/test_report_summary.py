@@ -4,7 +4,15 @@ import pytest
 from sample_records import comparison, failed_run, image_run, language_run
 
 from stable_forgetting.records import MetricValue, RunRecord
-from stable_forgetting.report.glossary import DEFINED_METRICS, GROUP_TITLES, HEADLINES, KEY_COLUMNS, define
+from stable_forgetting.report.glossary import (
+    DEFINED_METRICS,
+    GROUP_TITLES,
+    HEADLINES,
+    KEY_COLUMNS,
+    TOFU_COLUMNS,
+    define,
+    key_columns,
+)
 from stable_forgetting.report.replicates import group_by_method, group_by_problem
 from stable_forgetting.report.summary import summarize
 from stable_forgetting.report.verdicts import group_verdicts, method_verdicts
@@ -17,6 +25,7 @@ def test_no_records_raise():
 
 def test_glossary_covers_every_column_and_headline():
     named = {name for columns in KEY_COLUMNS.values() for name in columns}
+    named |= set(TOFU_COLUMNS)
     named |= {name for names in HEADLINES.values() for name in names}
     assert named <= set(DEFINED_METRICS)
     for name in DEFINED_METRICS:
@@ -24,6 +33,11 @@ def test_glossary_covers_every_column_and_headline():
         assert definition.group in GROUP_TITLES
         assert definition.sentence.endswith(".")
         assert definition.label != name
+
+
+def test_runs_with_forget_quality_are_compared_by_the_columns_of_tofu():
+    assert key_columns("language", {"forget_quality", "forget_nll"}) == TOFU_COLUMNS
+    assert key_columns("language", {"forget_nll"}) == KEY_COLUMNS["language"]
 
 
 def test_glossary_covers_every_metric_of_the_evaluation():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import dataclass
 from typing import Literal
 
@@ -256,6 +257,29 @@ KEY_COLUMNS: dict[str, tuple[str, ...]] = {
     ),
 }
 """Columns of a comparison, by task."""
+
+TOFU_COLUMNS = (
+    "forget_quality",
+    "model_utility",
+    "forget_truth_ratio",
+    "forget_probability",
+    "forget_rouge_l_recall",
+    "mia_min_k_auc",
+    "privacy_leakage",
+    "retain_probability",
+)
+"""Columns of a comparison where forget quality was measured."""
+
+
+def key_columns(task: str, measured: Collection[str]) -> tuple[str, ...]:
+    """Columns of a comparison.
+
+    Args:
+        task: language or image.
+        measured: Names of all metrics that the runs list.
+    """
+    return TOFU_COLUMNS if "forget_quality" in measured else KEY_COLUMNS[task]
+
 
 HEADLINES: dict[str, tuple[str, str, str]] = {
     "language": ("forget_probability", "retain_probability", "mia_loss_auc"),

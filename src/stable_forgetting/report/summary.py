@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from stable_forgetting.records import Direction, MetricValue, ModelRole, RunRecord, SetIdentity
-from stable_forgetting.report.glossary import KEY_COLUMNS, report_order
+from stable_forgetting.report.glossary import key_columns, report_order
 from stable_forgetting.report.intervals import Estimate, Judgement, average, difference, judge
 from stable_forgetting.report.replicates import group_by_method, group_by_problem, name_without_seed
 
@@ -114,8 +114,8 @@ def summarize(records: Sequence[RunRecord]) -> Summary:
 def _summarize_group(records: Sequence[RunRecord]) -> GroupSummary:
     identified = next((record for record in records if record.sets), records[0])
     methods = tuple(_unique_names([_summarize_method(runs) for runs in group_by_method(records)]))
-    measured = any(method.rows for method in methods)
-    columns = KEY_COLUMNS[records[0].task] if measured else ()
+    measured = {row.name for method in methods for row in method.rows}
+    columns = key_columns(records[0].task, measured) if measured else ()
     return GroupSummary(
         task=records[0].task,
         base_identity=identified.models.get("base"),
