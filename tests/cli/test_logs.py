@@ -18,7 +18,7 @@ def test_a_published_log_as_table_and_as_json(forget):
     log, retain = (folder / f"Llama-3.2-1B-Instruct_{name}.json.gz" for name in ("full_evals_forget01", "retain99"))
     shown = forget("score", "tofu", "--log", log, "--retain-log", retain)
     assert shown.code == 0
-    assert "log10_p -2.170" in shown.out
+    assert "log10 p -2.170" in shown.out
     assert "mia_min_k_auc: not available" in shown.out
     found = forget("score", "tofu", "--log", log, "--retain-log", retain, "--json", "--compat", "open-unlearning")
     metrics = {metric["name"]: metric for metric in json.loads(found.out)["metrics"]}

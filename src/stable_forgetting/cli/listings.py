@@ -14,6 +14,9 @@ from stable_forgetting.runs.memory import Estimate
 
 _BETTER = {"higher": "higher is better", "lower": "lower is better", "retain": "retain model's value is the target"}
 
+_FIXED_FROM = 1e-3
+"""Smaller values are written with an exponent."""
+
 
 def show(what: str) -> None:
     """Print one of the tables of names."""
@@ -121,18 +124,36 @@ def _gibibytes(size: int) -> str:
     return f"{size / 2**30:.3f}" if size < 2**30 else f"{size / 2**30:.2f}"
 
 
-def metric_table(evaluation: ModelEvaluation) -> Table:
-    """All metrics of one model; those that are not available stand below with the reason."""
-    table = Table(title=evaluation.source, box=box.SIMPLE_HEAD, pad_edge=False)
-    for name in ("metric", "value", "95 % interval", "n", "better"):
+def metric_table(evaluation: ModelEvaluation, reference: ModelEvaluation | None = None) -> Table:
+    """All metrics of one model, on 80 columns; those that are not available stand below with the reason.
+
+    Args:
+        evaluation: Metrics of the model.
+        reference: Those of the retain model, shown beside them.
+    """
+    table = Table(title=evaluation.source, box=None, padding=(0, 1, 0, 0))
+    for name in ("metric", "value", "95 % interval", *(["retain"] if reference else []), "n", "better"):
         table.add_column(name, no_wrap=True)
-    missing = []
+    notes = []
     for metric in evaluation.metrics:
         if metric.value is None:
-            missing.append(f"{metric.name}: not available, {metric.reason}")
+            notes.append(f"{metric.name}: not available, {metric.reason}")
             continue
-        interval = "" if metric.low is None or metric.high is None else f"{metric.low:.4f} to {metric.high:.4f}"
-        better = "near retain" if metric.direction == "retain" else metric.direction
-        table.add_row(metric.name, f"{metric.value:.4f}", interval, str(metric.count), better)
-    table.caption = "\n".join(missing) or None
+        beside = (
+            [] if reference is None else [_number(value.value if (value := reference.metric(metric.name)) else None)]
+        )
+        no_interval = metric.low is None or metric.high is None
+        interval = "" if no_interval else f"{_number(metric.low)} to {_number(metric.high)}"
+        table.add_row(metric.name, _number(metric.value), interval, *beside, str(metric.count), metric.direction)
+        if "log10_p" in metric.details:
+            notes.append(f"{metric.name}: D {metric.details['D']:.3f}, log10 p {metric.details['log10_p']:.3f}")
+    table.caption = "\n".join(notes) or None
+    table.caption_justify = "left"
     return table
+
+
+def _number(value: float | None) -> str:
+    """Four decimals, or an exponent where a small p-value would read 0.0000."""
+    if value is None:
+        return ""
+    return f"{value:.4f}" if value == 0 or abs(value) >= _FIXED_FROM else f"{value:.2e}"

@@ -6,10 +6,9 @@ import json
 from pathlib import Path
 
 import typer
-from rich import box
 from rich.console import Console
-from rich.table import Table
 
+from stable_forgetting.cli.listings import metric_table
 from stable_forgetting.errors import DataError
 from stable_forgetting.evaluation.metrics import METRICS
 from stable_forgetting.evaluation.open_unlearning import read_log
@@ -18,7 +17,7 @@ from stable_forgetting.evaluation.suite import evaluate_scores
 from stable_forgetting.evaluation.text import Compat
 from stable_forgetting.evaluation.tofu import Aggregation
 from stable_forgetting.evaluation.values import Definitions, ModelValues
-from stable_forgetting.records import MetricValue, ModelEvaluation, ModelRole
+from stable_forgetting.records import ModelEvaluation, ModelRole
 from stable_forgetting.runs import RunDirectory
 
 console = Console()
@@ -26,8 +25,6 @@ console = Console()
 _TOFU_SETS = frozenset({"forget", "retain", "real_authors", "world_facts", "holdout"})
 _NUM_RESAMPLES = 1000
 _SEED = 0
-_FIXED_FROM = 1e-3
-"""Smaller values are written with an exponent, else a p-value would read 0.0000."""
 
 
 def score_tofu(
@@ -54,7 +51,7 @@ def score_tofu(
     console.print(
         f"Truth ratio: {truth_ratio}. Protocol: {compat or 'this package'}. Examples: {examples}.", highlight=False
     )
-    console.print(_table(evaluation, reference))
+    console.print(metric_table(evaluation, reference))
 
 
 def export(run_dir: Path, role: ModelRole, out: Path) -> None:
@@ -95,34 +92,3 @@ def _evaluate(values: ModelValues, retain: ModelValues | None, definitions: Defi
         metric for metric in found.metrics if {need.set_name for need in METRICS[metric.name].needs} <= _TOFU_SETS
     ]
     return found.model_copy(update={"metrics": of_tofu})
-
-
-def _table(evaluation: ModelEvaluation, reference: ModelEvaluation | None) -> Table:
-    table = Table(title=evaluation.source, box=box.SIMPLE_HEAD, pad_edge=False)
-    for name in ("metric", "value", "95 % interval", "n", "retain model", "better", ""):
-        table.add_column(name, no_wrap=True)
-    missing = []
-    for metric in evaluation.metrics:
-        if metric.value is None:
-            missing.append(f"{metric.name}: not available, {metric.reason}")
-            continue
-        beside = None if reference is None else reference.metric(metric.name)
-        interval = (
-            "" if metric.low is None or metric.high is None else f"{_number(metric.low)} to {_number(metric.high)}"
-        )
-        retain_value = "" if beside is None or beside.value is None else _number(beside.value)
-        better = "near retain" if metric.direction == "retain" else metric.direction
-        row = (metric.name, _number(metric.value), interval, str(metric.count), retain_value, better, _details(metric))
-        table.add_row(*row)
-    table.caption = "\n".join(missing) or None
-    table.caption_justify = "left"
-    return table
-
-
-def _number(value: float) -> str:
-    return f"{value:.4f}" if value == 0 or abs(value) >= _FIXED_FROM else f"{value:.3e}"
-
-
-def _details(metric: MetricValue) -> str:
-    shown = ("D", "log10_p")
-    return ", ".join(f"{name} {metric.details[name]:.3f}" for name in shown if name in metric.details)
