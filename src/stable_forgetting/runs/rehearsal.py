@@ -70,7 +70,7 @@ class StepBytes:
     """What a training step needs beside weights, gradients and optimizer, at its peak.
 
     Args:
-        activations: Kept for the backward pass by everything below the output head.
+        activations: The batch, and what everything below the output head keeps for the backward pass.
         logits: Kept by the output head and the loss.
         temporaries: What is there besides at the peak, and gone before the step ends.
     """
@@ -127,16 +127,17 @@ class _Step:
             gradients = [parameter.grad for parameter in model.parameters() if parameter.grad is not None]
             with StorageTracker([*model.parameters(), *model.buffers(), *gradients]) as tracker:
                 at_head: list[int] = []
-                loss = self._loss(model, lambda: at_head.append(tracker.now()))
+                batch = self._batch(self.shape.rows)  # the trainer holds it until the step is over
+                loss = self._loss(model, batch, lambda: at_head.append(tracker.now()))
                 kept = tracker.live
                 logits = tracker.live_since(at_head[0] if at_head else tracker.now())
                 loss.backward()  # type: ignore[no-untyped-call]
         return StepBytes(kept - logits, logits, tracker.peak - kept)
 
-    def _loss(self, model: Any, at_head: Callable[[], None]) -> Tensor:
+    def _loss(self, model: Any, batch: dict[str, Tensor], at_head: Callable[[], None]) -> Tensor:
         """The objective, with the allocations of the trainer; `at_head` is called before the output head runs."""
         shape, retain = self.shape, self.objective.retain
-        logits = self._logits(model, self._batch(shape.rows), shape.forget_labels + shape.retain_labels, at_head)
+        logits = self._logits(model, batch, shape.forget_labels + shape.retain_labels, at_head)
         parts = _Parts.apply(logits, shape.forget_labels, shape.retain_labels)  # type: ignore[no-untyped-call]
         loss = torch.zeros(())
         if shape.forget_rows:
