@@ -62,7 +62,7 @@ def check_config(config: RunConfig, devices: Devices | None = None) -> Check:
     """
     found = Check()
     adapter = _attempt(found, lambda: adapter_config(config))
-    objective = _attempt(found, lambda: _objective(config))
+    objective = _attempt(found, lambda: configured_objective(config))
     found.problems = _wrong_names(config)
     rows = _attempt(found, lambda: load_set_rows(config.data))
     classes = num_classes(rows, config.data) if rows and config.task == "image" else None
@@ -185,7 +185,7 @@ def check_retain_model(config: RunConfig) -> None:
 
 def _wrong_names(config: RunConfig) -> list[str]:
     found = Check()
-    _attempt(found, lambda: _objective(config))
+    _attempt(found, lambda: configured_objective(config))
     _attempt(found, lambda: adapter_config(config))
     known = VALIDATION_NAMES[config.task]
     used = [rule.metric for rule in config.training.stop]
@@ -193,7 +193,12 @@ def _wrong_names(config: RunConfig) -> list[str]:
     return found.problems + [unknown_name("validation metric", name, known) for name in used if name not in known]
 
 
-def _objective(config: RunConfig) -> Objective:
+def configured_objective(config: RunConfig) -> Objective:
+    """The objective of a config.
+
+    Raises:
+        ConfigError: Its name or a value is not allowed.
+    """
     chosen = config.objective
     return build_objective(
         chosen.name,

@@ -17,6 +17,7 @@ import torch
 from torch import nn
 from torch.nn import Parameter
 
+from stable_forgetting.adapters.linear import DEFAULT_BLOCK_BYTES, GPU_BLOCK_BYTES
 from stable_forgetting.config import RunConfig
 from stable_forgetting.data.examples import ExampleSet
 from stable_forgetting.objectives import Objective
@@ -26,10 +27,11 @@ from stable_forgetting.runs.skeleton import blocks_of
 
 Sharding = Literal["none", "fsdp"]
 
-CUDA_PART = "CUDA context (assumed)"
-CUDA_BYTES = 768 * 2**20
+CUDA_PART = "CUDA context, larger blocks (assumed)"
+CUDA_BYTES = 768 * 2**20 + GPU_BLOCK_BYTES - DEFAULT_BLOCK_BYTES
 """What a process takes of a GPU before its first tensor: context, kernels, the workspace of cuBLAS. Assumed, not
-measured; usual are 0.5 to 1 GiB, by card and driver. A training on the CPU has no such part."""
+measured; usual are 0.5 to 1 GiB, by card and driver. And the larger blocks that a bounded layer has on a GPU, at most.
+A training on the CPU has no such part."""
 
 QUANTIZED_BYTES = {"4bit": 0.5 + 1 / 64 + 4 / (64 * 256), "8bit": 1.0}
 """Per weight of a linear layer, as bitsandbytes holds it. NF4 with double quantisation: half a byte, a byte of scale

@@ -29,7 +29,7 @@ from stable_forgetting.evaluation import (
 )
 from stable_forgetting.evaluation.values import ModelValues
 from stable_forgetting.models.load import LoadedModel, load_model, model_sha256, save_model
-from stable_forgetting.objectives import Objective, build_objective
+from stable_forgetting.objectives import Objective
 from stable_forgetting.progress import Progress, SilentProgress
 from stable_forgetting.records import ModelEvaluation, ModelRole, RunRecord, write_record
 from stable_forgetting.runs.check import (
@@ -38,6 +38,7 @@ from stable_forgetting.runs.check import (
     check_names,
     check_retain_model,
     check_targets,
+    configured_objective,
     num_outputs,
 )
 from stable_forgetting.runs.constants import forget_constants
@@ -87,7 +88,7 @@ def run(
         return finished
     check_names(config)
     _check_merge(config)
-    objective = _objective(config)
+    objective = configured_objective(config)
     models = prepare(config, progress)
     check_targets(models.loaded.model, config)
     check_retain_model(config)
@@ -127,17 +128,6 @@ def prepare(config: RunConfig, progress: Progress) -> RunModels:
     loaded = load_model(configured_source(config, classes))
     sets = make_sets(rows, loaded.task, config.data, classes=num_outputs(loaded, config.data))
     return RunModels(config, sets, loaded, classes, progress)
-
-
-def _objective(config: RunConfig) -> Objective:
-    chosen = config.objective
-    return build_objective(
-        chosen.name,
-        retain=chosen.retain,
-        forget_weight=chosen.forget_weight,
-        retain_weight=chosen.retain_weight,
-        beta=chosen.beta,
-    )
 
 
 def _new_record(config: RunConfig, given: Mapping[str, Any], sets: Sets) -> RunRecord:
