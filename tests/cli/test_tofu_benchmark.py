@@ -3,6 +3,7 @@
 import json
 
 import pytest
+import yaml
 
 from data_paths import shared_data
 from stable_forgetting.records import read_record
@@ -61,6 +62,14 @@ def test_the_benchmark_from_the_model_to_the_table_and_on_from_its_log(forget, f
         assert logged[name] == pytest.approx(measured[name], abs=1e-9), name
     assert metrics_of(second, "unlearned")["forget_quality"] is not None
 
+    config = tmp_path / "again.yaml"
+    config.write_text(yaml.safe_dump(second.config))
+    by_log = forget("eval", config, "--out", "by_log.json")
+    assert by_log.code == 0, by_log.err
+    evaluation = json.loads((tmp_path.cwd() / "by_log.json").read_text())
+    found = {metric["name"]: metric["value"] for metric in evaluation["metrics"]}
+    assert found["forget_quality"] == pytest.approx(metrics_of(second, "base")["forget_quality"])
+
 
 def test_a_log_that_is_none_is_refused_before_anything_is_trained(forget, folder, tmp_path):
     wrong = tmp_path / "TOFU_EVAL.json"
@@ -73,7 +82,12 @@ def test_a_log_that_is_none_is_refused_before_anything_is_trained(forget, folder
 
 @pytest.mark.parametrize(
     ("option", "value", "said"),
-    [("--seeds", "one", "whole numbers"), ("--split", "forget02", "forget02"), ("--bounds", "sinus", "sine")],
+    [
+        ("--seeds", "one", "whole numbers"),
+        ("--split", "forget02", "forget02"),
+        ("--bounds", "sinus", "sine"),
+        ("--objectives", ",", "--objectives"),
+    ],
 )
 def test_what_is_not_allowed_is_said(forget, folder, option, value, said):
     ended = bench(forget, folder, "runs", option, value)

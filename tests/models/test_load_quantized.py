@@ -5,6 +5,7 @@ import importlib.util
 import pytest
 import torch
 
+from stable_forgetting import processes
 from stable_forgetting.adapters.base_weight import quantization_of
 from stable_forgetting.config import parse_config
 from stable_forgetting.errors import ConfigError, ModelError
@@ -112,3 +113,9 @@ def test_finetuning_and_merging_rounded_weights_are_refused_before_the_run(probl
     with pytest.raises(ConfigError, match="neither finetuned nor merged"):
         parse_config(problem.changed(model__quantization="4bit", **change))
     parse_config(problem.changed(**change))
+
+
+def test_quantised_weights_are_not_divided_between_processes(problem, monkeypatch):
+    monkeypatch.setattr(processes, "shards_models", lambda: True)
+    with pytest.raises(ConfigError, match=r"4bit.*FSDP.*ddp\.yaml"):
+        load(problem, "4bit")

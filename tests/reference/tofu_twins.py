@@ -33,8 +33,10 @@ def padded_nll(model, tokenizer, examples, batch_size):
     """Summed NLL of each example."""
     found = []
     for _, logits, labels in padded_logits(model, tokenizer, examples, batch_size):
-        losses = F.cross_entropy(logits.transpose(1, 2), labels, ignore_index=-100, reduction="none")
-        found += losses.sum(dim=1).tolist()
+        # Row by row, and not over the middle axis of (E, V, T) as public code does: on a CPU torch then adds up the
+        # vocabulary one by one in float32, which takes about 5e-5 nats from every label.
+        losses = F.cross_entropy(logits.flatten(0, 1), labels.flatten(), ignore_index=-100, reduction="none")
+        found += losses.view(labels.shape).sum(dim=1).tolist()
     return found
 
 

@@ -39,21 +39,24 @@ def tofu(
         TofuModels(model, retain_model, retain_log),
         split,
         data=data,
-        objectives=_names(objectives),
-        bounds=_names(bounds),
+        objectives=_names("--objectives", objectives),
+        bounds=_names("--bounds", bounds),
         seeds=_numbers(seeds),
         changes=[parse_change(change) for change in changes or []],
     )
     commands.run_benchmark(comparison, out or Path("runs") / f"tofu-{split}")
 
 
-def _names(text: str) -> list[str]:
-    return [name.strip() for name in text.split(",") if name.strip()]
+def _names(option: str, text: str) -> list[str]:
+    names = [name.strip() for name in text.split(",") if name.strip()]
+    if not names:
+        raise ConfigError(f"{option} is '{text}', which names nothing. Give one or several, with commas between them.")
+    return names
 
 
 def _numbers(text: str) -> list[Any]:
     try:
-        return [int(number) for number in _names(text)]
+        return [int(number) for number in _names("--seeds", text)]
     except ValueError as error:
         raise ConfigError(
             f"--seeds is '{text}'. Give whole numbers with commas between them, such as 0,1,2."

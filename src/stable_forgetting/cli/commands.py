@@ -19,7 +19,8 @@ from stable_forgetting.bench import PROBLEMS, Comparison, load_comparison, probl
 from stable_forgetting.cli.progress import RichProgress
 from stable_forgetting.config import RunConfig, load_config, parse_change
 from stable_forgetting.errors import ConfigError, ModelError, RunDirectoryError
-from stable_forgetting.evaluation import evaluate_scores
+from stable_forgetting.evaluation import ModelScores, evaluate_scores
+from stable_forgetting.evaluation.values import ModelValues
 from stable_forgetting.models.load import load_model, save_model, weights_sha256
 from stable_forgetting.records import ModelRole, RunRecord, read_record, write_text
 from stable_forgetting.report import render_table, write_report
@@ -28,7 +29,7 @@ from stable_forgetting.runs import run as run_unlearning
 from stable_forgetting.runs.adapted import load_adapted, merge_adapter, read_adapter_config
 from stable_forgetting.runs.check import check_config
 from stable_forgetting.runs.memory import Devices, Sharding
-from stable_forgetting.runs.models import content_hash
+from stable_forgetting.runs.models import content_hash, logged_retain_values
 from stable_forgetting.runs.scoring import score
 from stable_forgetting.training import finetune as train_model
 
@@ -197,11 +198,11 @@ def evaluate(
         read_adapter_config(adapter)
     config, _ = _read(path, changes)
     if retain_model is not None:
-        config = config.model_copy(update={"retain_model": retain_model})
+        config = config.model_copy(update={"retain_model": retain_model, "retain_log": None})
     progress, settings = RichProgress(console), config.evaluation
     models = prepare(config, progress)
     reference = models.retain()
-    retain_scores = None
+    retain_scores: ModelScores | ModelValues | None = logged_retain_values(config)
     if reference is not None:
         retain_scores = score(reference, models.sets, "retain", settings=settings, progress=progress)
     loaded = models.base() if model is None else load_model(models.source(model))

@@ -98,7 +98,7 @@ def _missing(metric: Metric, inputs: MetricInputs, values: ModelValues) -> str |
 
 def _unmet(need: Need, inputs: MetricInputs, owner: str) -> str | None:
     if need.model == "retain" and not inputs.retain:
-        return "needs the retain model's per-example values; give retain_model"
+        return "needs the retain model's per-example values; give retain_model or retain_log"
     found = inputs.sets(need.model).get(need.set_name)
     if found is None:
         is_own = need.model == "own"

@@ -79,7 +79,7 @@ def verdicts(base: ModelEvaluation, unlearned: ModelEvaluation, retain: ModelEva
     if retain is None:
         found.append(
             "Without a retain model it cannot be judged whether the model forgot too much or too little; give "
-            "retain_model."
+            "retain_model or retain_log."
         )
     return found
 

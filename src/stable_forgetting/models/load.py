@@ -181,6 +181,11 @@ def load_without_weights(source: ModelSource) -> LoadedModel:
 def _check_quantization(source: ModelSource) -> None:
     if source.quantization is None:
         return
+    if processes.shards_models():
+        raise ConfigError(
+            f"The model '{source.name}' is to be quantised to {source.quantization} and divided between processes "
+            "(FSDP), which do not go together. Leave out model.quantization, or launch with ddp.yaml."
+        )
     if source.is_builtin or source.gguf_file is not None:
         kind = "built-in" if source.is_builtin else "GGUF"
         raise ConfigError(

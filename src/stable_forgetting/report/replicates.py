@@ -86,7 +86,7 @@ def _key_of_same_settings(record: RunRecord, groups: dict[str, list[RunRecord]])
 
 
 def _problem_settings(record: RunRecord) -> str:
-    parts = {name: record.config.get(name) for name in ("model", "data", "retain_model")}
+    parts = {name: record.config.get(name) for name in ("model", "data", "retain_model", "retain_log")}
     return json.dumps([record.task, parts], sort_keys=True, default=str)
 
 

@@ -12,6 +12,7 @@ from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import nn
 from torch.distributed.tensor import DTensor
 
+from stable_forgetting import processes
 from stable_forgetting.config import EvaluationConfig
 from stable_forgetting.data.examples import ExampleSet
 from stable_forgetting.data.splits import subset
@@ -133,7 +134,8 @@ def kept_scores(path: Path, sets: Sets, compute: Callable[[], ModelScores]) -> M
     if kept is not None and {name: values.sha256 for name, values in kept.sets.items()} == hashes:
         return kept
     scores = compute()
-    write_scores(path, scores)
+    if processes.is_main_process():
+        write_scores(path, scores)
     return scores
 
 

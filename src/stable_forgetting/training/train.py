@@ -134,7 +134,25 @@ def train(
         if finished is not None:
             load_adapter(model, finished[1])
             return finished[0]
-    fresh = adapter_weights(model) if has_adapter else None
+    gone_back = None
+    try:
+        gone_back = _train_or_go_back(trainer, checkpoint, output_dir)
+    finally:
+        bar.close()
+    state = trainer.state
+    best_step = state.best_global_step if keeps_best else None
+    kept_step, stopped = gone_back or (best_step or state.global_step, rules.reason)
+    return TrainingOutcome(kept_step, step_records(state.log_history), stopped)
+
+
+def _train_or_go_back(trainer: UnlearnTrainer, checkpoint: Path | None, output_dir: Path) -> tuple[int, str] | None:
+    """Train to the end, or go back to the last good adapter.
+
+    Returns:
+        The step gone back to and the reason; None if all went well.
+    """
+    model: Any = trainer.model
+    fresh = adapter_weights(model) if isinstance(model, PeftModel) else None
     try:
         with _own_forward(model):
             trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
@@ -143,13 +161,8 @@ def train(
             raise
         # The checkpoint of the current step, if any, holds the very weights that gave what is not finite.
         good = processes.agree(last_complete_checkpoint(output_dir, before=trainer.state.global_step))
-        kept_step, stopped = go_back(model, fresh, good, error)
-        return TrainingOutcome(kept_step, step_records(trainer.state.log_history), stopped)
-    finally:
-        bar.close()
-    state = trainer.state
-    kept_step = state.best_global_step if keeps_best and state.best_global_step else state.global_step
-    return TrainingOutcome(kept_step, step_records(state.log_history), rules.reason)
+        return go_back(model, fresh, good, error)
+    return None
 
 
 def finetune(
