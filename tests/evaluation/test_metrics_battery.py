@@ -173,7 +173,7 @@ def test_reasons_say_what_to_give():
         "holdout_probability": "needs a holdout set; give data.holdout",
         "test_perplexity": "needs test texts; give data.test",
         "mia_loss_auc": "needs a holdout set; give data.holdout",
-        "forget_nll_ks": "needs the retain model's per-example values; give retain_model",
+        "forget_nll_ks": "needs the retain model's per-example values; give retain_model or retain_log",
     }
 
 

@@ -166,7 +166,7 @@ class ScoringOptions:
     batch_size: int
     generate: bool
     max_new_tokens: int
-    generate_sets: tuple[str, ...] = ("forget", "retain", "holdout", "real_authors", "world_facts")
+    generate_sets: tuple[str, ...] = ("forget", "retain", "real_authors", "world_facts")
     gradient_norm: bool = False
 
 
