@@ -32,14 +32,22 @@ def make_likelihood(generator, count, loss, *, task="language", chance=0.5):
         first_extractable_without_last=num_labels - 1 - without_last,
         predicted=None if task == "language" else predicted,
         label=None if task == "language" else label,
+        entropy=None if task == "language" else generator.uniform(0.0, 1.4, size=count),
+        class_log_probabilities=None if task == "language" else make_classes(generator, count),
         tokens=tokens if task == "language" else None,
     )
+
+
+def make_classes(generator, count):
+    """Logarithms of the probabilities of four classes."""
+    return np.log(generator.dirichlet(np.ones(4), size=count)).astype(np.float32)
 
 
 def make_set(generator, count, loss, *, task="language", chance=0.5):
     likelihood = make_likelihood(generator, count, loss, task=task, chance=chance)
     if task == "image":
-        return SetScores(sha256="one", likelihood=likelihood)
+        probe = np.where(generator.random(count) < 0.5, likelihood.label, (likelihood.label + 1) % 4)
+        return SetScores(sha256="one", likelihood=likelihood, probe_predicted=probe)
     num_perturbed = generator.integers(1, 4, size=count)
     return SetScores(
         sha256="one",

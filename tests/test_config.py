@@ -1,6 +1,7 @@
 """Options: documented, with one default, checked together, and without one that changes nothing."""
 
 import ast
+import inspect
 import json
 from pathlib import Path
 from typing import Any
@@ -9,7 +10,7 @@ import pytest
 import yaml
 from pydantic import BaseModel
 
-import stable_forgetting.config.options as options_module
+from stable_forgetting.config import data_options, model_options, options
 from stable_forgetting.config import (
     RunConfig,
     TrainingConfig,
@@ -28,14 +29,15 @@ SMALLEST: dict[str, Any] = {
 }
 SECTIONS = [
     found
-    for found in vars(options_module).values()
-    if isinstance(found, type) and issubclass(found, BaseModel) and found.__module__ == options_module.__name__
+    for module in (data_options, model_options, options)
+    for found in vars(module).values()
+    if isinstance(found, type) and issubclass(found, BaseModel) and found.__module__ == module.__name__
 ]
 
 
 def undocumented(section: type[BaseModel]) -> list[str]:
     """Fields without a docstring below them."""
-    tree = ast.parse(Path(options_module.__file__).read_text())
+    tree = ast.parse(Path(inspect.getfile(section)).read_text())
     (body,) = (node.body for node in tree.body if isinstance(node, ast.ClassDef) and node.name == section.__name__)
     after = [*body[1:], ast.Pass()]
     return [
@@ -49,7 +51,7 @@ def undocumented(section: type[BaseModel]) -> list[str]:
 
 @pytest.mark.parametrize("section", SECTIONS, ids=lambda section: section.__name__)
 def test_every_option_is_documented(section):
-    assert section.__doc__ or section.__name__ == "_Section"
+    assert section.__doc__
     assert not undocumented(section)
 
 
@@ -87,7 +89,7 @@ def test_every_number_has_limits():
             kinds = {field.annotation, *getattr(field.annotation, "__args__", ())}
             if kinds & {int, float} and not field.metadata and "Ge(" not in str(field) and "Gt(" not in str(field):
                 unlimited.append(f"{section.__name__}.{name}")
-    allowed = {"seed", "above", "below"}
+    allowed = {"seed", "above", "below", "peak"}
     assert {name.rpartition(".")[2] for name in unlimited} <= allowed, unlimited
 
 
@@ -155,7 +157,8 @@ CHANGES_TRAINING = {
     "adapter.rank": 3,
     "adapter.omega": 10,
     "adapter.scale": 0.01,
-    "adapter.target_modules": ["q_proj"],
+    "adapter.target_modules": "attention",
+    "adapter.blocks": [1],
     "adapter.seed": 1,
     "objective.name": "npo",
     "objective.retain": "kl",
@@ -170,6 +173,7 @@ CHANGES_TRAINING = {
     "training.warmup_share": 0.5,
     "training.max_grad_norm": 0.01,
     "training.weight_decay": 10.0,
+    "training.max_weight": 0.01,
     "training.bf16": True,
     "training.seed": 1,
     "model.dtype": "bfloat16",
@@ -231,6 +235,8 @@ CHANGES_NOTHING_TRAINED = {
     "evaluation.seed": 5,
     "evaluation.num_examples": 1,
     "objective.beta": 0.7,
+    "objective.limit": 0.7,
+    "training.max_weight": 100.0,
     "name": "other",
 }
 """Options that must not decide about the adapter: how often is saved or looked, and what an ascent has no use for."""
@@ -240,7 +246,9 @@ def test_looking_and_saving_do_not_change_the_adapter(trained_adapter, plain_ada
     assert trained_adapter(CHANGES_NOTHING_TRAINED) == plain_adapter
 
 
-def test_beta_and_targets_change_what_uses_them(trained_adapter):
+def test_beta_limit_and_targets_change_what_uses_them(trained_adapter):
+    bounded = {"objective.name": "bounded_ascent"}
+    assert trained_adapter(bounded) != trained_adapter(bounded | {"objective.limit": 30})
     assert trained_adapter({"objective.name": "npo"}) != trained_adapter({"objective.name": "npo", "objective.beta": 1})
     adapters = {
         trained_adapter(

@@ -115,7 +115,20 @@ class ExampleOutcome(_Record):
     expected: str
     outputs: dict[ModelRole, str]
     image_png: str | None = None
-    """The image itself, PNG in base64."""
+    """The image itself, PNG in base64; `expected` and `outputs` are then class numbers."""
+
+
+class ClassAccuracy(_Record):
+    """How many images of one class each model puts into it."""
+
+    label: int
+    deleted: bool
+    """Whether the class is in the forget set and not in the retain set."""
+    images: Literal["test", "training"]
+    """Test images, or training images of a class without test images."""
+    count: int
+    accuracy: dict[ModelRole, float]
+    """From 0 to 1, by model."""
 
 
 class AdapterSummary(_Record):
@@ -167,6 +180,10 @@ class RunRecord(_Record):
     certificate: list[LayerCertificate] = Field(default_factory=list)
     evaluations: list[ModelEvaluation] = Field(default_factory=list)
     examples: list[ExampleOutcome] = Field(default_factory=list)
+    class_names: dict[int, str] = Field(default_factory=dict)
+    """Name of each class by its number, where the data name them."""
+    class_accuracies: list[ClassAccuracy] = Field(default_factory=list)
+    """Image classifiers: one entry for each class, by its number."""
     timings: dict[str, float] = Field(default_factory=dict)
     """Seconds of each phase."""
     peak_memory_bytes: int | None = None

@@ -290,12 +290,34 @@ def test_scale_defaults_and_the_callers_config_is_left_alone():
     assert set(fixed.peft_config["default"].resolved_scales.values()) == {0.3}
 
 
-@pytest.mark.parametrize("options", [{}, {"layers_pattern": "layers"}])
-def test_chosen_blocks_of_the_default_targets(options):
+@pytest.mark.parametrize(
+    ("options", "num_layers"),
+    [
+        ({}, 3),
+        ({"layers_pattern": "layers"}, 3),
+        ({"layers_pattern": ["h", "layers"]}, 3),
+        ({"target_modules": "attention"}, 4),
+        ({"target_modules": "mlp_and_attention"}, 7),
+        ({"target_modules": ["q_proj", "v_proj"]}, 2),
+        ({"target_modules": r".*\.(q|v)_proj"}, 2),
+        ({"target_modules": "all-linear"}, 7),
+        ({"target_modules": "all-linear", "exclude_modules": ["q_proj"]}, 6),
+    ],
+)
+def test_chosen_blocks_of_every_kind_of_targets(options, num_layers):
     model = attach(layers_to_transform=[1], **options)
-    assert {name.split(".")[2] for name in model.peft_config["default"].resolved_scales} == {"1"}
-    with pytest.raises(ModelError, match=r"No MLP layer is in the blocks \[7\]"):
-        attach(layers_to_transform=7)
+    scales = model.peft_config["default"].resolved_scales
+    assert {name.split(".")[2] for name in scales} == {"1"}
+    assert len(scales) == len(adapted_layers(model)) == num_layers
+    with pytest.raises(ModelError, match=r"no block 7: the model has 2 blocks, 0 to 1\. Choose other blocks\."):
+        attach(layers_to_transform=[0, 7], **options)
+
+
+def test_blocks_that_hold_no_target_are_refused():
+    with pytest.raises(ModelError, match=r"No target layer is in the blocks \[0\], only: 'model\.layers\.N\.mlp"):
+        attach(layers_to_transform=0, target_modules=["layers.1.mlp.up_proj"])
+    with pytest.raises(ModelError, match="There is no block 1: the model has no numbered blocks"):
+        attach(layers_to_transform=1, layers_pattern="blocks")
 
 
 def test_init_seed_fixes_the_start_whatever_else_was_drawn():
@@ -396,7 +418,6 @@ def test_regular_expression_and_all_linear_targets():
         ({"scale": -1}, "scale is -1"),
         ({"lora_alpha": float("inf")}, "lora_alpha is inf"),
         ({"scale": 1.0, "lora_alpha": 2}, "Give one of them"),
-        ({"target_modules": "mlp.*", "layers_to_transform": [1]}, "target_modules is a regular expression"),
         ({"layers_pattern": "layers"}, "Give both or neither"),
         ({"r": -1, "omega": 0}, "rank r is -1.* omega is 0"),
     ],
@@ -412,7 +433,8 @@ def test_wrong_options_are_refused_together(options, message):
         ({"target_modules": ["mlp.fc9"]}, r"No layer matches \['mlp\.fc9'\]\. Linear layers: "),
         ({"target_modules": ["mlp.upproj", "down_proj"]}, "closest: 'mlp.up_proj'"),
         ({"target_modules": "nothing.*"}, "No layer is left to adapt"),
-        ({"target_modules": ["up_proj"], "layers_to_transform": [9]}, "No layer is left to adapt"),
+        ({"target_modules": ["up_proj"], "layers_to_transform": [9]}, "There is no block 9: the model has 2 blocks"),
+        ({"exclude_modules": ["up_proj", "gate_proj", "down_proj"]}, "No layer is left to adapt"),
         ({"target_modules": ["embed_tokens"]}, "is a Embedding, only Linear and Conv1D"),
     ],
 )

@@ -52,6 +52,14 @@ def test_a_method_that_fails_does_not_keep_the_others_from_running(problem, tmp_
     assert str(error) in records[1].error
 
 
+def test_what_starts_from_a_failed_method_is_left_out(problem, tmp_path, broken):
+    broken("tanh", NotFiniteError("the loss is infinite"))
+    after = {"identity": "tanh"}
+    records = run_all(Comparison(problem.changed(training__steps=2), METHODS, after=after), tmp_path / "out")
+    assert [(record.name, record.status) for record in records] == [("sine", "finished"), ("tanh", "failed")]
+    assert not (tmp_path / "out/identity").exists()
+
+
 def test_a_folder_with_other_settings_is_refused_before_anything_runs(problem, tmp_path):
     methods = {"tanh": METHODS["tanh"]}
     run_all(Comparison(problem.changed(training__steps=2), methods), tmp_path / "out")

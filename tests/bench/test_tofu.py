@@ -4,13 +4,18 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from stable_forgetting.bench import TofuModels, split_names, tofu_comparison
+from stable_forgetting.bench import Comparison, split_names
+from stable_forgetting.bench import tofu_comparison as comparison_of
+from stable_forgetting.config.benchmark_options import parse_benchmark
 from stable_forgetting.errors import ConfigError, DataError
 
-MODELS = TofuModels("org/model")
+
+def tofu_comparison(split: str = "forget10", model: str = "org/model", **options: Any) -> Comparison:
+    return comparison_of(parse_benchmark("tofu", {"split": split, "model": model, **options}))  # type: ignore[arg-type]
 
 
 @pytest.fixture
@@ -26,14 +31,14 @@ def folder(tmp_path: Path) -> Path:
 
 @pytest.mark.parametrize("split", split_names())
 def test_every_split_is_a_valid_config(split: str, folder: Path) -> None:
-    config = next(iter(tofu_comparison(MODELS, split, data=str(folder)).configs().values()))
+    config = next(iter(tofu_comparison(split, data=str(folder)).configs().values()))
     assert config.data.forget.prompt == "question"
     assert config.data.real_authors is not None
     assert config.data.world_facts is not None
 
 
 def test_the_sets_of_forget10_come_from_its_files(folder: Path) -> None:
-    data = next(iter(tofu_comparison(MODELS, "forget10", data=str(folder)).configs().values())).data
+    data = next(iter(tofu_comparison("forget10", data=str(folder)).configs().values())).data
     used = [data.forget, data.retain, data.retain_evaluation, data.holdout]
     assert [Path(source.path or "").stem for source in used if source] == [
         "forget10_perturbed", "retain90", "retain_perturbed", "holdout10"
@@ -41,20 +46,20 @@ def test_the_sets_of_forget10_come_from_its_files(folder: Path) -> None:
 
 
 def test_the_hub_has_subsets_in_place_of_files() -> None:
-    data = next(iter(tofu_comparison(MODELS, "forget01").configs().values())).data
+    data = next(iter(tofu_comparison("forget01").configs().values())).data
     assert (data.forget.path, data.forget.subset, data.forget.split) == (
         "locuslab/TOFU", "forget01_perturbed", "train"
     )  # fmt: skip
 
 
 def test_the_small_split_forgets_four_of_twenty_authors() -> None:
-    data = next(iter(tofu_comparison(MODELS, "tofu-20").configs().values())).data
+    data = next(iter(tofu_comparison("tofu-20").configs().values())).data
     assert (data.forget.where, data.retain.where) == ("row >= 320", "row < 320")
 
 
 def test_methods_are_every_objective_with_every_bound_and_seed() -> None:
     configs = tofu_comparison(
-        MODELS, "forget05", objectives=["npo", "calibrated_mean"], bounds=["identity", "sine"], seeds=[3, 4]
+        "forget05", objectives=["npo", "calibrated_mean"], bounds=["identity", "sine"], seeds=[3, 4]
     ).configs()
     assert len(configs) == 8
     plain = configs["npo-identity-seed4"]
@@ -65,23 +70,44 @@ def test_methods_are_every_objective_with_every_bound_and_seed() -> None:
 
 
 def test_a_given_retain_model_replaces_finetuning() -> None:
-    given = next(iter(tofu_comparison(TofuModels("a/base", "a/retain"), "forget10").configs().values()))
-    made = next(iter(tofu_comparison(MODELS, "forget10").configs().values()))
+    given = next(iter(tofu_comparison(model="a/base", retain_model="a/retain").configs().values()))
+    made = next(iter(tofu_comparison("forget10").configs().values()))
     assert (given.retain_model, given.model.finetune) == ("a/retain", None)
     assert made.retain_model is None
     assert made.model.finetune is not None
 
 
 def test_changes_replace_shared_settings() -> None:
-    changed = tofu_comparison(MODELS, "forget10", changes=[("training.learning_rate", 0.5)])
+    changed = tofu_comparison("forget10", set={"training.learning_rate": 0.5})
     assert {config.training.learning_rate for config in changed.configs().values()} == {0.5}
 
 
 def test_a_log_of_a_retain_model_replaces_it_as_well() -> None:
-    given = next(
-        iter(tofu_comparison(TofuModels("a/base", retain_log="TOFU_EVAL.json"), "forget10").configs().values())
-    )
+    given = next(iter(tofu_comparison(model="a/base", retain_log="TOFU_EVAL.json").configs().values()))
     assert (given.retain_log, given.retain_model, given.model.finetune) == ("TOFU_EVAL.json", None, None)
+
+
+def test_several_learning_rates_are_in_the_names() -> None:
+    configs = tofu_comparison(bounds="sine", learning_rates="1e-4,2.5e-3").configs()
+    assert {name: config.training.learning_rate for name, config in configs.items()} == {
+        "gradient_difference-sine-lr1e-4-seed0": 1e-4,
+        "gradient_difference-sine-lr2.5e-3-seed0": 2.5e-3,
+    }
+    (only,) = tofu_comparison(bounds="sine", learning_rates=[0.5]).configs().items()
+    assert (only[0], only[1].training.learning_rate) == ("gradient_difference-sine-seed0", 0.5)
+
+
+def test_several_groups_of_layers_are_in_the_names() -> None:
+    configs = tofu_comparison(bounds="sine", targets="mlp,attention").configs()
+    assert {name: config.adapter.target_modules for name, config in configs.items()} == {
+        "gradient_difference-sine-mlp-seed0": None,
+        "gradient_difference-sine-attention-seed0": "attention",
+    }
+
+
+def test_a_method_that_is_named_twice_is_refused() -> None:
+    with pytest.raises(ConfigError, match="twice"):
+        tofu_comparison(seeds=[1, 1])
 
 
 @pytest.mark.parametrize(
@@ -91,9 +117,9 @@ def test_a_log_of_a_retain_model_replaces_it_as_well() -> None:
 def test_unknown_names_are_refused(given: dict[str, object], wrong: str) -> None:
     options = {"split": "forget10", **given}
     with pytest.raises(ConfigError, match=wrong):
-        tofu_comparison(MODELS, **options)  # type: ignore[arg-type]
+        tofu_comparison(**options)  # type: ignore[arg-type]
 
 
 def test_a_folder_without_the_files_is_refused(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="forget10_perturbed"):
-        tofu_comparison(MODELS, "forget10", data=str(tmp_path))
+        tofu_comparison("forget10", data=str(tmp_path))

@@ -50,7 +50,7 @@ SETTINGS: dict[str, tuple[dict[str, Any], list[str]]] = {
     ),
     "stop rule with two sides": (
         {"training__stop": [{"metric": "forget_nll", "above": 3, "below": 1}], "training__evaluate_every": 2},
-        ["training.stop.0", "either 'above' or 'below'"],
+        ["training.stop.0", "one of 'above', 'below' and 'peak'"],
     ),
     "unknown stop metric": (
         {"training__stop": [{"metric": "forget_nul", "above": 3}], "training__evaluate_every": 2},

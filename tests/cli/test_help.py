@@ -47,6 +47,17 @@ def test_every_command_and_option_has_help(forget, command):
     assert " ".join(found.help.split())[:40] in plain
 
 
+@pytest.mark.parametrize("command", ["tofu", "class-deletion", "run"])
+def test_every_benchmark_and_option_has_help(forget, command):
+    found = click_commands()["bench"].get_command(None, command)
+    assert found.help.rstrip().endswith(".")
+    for parameter in found.params:
+        assert parameter.help, f"{command}: {parameter.name} has no help"
+    shown = forget("bench", command, "--help")
+    assert shown.code == 0
+    assert f"forget bench {command}" in shown.out
+
+
 def test_version_is_shown(forget):
     shown = forget("--version")
     assert shown.code == 0

@@ -86,7 +86,7 @@ def test_a_log_that_is_none_is_refused_before_anything_is_trained(forget, folder
         ("--seeds", "one", "whole numbers"),
         ("--split", "forget02", "forget02"),
         ("--bounds", "sinus", "sine"),
-        ("--objectives", ",", "--objectives"),
+        ("--objectives", ",", "objectives = ',': names nothing"),
     ],
 )
 def test_what_is_not_allowed_is_said(forget, folder, option, value, said):

@@ -42,6 +42,18 @@ def test_every_forget_example_once_per_epoch():
 
 
 @pytest.mark.parametrize("num_retain", [1, 5, 11, 12, 100])
+def test_without_forget_examples_steps_and_retain_examples_stay_the_same(num_retain):
+    both = sampler(num_retain=num_retain)
+    alone = ForgetRetainBatches(7, num_retain, forget_batch_size=3, retain_batch_size=4, seed=0, draws_forget=False)
+    assert len(alone) == len(both)
+    for epoch in range(3):
+        expected = [[draw for draw in batch if draw.role == RETAIN] for batch in epoch_of(both, epoch)]
+        assert epoch_of(alone, epoch) == expected
+    with pytest.raises(ConfigError, match="neither a forget nor a retain set to draw"):
+        ForgetRetainBatches(7, None, forget_batch_size=3, retain_batch_size=4, seed=0, draws_forget=False)
+
+
+@pytest.mark.parametrize("num_retain", [1, 5, 11, 12, 100])
 def test_retain_examples_come_equally_often_at_any_time(num_retain):
     batches = sampler(num_retain=num_retain)
     counts = Counter(dict.fromkeys(range(num_retain), 0))

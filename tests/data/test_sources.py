@@ -67,19 +67,20 @@ def test_npz_with_train_and_test_parts(tmp_path):
         path,
         x_train=images[:3],
         y_train=np.array([0, 1, 1]),
-        coarse_train=np.array([7, 8, 8]),
+        coarse_train=np.array([1, 0, 0]),
         x_test=images[3:],
         y_test=np.array([1, 0]),
-        coarse_test=np.array([8, 7]),
+        coarse_test=np.array([0, 1]),
         class_names=np.array(["cat", "dog"]),
+        coarse_names=np.array(["loud", "quiet"]),
     )
     rows = load_rows(str(path))
-    assert [(row["split"], row["label"], row["coarse"], row["class_name"]) for row in rows] == [
-        ("train", 0, 7, "cat"),
-        ("train", 1, 8, "dog"),
-        ("train", 1, 8, "dog"),
-        ("test", 1, 8, "dog"),
-        ("test", 0, 7, "cat"),
+    assert [(row["split"], row["label"], row["coarse"], row["class_name"], row["coarse_name"]) for row in rows] == [
+        ("train", 0, 1, "cat", "quiet"),
+        ("train", 1, 0, "dog", "loud"),
+        ("train", 1, 0, "dog", "loud"),
+        ("test", 1, 0, "dog", "loud"),
+        ("test", 0, 1, "cat", "quiet"),
     ]
     assert all(np.array_equal(row["image"], image) for row, image in zip(rows, images, strict=True))
 
@@ -216,6 +217,19 @@ def test_hub_rows_of_all_splits(monkeypatch):
     assert list(rows) == [{"text": "a"}]
     assert rows.source == "hub data set owner/name, split test"
     assert calls == [(("owner/name", "small"), {"split": None}), (("owner/name", None), {"split": "test"})]
+
+
+def test_hub_rows_have_the_names_of_their_classes(monkeypatch):
+    import datasets
+
+    features = datasets.Features(
+        {"fine_label": datasets.ClassLabel(names=["cat", "dog"]), "size": datasets.Value("int64")}
+    )
+    table = datasets.Dataset.from_dict({"fine_label": [1, 0, -1], "size": [1, 0, 0]}, features=features)
+    monkeypatch.setattr(datasets, "load_dataset", lambda *args, split, **kwargs: table)
+    rows = load_rows("owner/name", split="test")
+    assert rows.columns == ("fine_label", "size", "fine_label_name")
+    assert [row["fine_label_name"] for row in rows] == ["dog", "cat", None]
 
 
 def test_hub_data_set_without_that_subset(monkeypatch):

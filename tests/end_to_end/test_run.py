@@ -18,7 +18,7 @@ from stable_forgetting.cli.main import main
 from stable_forgetting.errors import RunDirectoryError
 from stable_forgetting.models.load import model_sha256
 from stable_forgetting.records import read_record
-from stable_forgetting.runs import pipeline, run
+from stable_forgetting.runs import pipeline, run, validation
 from tiny_problem import NUM_FORGET, NUM_HOLDOUT, NUM_RETAIN, file_tree, make_image_problem, make_llama
 
 
@@ -219,7 +219,7 @@ def test_a_failed_run_says_so_and_can_be_finished(finished, problem, tmp_path, m
     """The failure comes in the middle of the training, after a checkpoint."""
     whole, _ = finished
     config = problem.config(merge=True, training__evaluate_every=4)
-    measure = pipeline.validation_metrics
+    measure = validation.validation_metrics
     calls = []
 
     def break_down(*given):
@@ -229,7 +229,7 @@ def test_a_failed_run_says_so_and_can_be_finished(finished, problem, tmp_path, m
         return measure(*given)
 
     with monkeypatch.context() as patch:
-        patch.setattr(pipeline, "validation_metrics", break_down)
+        patch.setattr(validation, "validation_metrics", break_down)
         with pytest.raises(MemoryError):
             run(config, tmp_path / "run")
     failed = read_record(tmp_path / "run")

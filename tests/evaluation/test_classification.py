@@ -1,9 +1,19 @@
+import math
+
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
-from reference.metric_twins import tug_of_war_by_hand
+from reference.metric_twins import h_by_hand, js_by_hand, tug_of_war_by_hand
 from stable_forgetting.errors import DataError
-from stable_forgetting.evaluation.classification import accuracy, per_class_accuracy, tug_of_war
+from stable_forgetting.evaluation.classification import (
+    accuracy,
+    h_score,
+    js_divergence,
+    per_class_accuracy,
+    tug_of_war,
+)
 
 PREDICTED, LABEL = np.array([0, 1, 1, 2, 0]), np.array([0, 0, 1, 2, 2])
 
@@ -33,3 +43,55 @@ def test_tug_of_war_is_one_for_equal_accuracies_and_zero_for_opposite_ones():
     equal, opposite = np.hstack([right, right]), np.hstack([right, wrong])
     assert tug_of_war(equal, equal, equal) == 1
     assert tug_of_war(opposite, equal, equal) == 0
+
+
+@pytest.mark.parametrize(
+    ("own", "base", "kept", "expected"),
+    [
+        ([0, 0], [1, 1], [1, 1], 1.0),
+        ([0, 0], [1, 1], [1, 0], 2 / 3),  # D = 1, R = 1/2
+        ([1, 0], [1, 1], [1, 0], 1 / 2),
+        ([1, 1], [1, 1], [1, 1], 0.0),
+        ([1, 1], [0, 1], [1, 1], 0.0),  # the accuracy rose
+        ([1, 1], [1, 1], [0, 0], 0.0),
+    ],
+)
+def test_h_score_by_hand(own, base, kept, expected):
+    assert h_by_hand(own, base, kept) == pytest.approx(expected)
+    assert h_score(np.stack([own, base], axis=1), np.array(kept)) == pytest.approx(expected)
+
+
+def test_h_score_of_many_resamples_at_once():
+    generator = np.random.default_rng(0)
+    forget, kept = generator.integers(2, size=(20, 5, 2)), generator.integers(2, size=(20, 7))
+    expected = [h_by_hand(*pairs.T.tolist(), row.tolist()) for pairs, row in zip(forget, kept, strict=True)]
+    assert min(expected) == 0 < max(expected) < 1
+    np.testing.assert_allclose(h_score(forget, kept), expected)
+
+
+SHARES = st.lists(st.integers(0, 5), min_size=3, max_size=3).filter(any)
+
+
+@settings(deadline=None)
+@given(SHARES, SHARES)
+def test_js_divergence_equals_its_slow_twin_also_for_probabilities_of_zero(first, second):
+    p, q = (np.array([shares]) / sum(shares) for shares in (first, second))
+    logs = [np.log(np.maximum(each, 1e-300)).clip(min=-1e4) for each in (p, q)]
+    value = js_divergence(*logs)[0]
+    assert value == pytest.approx(js_by_hand(p[0], q[0]), abs=1e-12)
+    assert 0 <= value <= math.log(2)
+    assert value == js_divergence(*logs[::-1])[0]
+
+
+def test_js_divergence_of_equal_and_of_separate_distributions():
+    certain = np.array([[0.0, -1e4], [-1e4, 0.0]])
+    assert js_divergence(certain, certain).tolist() == [0.0, 0.0]
+    assert js_divergence(certain, certain[::-1]).tolist() == [math.log(2)] * 2
+    half = np.log([[0.5, 0.5]])
+    expected = 0.5 * math.log(1 / 0.75) + 0.25 * math.log(0.5 / 0.75) + 0.25 * math.log(0.5 / 0.25)
+    assert js_divergence(certain[:1], half)[0] == pytest.approx(expected)
+
+
+def test_js_divergence_needs_the_same_classes():
+    with pytest.raises(DataError, match=r"\(2, 3\) and \(2, 4\)"):
+        js_divergence(np.zeros((2, 3)), np.zeros((2, 4)))

@@ -15,6 +15,10 @@ from stable_forgetting.evaluation.scores import ModelScores, SetScores
 from stable_forgetting.evaluation.suite import evaluate_scores, gap
 
 SETTINGS = {"num_resamples": 200, "seed": 0}
+WITHOUT_INTERVAL = ("forget_nll_ks", "forget_quality")
+MORE_THAN_ONE = ("mia_loss",)
+"""Metrics that one example a side is too few for."""
+
 EACH = [(task, name) for name, metric in METRICS.items() for task in metric.tasks]
 
 
@@ -31,7 +35,7 @@ def permuted(scores, *, seed):
 def permuted_set(values, order):
     likelihood = permuted_likelihood(values.likelihood, order)
     if values.answers is None:
-        return SetScores(values.sha256, likelihood)
+        return SetScores(values.sha256, likelihood, probe_predicted=values.probe_predicted[order])
     starts = np.cumsum(values.num_perturbed) - values.num_perturbed
     wrong = np.concatenate([np.arange(starts[index], starts[index] + values.num_perturbed[index]) for index in order])
     return SetScores(
@@ -59,6 +63,19 @@ def permuted_likelihood(values, order):
     return LikelihoodScores(**moved, tokens=tokens)
 
 
+def three_models(task, *, count=12):
+    """Values of an unlearned, a retain and a base model."""
+    return (
+        make_scores(task, count=count),
+        make_scores(task, "retain", seed=1, loss=2.0, count=count),
+        make_scores(task, "base", seed=2, loss=0.5, count=count),
+    )
+
+
+def measured(own, retain, base):
+    return evaluate_scores(own, retain, base_scores=base, **SETTINGS)
+
+
 def without(scores, *names):
     return replace(scores, sets={name: values for name, values in scores.sets.items() if name not in names})
 
@@ -78,14 +95,13 @@ def test_a_run_on_plain_questions_lists_no_benchmark():
 
 @pytest.mark.parametrize(("task", "name"), EACH)
 def test_value_count_interval_and_range(task, name):
-    own, retain = make_scores(task), make_scores(task, "retain", seed=1, loss=2.0)
-    found = evaluate_scores(own, retain, **SETTINGS).metric(name)
+    found = measured(*three_models(task)).metric(name)
     low, high = METRICS[name].range
     assert found.reason is None
     assert low <= found.value <= high
     assert found.count >= 12
     assert found.direction == METRICS[name].direction
-    if name in ("forget_nll_ks", "forget_quality"):
+    if name in WITHOUT_INTERVAL:
         assert found.low is None
     else:
         assert found.low - 1e-12 <= found.value <= found.high + 1e-12
@@ -94,21 +110,19 @@ def test_value_count_interval_and_range(task, name):
 
 @pytest.mark.parametrize(("task", "name"), EACH)
 def test_order_of_examples_changes_nothing(task, name):
-    own, retain = make_scores(task), make_scores(task, "retain", seed=1, loss=2.0)
-    one = evaluate_scores(own, retain, **SETTINGS).metric(name)
-    other = evaluate_scores(permuted(own, seed=3), permuted(retain, seed=3), **SETTINGS).metric(name)
+    models = three_models(task)
+    one = measured(*models).metric(name)
+    other = measured(*[permuted(scores, seed=3) for scores in models]).metric(name)
     assert other.value == pytest.approx(one.value, rel=1e-12)
     assert (other.low, other.high) == (pytest.approx(one.low), pytest.approx(one.high))
 
 
 @pytest.mark.parametrize(("task", "name"), EACH)
 def test_every_declared_need_is_needed(task, name):
-    own, retain = make_scores(task), make_scores(task, "retain", seed=1)
+    models = dict(zip(("own", "retain", "base"), three_models(task), strict=True))
     for need in METRICS[name].needs:
-        if need.model == "own":
-            found = evaluate_scores(without(own, need.set_name), retain, **SETTINGS).metric(name)
-        else:
-            found = evaluate_scores(own, without(retain, need.set_name), **SETTINGS).metric(name)
+        lacking = models | {need.model: without(models[need.model], need.set_name)}
+        found = measured(**lacking).metric(name)
         if found is None and need.model == "own":
             assert need.set_name in METRICS[name].listed_with
             continue
@@ -119,26 +133,22 @@ def test_every_declared_need_is_needed(task, name):
 
 @pytest.mark.parametrize(("task", "name"), EACH)
 def test_nothing_but_the_declared_needs_is_needed(task, name):
-    own, retain = make_scores(task), make_scores(task, "retain", seed=1)
-    needs = METRICS[name].needs
-    for scores, model in ((own, "own"), (retain, "retain")):
-        needed = {need.set_name for need in needs if need.model == model}
+    models = dict(zip(("own", "retain", "base"), three_models(task), strict=True))
+    for model, scores in models.items():
+        needed = {need.set_name for need in METRICS[name].needs if need.model == model}
         bare = without(scores, *(set(scores.sets) - needed))
-        if model == "own":
-            own = bare
-        else:
-            retain = bare if needed else None
-    assert evaluate_scores(own, retain, **SETTINGS).metric(name).value is not None
+        models[model] = bare if needed or model == "own" else None
+    assert measured(**models).metric(name).value is not None
 
 
 @pytest.mark.parametrize(("task", "name"), EACH)
 def test_likelihoods_that_are_not_finite_give_a_reason(task, name):
-    own, retain = make_scores(task), make_scores(task, "retain", seed=1)
+    own, retain, base = three_models(task)
     if "rouge_l_recall" in {need.column for need in METRICS[name].needs}:
         return
     for values in own.sets.values():
         values.likelihood.nll_sum[5] = math.nan
-    found = evaluate_scores(own, retain, **SETTINGS).metric(name)
+    found = measured(own, retain, base).metric(name)
     assert found.value is None
     assert "the unlearned model's likelihood is not finite for 1 of 12" in found.reason
     assert "first: 5" in found.reason
@@ -149,8 +159,8 @@ def test_one_example_has_a_value_and_no_interval(task, name):
     generator = np.random.default_rng(0)
     sets = {each: make_set(generator, 1, 1.0, task=task) for each in set_names(task)}
     scores = ModelScores(task=task, role="unlearned", source="made here", sets=sets)
-    found = evaluate_scores(scores, replace(scores, role="retain"), **SETTINGS).metric(name)
-    assert found.value is not None
+    found = measured(scores, replace(scores, role="retain"), replace(scores, role="base")).metric(name)
+    assert (found.value is None) == (name in MORE_THAN_ONE)
     assert found.low is None
 
 
@@ -261,8 +271,8 @@ def test_directions():
     kept_down = {"retain_nll", "test_perplexity"}
     for name, metric in METRICS.items():
         if metric.compares:
-            assert metric.direction == "higher"
-        elif name.startswith(("forget", "holdout", "mia", "privacy")):
+            assert metric.direction == ("lower" if name.endswith("_js") else "higher")
+        elif name.startswith(("forget", "holdout", "mia", "privacy", "probe_forget")):
             assert metric.direction == "retain"
         else:
             assert metric.direction == ("lower" if name in kept_down else "higher"), name

@@ -43,6 +43,7 @@ class PaddedBatch:
             "reference_logits": reference.logits,
             "target": torch.linspace(0.5, 3, len(self.labels), dtype=torch.float64),
             "beta": 0.3,
+            "limit": 4.0,
         }
 
 
@@ -57,6 +58,7 @@ def slow_value(name: str, batch: PaddedBatch) -> float:
     return {
         "ascent": lambda: -twins.cross_entropy(own),
         "nll": lambda: twins.cross_entropy(own),
+        "bounded_ascent": lambda: twins.bounded_ascent(own, 4.0),
         "npo": lambda: twins.npo(own, reference, 0.3),
         "calibrated": lambda: twins.calibrated(own, targets.tolist()),
         "kl": lambda: twins.kl(batch.logits, batch.reference, batch.labels),
@@ -92,9 +94,38 @@ def test_splitting_a_batch_changes_nothing(name, seed, cut):
             "target": needs["target"][mask],
             "reference_logits": needs["reference_logits"][position],
             "beta": needs["beta"],
+            "limit": needs["limit"],
         }
         parts.append(term_value(term, predictions.select(mask), part_needs, count))
     assert sum(parts).item() == pytest.approx(term_value(term, predictions, needs, count).item(), abs=1e-6)
+
+
+@pytest.mark.parametrize("limit", [110.0, 4.0, None])
+def test_bounded_ascent_is_ascent_below_its_limit_and_still_above(limit):
+    """One image of five classes per example, from almost certain to almost excluded; ln 5 is 1.6."""
+    logits = torch.zeros(3, 5, dtype=torch.float64)
+    logits[:, 0] = torch.tensor([5.0, 1.0, -4.0])
+    gradients = {}
+    for name in ("bounded_ascent", "ascent"):
+        leaf = logits.clone().requires_grad_()
+        predictions = Predictions(leaf, torch.zeros(3, dtype=torch.int64), torch.arange(3), 3)
+        term_value(TERMS[name], predictions, {"limit": limit}, torch.tensor(3.0)).backward()
+        gradients[name] = leaf.grad
+    is_below = predictions.nll < (math.log(5) if limit is None else limit)
+    assert is_below.tolist() == [True, True, limit == 110]
+    torch.testing.assert_close(gradients["bounded_ascent"][is_below], gradients["ascent"][is_below])
+    assert not gradients["bounded_ascent"][~is_below].any()
+
+
+def test_bounded_ascent_is_the_papers_batch_mean_below_the_limit_and_never_less():
+    batch = PaddedBatch(seed=1)
+    nlls = twins.nll_by_example(batch.logits, batch.labels)
+    is_above = [sum(own) > 4.0 * len(own) for own in nlls]
+    assert set(is_above) == {True, False}  # the batch that the term is compared with its twin on has both sides
+    for limit, is_equal in ((110.0, True), (4.0, False)):
+        ours = twins.bounded_ascent(nlls, limit)
+        of_batch = max(0.0, limit - twins.cross_entropy(nlls))
+        assert ours == pytest.approx(of_batch) if is_equal else ours > of_batch + 0.01
 
 
 def test_npo_at_the_reference_is_ln2_with_the_gradient_of_ascent():
@@ -147,7 +178,7 @@ def test_the_sign_of_the_forget_term_lowers_the_likelihood():
     for name in FORGET_TERMS:
         logits = torch.zeros(1, 2, requires_grad=True)
         predictions = Predictions(logits, torch.tensor([0]), torch.tensor([0]), 1)
-        needs = {"reference_nll_sum": torch.tensor([0.7]), "target": torch.tensor([3.0]), "beta": 0.1}
+        needs = {"reference_nll_sum": torch.tensor([0.7]), "target": torch.tensor([3.0]), "beta": 0.1, "limit": 3.0}
         term_value(TERMS[name], predictions, needs, torch.tensor(1.0)).backward()
         assert logits.grad[0, 0] > 0, name  # descending takes the right label's logit down
 
@@ -177,6 +208,10 @@ def test_unknown_names_and_weights_are_refused():
         build_objective("npo", retain="klm")
     with pytest.raises(ConfigError, match="forget_weight is -1"):
         build_objective("npo", forget_weight=-1)
+    with pytest.raises(ConfigError, match="limit is 0; it must be more than 0 nats"):
+        build_objective("bounded_ascent", limit=0)
+    with pytest.raises(ConfigError, match=r"'retain_only' has no term left: forget_weight is 1\.0 and"):
+        build_objective("retain_only", retain_weight=0)
     with pytest.raises(ConfigError, match="Unknown forget term"):
         get_term("forget", "nll")
 
@@ -186,3 +221,8 @@ def test_a_weight_of_zero_leaves_a_term_out():
     assert objective.uses_forget
     assert not objective.uses_retain
     assert objective.needs == {"reference_nll_sum", "beta"}
+
+
+def test_retain_only_has_no_forget_term_and_needs_nothing():
+    objective = build_objective("retain_only")
+    assert (objective.uses_forget, objective.uses_retain, objective.needs) == (False, True, frozenset())

@@ -38,3 +38,9 @@ def naive_change_facts(delta, limit):
     entries = [abs(v) for row in delta.double().tolist() for v in row]
     saturated = None if limit is None else sum(v >= 0.99 * limit for v in entries) / len(entries)
     return max(entries), sum(v * v for v in entries) ** 0.5, saturated
+
+
+def clipped_entries(matrix: torch.Tensor, limit: float) -> list[list[float]]:
+    """Every entry, or the limit with its sign where it is further from 0 than that."""
+    nearest = torch.tensor(limit, dtype=matrix.dtype).item()
+    return [[max(-nearest, min(nearest, entry)) for entry in row] for row in matrix.tolist()]

@@ -99,7 +99,7 @@ def ks_statistic(first, second):
 def tug_of_war_by_hand(own, reference):
     """ToW from lists of right and wrong predictions by set."""
     product = 1.0
-    for name in ("forget", "retain", "retain_test"):
+    for name in own:
         gap = sum(own[name]) / len(own[name]) - sum(reference[name]) / len(reference[name])
         product *= 1 - abs(gap)
     return product
@@ -131,3 +131,78 @@ def ks_p_of_equal_sizes(first, second):
     h = round(n * ks_statistic(first, second))
     terms = [(-1) ** (k - 1) * math.comb(2 * n, n - k * h) for k in range(1, n // h + 1)]
     return Fraction(2 * sum(terms), math.comb(2 * n, n))
+
+
+def entropy_by_hand(probabilities):
+    """−Σ p ln p in nats, what has probability 0 left out."""
+    return -sum(p * math.log(p) for p in probabilities if p > 0)
+
+
+def js_by_hand(first, second):
+    """Jensen-Shannon divergence as an entropy: H((p + q) / 2) − (H(p) + H(q)) / 2."""
+    middle = [(p + q) / 2 for p, q in zip(first, second, strict=True)]
+    return entropy_by_hand(middle) - (entropy_by_hand(first) + entropy_by_hand(second)) / 2
+
+
+def h_by_hand(own, base, kept):
+    """H from lists of right and wrong predictions: own and base model on forget test images, own on the kept ones."""
+    drop = max(Fraction(sum(base), len(base)) - Fraction(sum(own), len(own)), 0)
+    right = Fraction(sum(kept), len(kept))
+    return 0.0 if drop + right == 0 else float(2 * drop * right / (drop + right))
+
+
+def regression_by_hand(members, nonmembers, judged):
+    """Calls of a logistic regression with the penalty w² / 2 on standardised values, by many small steps downhill."""
+    values = [*members, *nonmembers]
+    center = sum(values) / len(values)
+    spread = math.sqrt(sum((value - center) ** 2 for value in values) / len(values)) or 1.0
+    pairs = [((value - center) / spread, 1) for value in members]
+    pairs += [((value - center) / spread, 0) for value in nonmembers]
+    slope, start = 0.0, 0.0
+    for _ in range(3000):
+        errors = [(1 / (1 + math.exp(-slope * x - start)) - y, x) for x, y in pairs]
+        slope -= (sum(error * x for error, x in errors) + slope) / len(pairs)
+        start -= sum(error for error, _ in errors) / len(pairs)
+    decisions = [slope * (value - center) / spread + start for value in judged]
+    return [0.5 if abs(decision) < 1e-9 else float(decision > 0) for decision in decisions]
+
+
+def cross_validated_by_hand(members, nonmembers, folds):
+    """Calls of both sides, each example judged by a regression on the examples of the other folds, one at a time."""
+    calls = []
+    for side, places in zip((members, nonmembers), folds, strict=True):
+        found = []
+        for value, fold in zip(side, places, strict=True):
+            kept = [
+                [other for other, place in zip(each, where, strict=True) if place != fold]
+                for each, where in zip((members, nonmembers), folds, strict=True)
+            ]
+            found += regression_by_hand(*kept, [value])
+        calls.append(found)
+    return calls
+
+
+def probe_by_hand(features, labels, tested, penalty):
+    """Logits of the sorted classes at the minimum, by Newton's method on all weights at once; intercepts are free."""
+    labels = torch.tensor(labels)
+    rows = torch.tensor(features, dtype=torch.float64)
+    spread = rows.std(dim=0, correction=0)
+    spread = torch.where(spread > 0, spread, 1.0)
+    kinds, place = labels.unique(return_inverse=True)
+    weight = torch.tensor([1 / ((labels == label).sum() * len(kinds)) for label in labels])
+
+    def logits(flat, inputs):
+        matrix = flat.view(len(kinds), -1)
+        return (inputs - rows.mean(dim=0)) / spread @ matrix[:, :-1].T + matrix[:, -1]
+
+    def loss(flat):
+        each = -logits(flat, rows).log_softmax(dim=1)[torch.arange(len(rows)), place]
+        # The tiny last term chooses among intercepts that differ by a constant, which predict the same.
+        slopes = flat.view(len(kinds), -1)[:, :-1]
+        return (weight * each).sum() + penalty / 2 * (slopes**2).sum() + 1e-9 * (flat**2).sum()
+
+    flat = torch.zeros(len(kinds) * (rows.shape[1] + 1), dtype=torch.float64)
+    for _ in range(30):
+        gradient = torch.autograd.functional.jacobian(loss, flat)
+        flat = flat - torch.linalg.solve(torch.autograd.functional.hessian(loss, flat), gradient)
+    return logits(flat, torch.tensor(tested, dtype=torch.float64)).numpy()

@@ -33,6 +33,11 @@ def cross_entropy(nlls: list[list[float]]) -> float:
     return sum(map(sum, nlls)) / sum(map(len, nlls))
 
 
+def bounded_ascent(nlls: list[list[float]], limit: float) -> float:
+    """Σ max(0, n·limit − S) / Σn."""
+    return sum(max(0.0, len(own) * limit - sum(own)) for own in nlls) / sum(map(len, nlls))
+
+
 def npo(nlls: list[list[float]], reference: list[list[float]], beta: float) -> float:
     """−(2/β) mean log σ(β (S − S_ref))."""
     values = []

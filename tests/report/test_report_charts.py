@@ -6,7 +6,8 @@ import matplotlib as mpl
 import pytest
 from sample_records import comparison, language_run
 
-from stable_forgetting.report.charts import SERIES, draw_bars, draw_panel, draw_scatter
+from stable_forgetting.report.canvas import SERIES
+from stable_forgetting.report.charts import draw_bars, draw_panel, draw_scatter
 from stable_forgetting.report.series import (
     MAX_BARS,
     Bar,

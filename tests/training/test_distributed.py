@@ -32,6 +32,7 @@ from stable_forgetting.objectives import build_objective
 from stable_forgetting.records import read_record
 from stable_forgetting.runs import run
 from stable_forgetting.training import Sets, Validation, train
+from stable_forgetting.training.callbacks import WeightClipping
 from tiny_models import FakeTokenizer, language_set, tiny_language_model
 from tiny_problem import TinyProblem, make_language_problem
 
@@ -46,8 +47,14 @@ TRAININGS = {
     "uneven": ("gradient_difference", {"forget_batch_size": 3, "retain_batch_size": 2}),
     "idle": ("ascent", {"forget_batch_size": 2, "retain_batch_size": 1}),
     "kl": ("kl", {"forget_batch_size": 2, "retain_batch_size": 1}),
+    "clipped": ("gradient_difference", {"max_weight": 0.02}),
+    "retain": ("retain_only", {"forget_batch_size": 2, "retain_batch_size": 3}),
     "accumulated": ("gradient_difference", {"gradient_accumulation": 2}),
     "stopped": ("gradient_difference", {"evaluate_every": 1, "stop": [StopRule(metric="size", above=0.4)]}),
+    "peak": (
+        "gradient_difference",
+        {"evaluate_every": 1, "best_metric": "tent", "stop": [StopRule(metric="tent", peak=-0.2)]},
+    ),
     "best": ("gradient_difference", {"evaluate_every": 1, "best_metric": "size"}),
     "broken": ("gradient_difference", {"learning_rate": 1e38, "steps": 6}),
 }
@@ -102,7 +109,10 @@ def train_once(name: str, folder: Path) -> tuple[dict[str, torch.Tensor], object
         settings=TrainingConfig(**base | changes),
         output_dir=folder / name,
         # What the other process measures must not count.
-        validation=Validation(lambda model: {"size": size_of(model) + rank}, {"size": False}),
+        validation=Validation(
+            lambda model: {"size": size_of(model) + rank, "tent": -abs(size_of(model) - 0.7) + rank},
+            {"size": False, "tent": True},
+        ),
     )
     weights = {key: value.clone() for key, value in model.state_dict().items() if "bounded_lora" in key}
     return weights, outcome
@@ -158,6 +168,10 @@ def save_steps(rank: int, folder: Path) -> None:
     if rank == 0:
         torch.save((before, ddp.module.state_dict(), after), folder / "steps.pt")
         fsdp.save_pretrained(folder / "sharded-adapter", state_dict=after)
+    WeightClipping(0.0625).on_optimizer_step(None, None, None, model=fsdp)
+    clipped = whole_state(fsdp)
+    if rank == 0:
+        torch.save(clipped, folder / "clipped.pt")
 
 
 @pytest.fixture(scope="module")
@@ -215,6 +229,16 @@ def test_the_adapter_of_a_sharded_model_is_that_of_the_whole_one(left, tmp_path)
 
 
 @pytest.mark.slow
+def test_the_adapter_of_a_sharded_model_is_clipped_in_all_its_parts(left):
+    _, _, after = torch.load(left / "steps.pt")
+    clipped = torch.load(left / "clipped.pt")
+    for name, value in after.items():
+        expected = value.clamp(-0.0625, 0.0625) if "bounded_lora" in name else value
+        assert torch.equal(clipped[name], expected), name
+        assert "bounded_lora" not in name or not torch.equal(clipped[name], value), name
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("name", TRAININGS)
 def test_a_training_of_two_processes_is_that_of_one(left, tmp_path, name):
     weights, outcome = train_once(name, tmp_path)
@@ -228,7 +252,7 @@ def test_a_training_of_two_processes_is_that_of_one(left, tmp_path, name):
                 assert step.loss == pytest.approx(expected.loss, abs=AFTER_SOME_STEPS)
                 assert step.forget_term == pytest.approx(expected.forget_term, abs=AFTER_SOME_STEPS)
         assert (reached.stopped is None) == (outcome.stopped is None)
-    assert (outcome.stopped is not None) == (name in {"stopped", "broken"})
+    assert (outcome.stopped is not None) == (name in {"stopped", "peak", "broken"})
 
 
 @pytest.mark.slow

@@ -58,7 +58,7 @@ def make_trainer(tmp_path, model, objective, found: Sets, **changes) -> UnlearnT
     )
 
 
-@pytest.mark.parametrize("name", ["gradient_difference", "npo", "calibrated", "kl"])
+@pytest.mark.parametrize("name", ["gradient_difference", "bounded_ascent", "npo", "calibrated", "kl", "retain_only"])
 def test_the_loss_equals_the_slow_twin(tmp_path, name):
     found = sets()
     model = adapted_model()
@@ -68,7 +68,7 @@ def test_the_loss_equals_the_slow_twin(tmp_path, name):
                 parameter.normal_(std=0.05)
     constants = {"reference_nll_sum": torch.linspace(5, 30, 6), "target": torch.linspace(1, 4, 6)}
     needed = {key: value for key, value in constants.items() if key in build_objective(name).needs}
-    objective = build_objective(name, forget_weight=0.7, retain_weight=1.3, beta=0.2)
+    objective = build_objective(name, forget_weight=0.7, retain_weight=1.3, beta=0.2, limit=3.7)
     trainer = make_trainer(tmp_path, model, objective, Sets(found.forget, found.retain, needed))
     batch = next(iter(trainer.get_train_dataloader()))
     loss = trainer.compute_loss(model.eval(), batch).item()
@@ -88,7 +88,9 @@ def test_the_loss_equals_the_slow_twin(tmp_path, name):
     reference = [[value] for value in constants["reference_nll_sum"][rows].tolist()]
     forget_term = {
         "gradient_difference": lambda: -twins.cross_entropy(forget),
+        "bounded_ascent": lambda: twins.bounded_ascent(forget, 3.7),
         "kl": lambda: -twins.cross_entropy(forget),
+        "retain_only": lambda: 0.0,
         "npo": lambda: twins.npo(forget, reference, 0.2),
         "calibrated": lambda: twins.calibrated(forget, constants["target"][rows].tolist()),
     }[name]()
@@ -280,18 +282,50 @@ def test_an_unknown_validation_metric_is_refused(tmp_path):
         )
 
 
-def test_images_train_through_the_same_path(tmp_path):
+@pytest.mark.parametrize("name", ["gradient_difference", "bounded_ascent", "retain_only"])
+def test_images_train_through_the_same_path(tmp_path, name):
     model = get_peft_model(tiny_image_model(), BoundedLoraConfig(init_seed=0))
     found = Sets(image_set("forget", 6, 1), image_set("retain", 8, 2))
-    outcome = train(
-        model,
-        ImageTask(processor=None),
-        build_objective("gradient_difference"),
-        found,
-        settings=settings(steps=10),
-        output_dir=tmp_path,
-    )
-    assert outcome.history[-1].forget_term < outcome.history[0].forget_term
+    objective = build_objective(name, limit=8.0)
+    chosen = settings(steps=20, learning_rate=1e-3, retain_batch_size=8)
+    outcome = train(model, ImageTask(processor=None), objective, found, settings=chosen, output_dir=tmp_path)
+    first, last = outcome.history[0], outcome.history[-1]
+    if name == "retain_only":
+        assert (first.forget_term, last.loss) == (None, last.retain_term)
+        assert last.retain_term < first.retain_term
+    else:
+        assert last.forget_term < first.forget_term
+
+
+@pytest.mark.parametrize("off", [("retain_only", {}), ("gradient_difference", {"forget_weight": 0})])
+def test_without_a_forget_term_an_epoch_is_still_a_pass_over_the_forget_set(tmp_path, off):
+    """As many steps as any other objective makes, on the same retain examples."""
+    name, changes = off
+    found = sets(num_forget=7, num_retain=10)
+    choices = {"usual": build_objective("gradient_difference"), "off": build_objective(name, **changes)}
+    outcomes, seen = {}, {}
+    for key, objective in choices.items():
+        task = CountingTask(FakeTokenizer())
+        outcomes[key] = train(
+            adapted_model(), task, objective, found, settings=settings(steps=None, epochs=2), output_dir=tmp_path / key
+        )
+        seen[key] = task.seen
+    assert outcomes["off"].num_steps == outcomes["usual"].num_steps == 6
+    retained = set(found.retain)
+    assert seen["off"] == [example for example in seen["usual"] if example in retained]
+    assert [step.forget_term for step in outcomes["off"].history] == [None] * 6
+
+
+class CountingTask(LanguageTask):
+    """Writes down the examples that training sees, in order."""
+
+    def __init__(self, tokenizer):
+        super().__init__(tokenizer)
+        self.seen = []
+
+    def collate(self, examples):
+        self.seen += examples
+        return super().collate(examples)
 
 
 def test_the_collator_marks_roles():

@@ -15,7 +15,14 @@ from stable_forgetting.adapters.diagnostics import (
     effective_rank,
     rounding_steps,
 )
-from stable_forgetting.adapters.families import MLP_LAYERS, list_linear_layers, mlp_target_modules
+from stable_forgetting.adapters.families import (
+    ATTENTION_LAYERS,
+    MLP_LAYERS,
+    TARGET_GROUPS,
+    block_number,
+    group_target_modules,
+    list_linear_layers,
+)
 from stable_forgetting.adapters.functional import LowRankChange, delta_weight, effective_weight
 from stable_forgetting.adapters.layer import BoundedLoraLinear
 from stable_forgetting.adapters.linear import bounded_linear
@@ -35,8 +42,11 @@ __all__ = [
     "BoundedLoraModel",
     "register",
     "MLP_LAYERS",
+    "ATTENTION_LAYERS",
+    "TARGET_GROUPS",
+    "block_number",
+    "group_target_modules",
     "list_linear_layers",
-    "mlp_target_modules",
     "LayerCertificate",
     "certificate",
     "AdapterStatistics",

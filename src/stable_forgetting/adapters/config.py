@@ -45,10 +45,10 @@ class BoundedLoraConfig(PeftConfig):  # type: ignore[misc]
         lora_alpha: Numerator of the default scale; None means ``r``. Not allowed together with ``scale``.
         init_seed: Seed of the random start of A, the same for equal layer names whatever else draws random numbers;
             None draws from torch's global state.
-        target_modules: Names or a regular expression of the layers to adapt, ``"all-linear"``, or None for the MLP
-            layers of the model's family.
+        target_modules: Names or a regular expression of the layers to adapt; ``"mlp"``, ``"attention"`` or
+            ``"mlp_and_attention"`` of the model's family; ``"all-linear"``; or None for ``"mlp"``.
         exclude_modules: Names or a regular expression of layers to leave out.
-        layers_to_transform: Indices of the blocks to adapt; None for all.
+        layers_to_transform: Numbers of the blocks to adapt, from 0 (`block_number`); None for all.
         layers_pattern: Name of the list of blocks that the indices count in.
         modules_to_save: Further modules to train and save as they are.
         resolved_scales: Scale of every adapted layer by its name; filled in on attaching.
@@ -134,13 +134,6 @@ def _adapter_problems(config: BoundedLoraConfig) -> list[str]:
 
 def _target_problems(config: BoundedLoraConfig) -> list[str]:
     problems = []
-    if isinstance(config.target_modules, str) and config.target_modules != "all-linear":
-        for name in ("layers_to_transform", "layers_pattern"):
-            if getattr(config, name) is not None:
-                problems.append(
-                    f"{name} is {getattr(config, name)!r} and target_modules is a regular expression, which chooses "
-                    f"blocks itself. Give target_modules as a list, or leave {name} out."
-                )
     if config.layers_pattern is not None and config.layers_to_transform is None:
         problems.append(
             f"layers_pattern is {config.layers_pattern!r} but layers_to_transform is not given. Give both or neither."

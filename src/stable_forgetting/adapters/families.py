@@ -1,4 +1,4 @@
-"""Which linear layers are the MLP of a model: a table by model family, and lists for error messages."""
+"""Which linear layers are the MLP and the attention of a model: tables by family, and lists for error messages."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import nn
 from transformers.pytorch_utils import Conv1D
 
-from stable_forgetting.errors import ModelError
+from stable_forgetting.errors import ConfigError, ModelError, unknown_name
 
 _GATED = ("mlp.gate_proj", "mlp.up_proj", "mlp.down_proj")
 _TWO_LAYERS = ("mlp.fc1", "mlp.fc2")
@@ -59,37 +59,107 @@ MLP_LAYERS: dict[str, tuple[str, ...]] = {
 that ``output.dense`` of a block is not taken for the ``attention.output.dense`` of the same block. Two names for the
 same layer are two releases of transformers."""
 
+_Q_K_V_O = ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj", "self_attn.o_proj")
+_Q_K_V_OUT = (*_Q_K_V_O[:3], "self_attn.out_proj")
+_ONE_MATRIX = ("self_attention.query_key_value", "self_attention.dense")
+_BERT_ATTENTION = ("attention.self.query", "attention.self.key", "attention.self.value", "attention.output.dense")
+_VISION = ("attention.q_proj", "attention.k_proj", "attention.v_proj", "attention.o_proj")
+_VIT_ATTENTION = (
+    *_VISION,
+    "attention.attention.query",
+    "attention.attention.key",
+    "attention.attention.value",
+    "attention.output.dense",
+)
+
+ATTENTION_LAYERS: dict[str, tuple[str, ...]] = {
+    **dict.fromkeys(("llama", "mistral", "qwen2", "qwen3", "gemma", "gemma2"), _Q_K_V_O),
+    **dict.fromkeys(("gemma3", "gemma3_text", "smollm3", "olmo2"), _Q_K_V_O),
+    **dict.fromkeys(("opt", "clip", "clip_vision_model", "siglip", "siglip_vision_model"), _Q_K_V_OUT),
+    **dict.fromkeys(("bloom", "falcon"), _ONE_MATRIX),
+    **dict.fromkeys(("bert", "roberta"), _BERT_ATTENTION),
+    **dict.fromkeys(("vit", "deit", "beit", "dinov2", "dinov2_with_registers"), _VIT_ATTENTION),
+    **dict.fromkeys(("timm", "timm_wrapper"), ("attn.qkv", "attn.proj")),
+    "phi": (*_Q_K_V_O[:3], "self_attn.dense"),
+    "phi3": ("self_attn.qkv_proj", "self_attn.o_proj"),
+    "gpt2": ("attn.c_attn", "attn.c_proj"),
+    "gpt_neo": tuple(f"attn.attention.{name}" for name in ("q_proj", "k_proj", "v_proj", "out_proj")),
+    "gpt_neox": ("attention.query_key_value", "attention.dense"),
+    "mpt": ("attn.Wqkv", "attn.out_proj"),
+    "swin": (*_VISION, *_BERT_ATTENTION),
+}
+"""Linear layers of the attention, its output included, by model family; the names are meant as in `MLP_LAYERS`."""
+
+TARGET_GROUPS: dict[str, tuple[dict[str, tuple[str, ...]], ...]] = {
+    "mlp": (MLP_LAYERS,),
+    "attention": (ATTENTION_LAYERS,),
+    "mlp_and_attention": (MLP_LAYERS, ATTENTION_LAYERS),
+}
+"""Groups of layers that `target_modules` may name, and the tables that they are in."""
+
 _MOST_NAMES_SHOWN = 12
 
 
-def mlp_target_modules(model: nn.Module) -> list[str]:
-    """Full names of the MLP's linear layers, for ``target_modules``.
+def group_target_modules(model: nn.Module, group: str = "mlp") -> list[str]:
+    """Full names of the MLP's or the attention's linear layers, for ``target_modules``.
+
+    Only blocks whose MLP is in `MLP_LAYERS` count, so that of a model for text and images both groups are in the same
+    part.
 
     Args:
         model: A model of a family in `MLP_LAYERS`, with or without adapters.
+        group: Key of `TARGET_GROUPS`.
 
     Returns:
         The names in the order of the model; every one is a Linear or Conv1D.
 
     Raises:
+        ConfigError: If there is no such group.
         ModelError: If the family is unknown or the model has no such layers. The message lists the linear layers.
     """
+    if group not in TARGET_GROUPS:
+        raise ConfigError(unknown_name("group of layers", group, TARGET_GROUPS))
     family = _family_of(model)
     if family not in MLP_LAYERS:
         raise ModelError(
-            f"Unknown model family '{family}': where its MLP is, is not known.{_experts_hint(model)} "
-            f"`forget list families` shows the known ones. Set target_modules to some of its linear layers: "
-            f"{describe_layers(list_linear_layers(model))}."
+            f"Unknown model family '{family}': where its MLP and its attention are, is not known."
+            f"{_experts_hint(model)} `forget list families` shows the known ones. Set target_modules to some of its "
+            f"linear layers: {describe_layers(list_linear_layers(model))}."
         )
-    suffixes = "|".join(re.escape(suffix) for suffix in MLP_LAYERS[family])
-    rule = re.compile(rf"(?:.*\.)?\d+\.(?:{suffixes})")
-    names = [name for name in list_linear_layers(model) if rule.fullmatch(name)]
+    wanted = tuple(name for table in TARGET_GROUPS[group] for name in table[family])
+    blocks = set(_blocks_of(model, MLP_LAYERS[family]).values())
+    names = [name for name, block in _blocks_of(model, wanted).items() if block in blocks]
     if not names:
         raise ModelError(
-            f"No layer of the family '{family}' is named {', '.join(MLP_LAYERS[family])}.{_experts_hint(model)} Set "
+            f"No layer of the family '{family}' is named {', '.join(wanted)}.{_experts_hint(model)} Set "
             f"target_modules to some of its linear layers: {describe_layers(list_linear_layers(model))}."
         )
     return names
+
+
+def _blocks_of(model: nn.Module, endings: Iterable[str]) -> dict[str, str]:
+    """Linear layers that are named so directly behind the number of a block, and the name of that block."""
+    rule = re.compile(rf"((?:.*\.)?\d+)\.(?:{'|'.join(re.escape(ending) for ending in endings)})")
+    matches = {name: rule.fullmatch(name) for name in list_linear_layers(model)}
+    return {name: match.group(1) for name, match in matches.items() if match}
+
+
+def block_number(name: str, pattern: str = r"[^.]+") -> int | None:
+    """Number of the block that a layer is in: the first number in its name that stands behind a list's name.
+
+    Args:
+        name: Full name of a layer, with or without what PEFT puts before it. Of Swin, the stages are counted.
+        pattern: Regular expression of the list's name; any by default.
+
+    Returns:
+        The number, from 0; None for a layer that is in no block, such as the head.
+
+    Example:
+        >>> block_number("vit.layers.11.attention.q_proj"), block_number("classifier")
+        (11, None)
+    """
+    match = re.match(rf"(?:.*?\.)??(?:{pattern})\.(\d+)\.", name)
+    return int(match.group(1)) if match else None
 
 
 def list_linear_layers(model: nn.Module) -> list[str]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import re
 from typing import Any, ClassVar
 
 from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING, PEFT_TYPE_TO_PREFIX_MAPPING, PEFT_TYPE_TO_TUNER_MAPPING
@@ -14,10 +13,12 @@ from torch import Tensor, nn
 from stable_forgetting.adapters.bounds import get_bound
 from stable_forgetting.adapters.config import PEFT_TYPE, BoundedLoraConfig
 from stable_forgetting.adapters.families import (
+    TARGET_GROUPS,
+    block_number,
     closest_layers,
     describe_layers,
+    group_target_modules,
     list_linear_layers,
-    mlp_target_modules,
 )
 from stable_forgetting.adapters.layer import (
     BoundedLoraLinear,
@@ -67,7 +68,9 @@ class BoundedLoraModel(BaseTuner):  # type: ignore[misc]
         config = copy.deepcopy(self.peft_config[adapter_name])
         self.peft_config[adapter_name] = config
         if state_dict is None and config.target_modules != DUMMY_TARGET_MODULES:
-            _resolve_targets(config, model)
+            _resolve_group(config, model)
+            _check_names(config, model)
+            self._resolve_blocks(config, model)
             self._check_targets(config, model)
         super().inject_adapter(
             model,
@@ -77,20 +80,39 @@ class BoundedLoraModel(BaseTuner):  # type: ignore[misc]
             state_dict=state_dict,
         )
 
+    def _resolve_blocks(self, config: BoundedLoraConfig, model: nn.Module) -> None:
+        """Replace the targets by the names of those in the chosen blocks.
+
+        PEFT would count blocks by another rule, which finds none in a model whose list of blocks is outermost, and
+        would not count them at all for a regular expression.
+        """
+        blocks, pattern = config.layers_to_transform, config.layers_pattern or r"[^.]+"
+        if blocks is None:
+            return
+        wanted = {blocks} if isinstance(blocks, int) else set(blocks)
+        rule = pattern if isinstance(pattern, str) else "|".join(pattern)
+        _check_blocks(wanted, rule, model)
+        config.layers_to_transform = config.layers_pattern = None
+        if config.target_modules == INCLUDE_LINEAR_LAYERS_SHORTHAND:
+            targets = set(list_linear_layers(model))
+        else:
+            targets = {name for name, _ in _layers_of(model) if self._check_target_module_exists(config, name)}
+        names = {name for name in targets if block_number(name, rule) in wanted}
+        if not names:
+            raise ModelError(
+                f"No target layer is in the blocks {sorted(wanted)}, only: {describe_layers(targets)}. Choose other "
+                "blocks or other target_modules."
+            )
+        config.target_modules = names
+
     def _check_targets(self, config: BoundedLoraConfig, model: nn.Module) -> None:
         if config.target_modules == INCLUDE_LINEAR_LAYERS_SHORTHAND:
             return
-        layers = list_linear_layers(model)
-        if isinstance(config.target_modules, set):
-            missing = [target for target in sorted(config.target_modules) if not _matches_any(target, model)]
-            if missing:
-                raise ModelError(_no_match_message(missing, layers))
         matched = {name: module for name, module in _layers_of(model) if self._check_target_module_exists(config, name)}
         if not matched:
             raise ModelError(
                 f"No layer is left to adapt: target_modules={_as_text(config.target_modules)}, exclude_modules="
-                f"{_as_text(config.exclude_modules)}, layers_to_transform={config.layers_to_transform}. Linear layers: "
-                f"{describe_layers(layers)}."
+                f"{_as_text(config.exclude_modules)}. Linear layers: {describe_layers(list_linear_layers(model))}."
             )
         for name, module in matched.items():
             check_layer(name, module)
@@ -140,34 +162,27 @@ def register() -> None:
     PEFT_TYPE_TO_PREFIX_MAPPING[PEFT_TYPE] = BoundedLoraModel.prefix
 
 
-def _resolve_targets(config: BoundedLoraConfig, model: nn.Module) -> None:
-    """Fill in the MLP layers where no targets are given, of the chosen blocks only."""
-    if config.target_modules is not None:
-        return
-    names = mlp_target_modules(model)
-    blocks = config.layers_to_transform
-    if blocks is not None:
-        wanted = {blocks} if isinstance(blocks, int) else set(blocks)
-        pattern = config.layers_pattern or r"[^.]+"
-        patterns = [pattern] if isinstance(pattern, str) else pattern
-        names = [name for name in names if _block_of(name, patterns) in wanted]
-        if not names:
-            raise ModelError(
-                f"No MLP layer is in the blocks {sorted(wanted)}. Layers there are: "
-                f"{', '.join(mlp_target_modules(model)[:4])} and so on. Choose other layers_to_transform."
-            )
-        # The names say which blocks; PEFT would filter them again by another rule.
-        config.layers_to_transform = config.layers_pattern = None
-    config.target_modules = set(names)
+def _resolve_group(config: BoundedLoraConfig, model: nn.Module) -> None:
+    """Replace the name of a group of layers by theirs; no targets are the MLP."""
+    group = "mlp" if config.target_modules is None else config.target_modules
+    if isinstance(group, str) and group in TARGET_GROUPS:
+        config.target_modules = set(group_target_modules(model, group))
 
 
-def _block_of(name: str, patterns: list[str]) -> int | None:
-    """First number in a layer's name that stands behind one of the patterns."""
-    for pattern in patterns:
-        match = re.match(rf"(?:^|.*?\.){pattern}\.(\d+)\.", name)
-        if match:
-            return int(match.group(1))
-    return None
+def _check_names(config: BoundedLoraConfig, model: nn.Module) -> None:
+    if isinstance(config.target_modules, set):
+        missing = [target for target in sorted(config.target_modules) if not _matches_any(target, model)]
+        if missing:
+            raise ModelError(_no_match_message(missing, list_linear_layers(model)))
+
+
+def _check_blocks(wanted: set[int], rule: str, model: nn.Module) -> None:
+    """Refuse the number of a block that the model does not have."""
+    numbers = {number for name, _ in _layers_of(model) if (number := block_number(name, rule)) is not None}
+    missing = sorted(wanted - numbers)
+    if missing:
+        known = f"has {len(numbers)} blocks, {min(numbers)} to {max(numbers)}" if numbers else "has no numbered blocks"
+        raise ModelError(f"There is no block {', '.join(map(str, missing))}: the model {known}. Choose other blocks.")
 
 
 def _resolve_scales(config: BoundedLoraConfig, layers: dict[str, nn.Module]) -> None:

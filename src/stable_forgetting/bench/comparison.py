@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -26,10 +26,14 @@ class Comparison:
     Args:
         shared: Settings of a run.
         methods: By name, changes such as ``adapter.bound: sine``.
+        after: By the name of a method, another one whose result it starts from: an earlier one in the order.
+        notes: What a reader of the numbers has to know, one sentence each.
     """
 
     shared: Mapping[str, Any]
     methods: Mapping[str, Mapping[str, Any]]
+    after: Mapping[str, str] = field(default_factory=dict)
+    notes: Sequence[str] = ()
 
     def configs(self) -> dict[str, RunConfig]:
         """The config of each method, all checked before the first one runs.
@@ -72,7 +76,7 @@ def problem_path(name: str) -> Path:
 
 
 def run_comparison(comparison: Comparison, out_dir: Path, *, progress: Progress) -> Iterator[RunRecord]:
-    """Run every method that has not come to its end yet; a method that fails does not keep the others from running.
+    """Run every method that has not come to its end yet; one that fails stops only those that start from its result.
 
     Args:
         comparison: What is compared.
@@ -80,7 +84,7 @@ def run_comparison(comparison: Comparison, out_dir: Path, *, progress: Progress)
         progress: Where progress is shown.
 
     Yields:
-        The record of each method, in order.
+        The record of each method that was run, in order.
 
     Raises:
         RunDirectoryError: A method's folder holds something else, such as a run with other settings; nothing ran.
@@ -89,8 +93,15 @@ def run_comparison(comparison: Comparison, out_dir: Path, *, progress: Progress)
     configs = comparison.configs()
     for name, config in configs.items():
         RunDirectory(out_dir / name).check(config, resume=True)
+    missing: set[str] = set()
     for name, config in configs.items():
-        yield _run_or_failure(config, out_dir / name, comparison.settings(name), progress)
+        if comparison.after.get(name) in missing:
+            missing.add(name)
+            continue
+        record = _run_or_failure(config, out_dir / name, comparison.settings(name), progress)
+        if record.status == "failed":
+            missing.add(name)
+        yield record
 
 
 def _run_or_failure(config: RunConfig, run_dir: Path, given: Mapping[str, Any], progress: Progress) -> RunRecord:

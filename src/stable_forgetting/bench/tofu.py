@@ -6,37 +6,21 @@ any other run.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from itertools import product
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from stable_forgetting.bench.comparison import Comparison
+from stable_forgetting.bench.methods import PROBLEMS_DIR, method_changes
 from stable_forgetting.config import apply_change, read_yaml
+from stable_forgetting.config.benchmark_options import TofuOptions
 from stable_forgetting.errors import ConfigError, DataError, unknown_name
 
 HUB_NAME = "locuslab/TOFU"
 
-_TEMPLATE = Path(__file__).parent / "problems" / "tofu.yaml"
+_TEMPLATE = PROBLEMS_DIR / "tofu.yaml"
 _COLUMNS = {"prompt": "question", "answer": "answer"}
 _WORLD = {"real_authors": "real_authors_perturbed", "world_facts": "world_facts_perturbed"}
-
-
-@dataclass(frozen=True)
-class TofuModels:
-    """The models of the benchmark.
-
-    Args:
-        model: The model that is finetuned, or the base model if there is a retain model or log.
-        retain_model: A model that was never taught the forget set. None: base and retain model are finetuned from
-            `model`, unless there is a log.
-        retain_log: Evaluation log of such a model, in its place.
-    """
-
-    model: str
-    retain_model: str | None = None
-    retain_log: str | None = None
 
 
 def split_names() -> list[str]:
@@ -44,29 +28,14 @@ def split_names() -> list[str]:
     return list(read_yaml(_TEMPLATE)["splits"])
 
 
-def tofu_comparison(
-    models: TofuModels,
-    split: str,
-    *,
-    data: str = HUB_NAME,
-    objectives: Sequence[str] = ("gradient_difference",),
-    bounds: Sequence[str] = ("identity", "sine"),
-    seeds: Sequence[int] = (0,),
-    changes: Sequence[tuple[str, Any]] = (),
-) -> Comparison:
-    """Every objective with every bound and every seed on one split.
+def tofu_comparison(options: TofuOptions) -> Comparison:
+    """Every method on one split.
 
     Args:
-        models: What is unlearned, and the reference.
-        split: forget01, forget05 or forget10; tofu-20 or tofu-20-validation for the twenty authors of forget10 alone.
-        data: The hub's name of the data set, or a folder with its files.
-        objectives: As `forget list objectives` shows, or calibrated_pretrained and calibrated_mean.
-        bounds: As `forget list bounds` shows.
-        seeds: Of the order of the examples and of the adapter's start.
-        changes: Settings that replace the shared ones.
+        options: Model, split and methods.
 
     Returns:
-        One method for each combination, named OBJECTIVE-BOUND-seedN.
+        One method for each combination; see `method_changes`.
 
     Raises:
         ConfigError: The split, an objective or a bound is unknown.
@@ -74,35 +43,22 @@ def tofu_comparison(
     """
     template = read_yaml(_TEMPLATE)
     shared: dict[str, Any] = template["shared"]
-    shared["model"] = {"name": models.model}
-    if models.retain_model is None and models.retain_log is None:
+    shared["model"] = {"name": options.model}
+    if options.retain_model is None and options.retain_log is None:
         shared["model"]["finetune"] = template["finetune"]
-    shared |= {"retain_model": models.retain_model, "retain_log": models.retain_log}
-    shared["data"] |= _sources(_chosen("split", split, template["splits"]), data)
-    for limited, limit in template["splits"][split].get("limits", {}).items():
+    shared |= {"retain_model": options.retain_model, "retain_log": options.retain_log}
+    if options.split not in template["splits"]:
+        raise ConfigError(unknown_name("split", options.split, template["splits"]))
+    split = template["splits"][options.split]
+    shared["data"] |= _sources(split, options.data)
+    for limited, limit in split.get("limits", {}).items():
         if limited == "retain":
             shared["evaluation"]["retain_limit"] = limit
         else:
             shared["data"][limited]["limit"] = limit
-    for place, value in changes:
+    for place, value in options.set.items():
         apply_change(shared, place, value)
-    methods = {}
-    for objective, bound, seed in product(objectives, bounds, seeds):
-        methods[f"{objective}-{bound}-seed{seed}"] = {
-            "objective.name": objective,
-            "adapter.bound": bound,
-            **_chosen("objective", objective, template["objectives"]),
-            **_chosen("bound", bound, template["bounds"]),
-            "training.seed": seed,
-            "adapter.seed": seed,
-        }
-    return Comparison(shared, methods)
-
-
-def _chosen(what: str, name: str, table: Mapping[str, Any]) -> dict[str, Any]:
-    if name not in table:
-        raise ConfigError(unknown_name(what, name, table))
-    return dict(table[name])
+    return Comparison(shared, method_changes(options))
 
 
 def _sources(split: Mapping[str, Any], data: str) -> dict[str, Any]:

@@ -15,9 +15,17 @@ import transformers
 from rich.console import Console
 
 from stable_forgetting import processes
-from stable_forgetting.bench import PROBLEMS, Comparison, load_comparison, problem_path, run_comparison
+from stable_forgetting.bench import (
+    PROBLEMS,
+    Comparison,
+    load_comparison,
+    make_comparison,
+    problem_path,
+    run_comparison,
+)
 from stable_forgetting.cli.progress import RichProgress
 from stable_forgetting.config import RunConfig, load_config, parse_change
+from stable_forgetting.config.benchmark_options import ClassDeletionOptions, TofuOptions
 from stable_forgetting.errors import ConfigError, ModelError, RunDirectoryError
 from stable_forgetting.evaluation import ModelScores, evaluate_scores
 from stable_forgetting.evaluation.values import ModelValues
@@ -27,11 +35,12 @@ from stable_forgetting.report import render_table, write_report
 from stable_forgetting.runs import RunDirectory, prepare
 from stable_forgetting.runs import run as run_unlearning
 from stable_forgetting.runs.adapted import load_adapted, merge_adapter, read_adapter_config
+from stable_forgetting.runs.cache import content_hash
 from stable_forgetting.runs.check import check_config
 from stable_forgetting.runs.memory import Devices, Sharding
-from stable_forgetting.runs.models import content_hash, logged_retain_values
+from stable_forgetting.runs.models import logged_retain_values
 from stable_forgetting.runs.scoring import score
-from stable_forgetting.training import finetune as train_model
+from stable_forgetting.runs.teaching import teach
 
 console = Console()
 
@@ -94,10 +103,11 @@ def compare(path: Path, changes: Sequence[str], out: Path | None) -> None:
     _compare(comparison, out or Path("runs") / path.stem)
 
 
-def run_benchmark(comparison: Comparison, out: Path) -> None:
+def run_benchmark(options: TofuOptions | ClassDeletionOptions, out: Path) -> None:
     """`forget bench`."""
     _quiet()
-    _compare(comparison, out)
+    _check_file(out / "report.html")
+    _compare(make_comparison(options, out, progress=RichProgress(console)), out)
 
 
 def demo(problem: str, out: Path) -> None:
@@ -116,6 +126,8 @@ def demo(problem: str, out: Path) -> None:
 
 def _compare(comparison: Comparison, out_dir: Path) -> list[RunRecord]:
     _check_file(out_dir / "report.html")
+    for note in comparison.notes:
+        console.print(f"Note: {note}", highlight=False)
     records = []
     for record in run_comparison(comparison, out_dir, progress=RichProgress(console)):
         records.append(record)
@@ -155,27 +167,25 @@ def check(path: Path, changes: Sequence[str], *, gpus: int, sharding: Sharding, 
 def finetune(path: Path, changes: Sequence[str], out: Path, *, on: str) -> None:
     """`forget finetune`."""
     config, _ = _read(path, changes)
-    settings = config.model.finetune
-    if settings is None:
+    trainings = config.model.finetune
+    if trainings is None:
         raise ConfigError(f"The config '{path}' has no section model.finetune, which says how to finetune. Add it.")
     _check_new_folder(out)
     models = prepare(config, RichProgress(console))
     taught = models.sets.retain if on == "retain" else models.taught_to_base
     weights = weights_sha256(models.loaded.model)
-    lesson = content_hash(
-        {"model": weights, "taught": taught.taught_sha256, "finetune": settings.model_dump(), "on": on}
-    )
+    settings = [training.model_dump() for training in trainings]
+    lesson = content_hash({"model": weights, "taught": taught.taught_sha256, "finetune": settings, "on": on})
     work_dir = out.with_name(f".{out.name}.{lesson}.training")  # only an interrupted run of the same is resumed
-    train_model(
-        models.loaded.model,
-        models.loaded.task,
+    taught_model = teach(
+        models.loaded,
         taught,
-        settings=settings,
-        output_dir=work_dir,
-        resume=True,
+        trainings,
+        work_dir=work_dir,
+        disk_cache_gib=config.model.disk_cache_gib,
         progress=RichProgress(console),
     )
-    save_model(models.loaded, out)
+    save_model(taught_model, out)
     shutil.rmtree(work_dir, ignore_errors=True)
     console.print(f"Model: {out}", highlight=False)
 

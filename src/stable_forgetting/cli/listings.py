@@ -38,8 +38,9 @@ def _objectives() -> Table:
 
     rows = []
     for name, (forget, retain, description) in OBJECTIVES.items():
+        forget_formula = get_term("forget", forget).formula if forget else "none"
         retain_formula = get_term("retain", retain).formula if retain else "none"
-        rows.append((name, get_term("forget", forget).formula, retain_formula, description))
+        rows.append((name, forget_formula, retain_formula, description))
     return _table(("objective", "forget term", "retain term", ""), rows)
 
 
@@ -54,10 +55,10 @@ def _metrics() -> Table:
 
 
 def _families() -> Table:
-    from stable_forgetting.adapters import MLP_LAYERS
+    from stable_forgetting.adapters import ATTENTION_LAYERS, MLP_LAYERS
 
-    rows = ((name, str(layers)) for name, layers in sorted(MLP_LAYERS.items()))
-    return _table(("family (model_type)", "MLP layers that get adapters"), rows)
+    rows = ((name, ", ".join(layers), ", ".join(ATTENTION_LAYERS[name])) for name, layers in sorted(MLP_LAYERS.items()))
+    return _table(("family (model_type)", "mlp: get adapters by default", "attention"), rows)
 
 
 LISTINGS: dict[str, Callable[[], Table]] = {

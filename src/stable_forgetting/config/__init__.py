@@ -1,14 +1,11 @@
 """What a run is made of: its options, and how they are read from settings."""
 
+from stable_forgetting.config.data_options import DataConfig, SourceConfig
+from stable_forgetting.config.model_options import AdapterConfig, FinetuneConfig, ModelConfig
 from stable_forgetting.config.options import (
-    AdapterConfig,
-    DataConfig,
     EvaluationConfig,
-    FinetuneConfig,
-    ModelConfig,
     ObjectiveConfig,
     RunConfig,
-    SourceConfig,
     StopRule,
     TargetConfig,
     TrainingConfig,

@@ -1,4 +1,4 @@
-"""Every option of a run and its default: the one place where they are written.
+"""Every option of a run and its default: with `data_options` and `model_options` the one place where they are written.
 
 A config is data only. The run takes it apart and passes plain, named arguments on; no layer, loss or metric sees it.
 """
@@ -7,138 +7,15 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import Field, model_validator
 
+from stable_forgetting.config.data_options import DataConfig
+from stable_forgetting.config.model_options import AdapterConfig, ModelConfig
 from stable_forgetting.config.problems import find_problems
-
-Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
-NotNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
-Count = Annotated[int, Field(ge=1)]
-Schedule = Literal["linear", "cosine", "constant_with_warmup"]
+from stable_forgetting.config.section import Count, NotNegative, Positive, Schedule, Section
 
 
-class _Section(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=())
-
-
-class SourceConfig(_Section):
-    """Where examples come from, and which of them are taken."""
-
-    path: str | None = None
-    """File (.jsonl .json .csv .parquet .npz .txt), folder of images, hub name, or `builtin:people`, `builtin:digits`.
-    None: the rows of `data.source`."""
-    subset: str | None = None
-    """Configuration of a hub data set."""
-    split: str | None = None
-    """Split of a hub data set, or the rows whose column `split` has this value."""
-    where: str | None = None
-    """Rule over the columns, such as `person == "Ada"`, `label in [3, 5]` or, by position, `row >= 320`."""
-    limit: Count | None = None
-    """At most this many examples, the first ones."""
-    prompt: str = "prompt"
-    """Column of the prompt."""
-    answer: str = "answer"
-    """Column of the answer."""
-    paraphrased: str = "paraphrased_answer"
-    """Column of the right answer in other words, used where a row has it."""
-    perturbed: str = "perturbed_answer"
-    """Column of wrong answers, a list of texts or one text, used where a row has it."""
-    text: str = "text"
-    """Column of plain text, used where there are no prompt and answer."""
-    messages: str = "messages"
-    """Column of chat messages, used where there are no prompt and answer."""
-    image: str = "image"
-    """Column of the image."""
-    label: str = "label"
-    """Column of the class."""
-
-
-class DataConfig(_Section):
-    """The example sets. A set without a path is taken out of `source` by its rule."""
-
-    source: SourceConfig | None = None
-    """Common source of the sets that have no path of their own."""
-    forget: SourceConfig
-    """What is to be forgotten."""
-    retain: SourceConfig = SourceConfig()
-    """Without path and rule: everything in `source` that no other set takes."""
-    retain_evaluation: SourceConfig | None = None
-    """Retain examples that are measured; they may be among those of `retain`. None: those of `retain`."""
-    holdout: SourceConfig | None = None
-    """Unseen examples of the forget set's kind: membership attacks and calibrated targets need them."""
-    test: SourceConfig | None = None
-    """Language: other text for perplexity. Images: test images of all classes."""
-    real_authors: SourceConfig | None = None
-    """Language: questions about real authors, measured only."""
-    world_facts: SourceConfig | None = None
-    """Language: questions about the wider world, measured only."""
-    max_length: Count = 512
-    """Longest example in tokens; longer ones are cut at the end of the answer."""
-    chat_template: bool | None = None
-    """Whether prompts are put into the tokenizer's chat template. None: if it has one."""
-    template: str | None = None
-    """Text with `{prompt}` and, at its end, `{answer}`. None: `Question: {prompt}\\nAnswer: {answer}`."""
-    num_classes: Count | None = None
-    """Number of classes. None: the largest label + 1."""
-
-
-class FinetuneConfig(_Section):
-    """How the base model is taught the forget and retain sets, and the retain model the retain set alone."""
-
-    epochs: Positive = 8
-    """Passes over the set that is taught."""
-    learning_rate: Positive = 1e-4
-    """Peak of the schedule."""
-    batch_size: Count = 16
-    """Examples per update."""
-    weight_decay: NotNegative = 0.0
-    """Of AdamW."""
-    warmup_share: Annotated[float, Field(ge=0, lt=1)] = 0.1
-    """Share of the updates in which the learning rate rises from 0."""
-    schedule: Schedule = "cosine"
-    """How the learning rate falls afterwards."""
-    seed: int = 0
-    """Of the order of the examples."""
-
-
-class ModelConfig(_Section):
-    """The model to be unlearned, and how it is read."""
-
-    name: str
-    """Local folder, hub name, `package:NAME` for weights that come with an installed Python package, or
-    `builtin:people`, `builtin:digits`."""
-    revision: str | None = None
-    """Branch, tag or commit of a hub name. None: the default branch."""
-    gguf_file: str | None = None
-    """Name of the GGUF file in that folder or package."""
-    dtype: Literal["float32", "bfloat16", "float16"] = "float32"
-    """Precision of the frozen weights; the adapter is trained in float32."""
-    quantization: Literal["4bit", "8bit"] | None = None
-    """Load the linear layers in 4 bits (NF4, scales quantised too) or 8 bits (LLM.int8), with bitsandbytes."""
-    trust_remote_code: bool = False
-    """Whether code that comes with the model may run."""
-    finetune: FinetuneConfig | None = None
-    """If given, `name` is only the pretrained model: base and retain model are made from it by finetuning, and kept."""
-
-
-class AdapterConfig(_Section):
-    """The bounded adapter."""
-
-    bound: str = "sine"
-    """Bounding function; `forget list bounds` shows them."""
-    rank: Count = 4
-    """Columns of B and rows of A."""
-    omega: Positive = 100.0
-    """Frequency inside the bound."""
-    scale: Positive | None = None
-    """Largest change of any weight. None: lora_alpha / rank / sqrt(in_features) with lora_alpha = rank."""
-    target_modules: str | list[str] | None = None
-    """None: the MLP layers of the model's family."""
-    seed: int = 0
-    """Of the random start of A."""
-
-
-class TargetConfig(_Section):
+class TargetConfig(Section):
     """Where calibrated forgetting gets the likelihood to stop at."""
 
     source: Literal["holdout", "pretrained", "number"] = "holdout"
@@ -149,11 +26,12 @@ class TargetConfig(_Section):
     """With number: the target in nats per label."""
 
 
-class ObjectiveConfig(_Section):
+class ObjectiveConfig(Section):
     """objective = forget_weight × forget term + retain_weight × retain term."""
 
     name: str = "gradient_difference"
-    """ascent, gradient_difference, kl, npo or calibrated: a forget term with its usual retain term."""
+    """ascent, gradient_difference, bounded_ascent, kl, npo, calibrated or retain_only: a forget term with its usual retain
+    term."""
     retain: str | None = None
     """Another retain term, nll or kl. None: the usual one."""
     forget_weight: NotNegative = 1.0
@@ -162,12 +40,14 @@ class ObjectiveConfig(_Section):
     """Factor of the retain term. 0 leaves it out."""
     beta: Positive = 0.1
     """Of npo."""
+    limit: Positive | None = None
+    """Of bounded_ascent: nats per label at which the ascent ends. None: ln of the number of classes or tokens."""
     target: TargetConfig = TargetConfig()
     """Of calibrated."""
 
 
-class StopRule(_Section):
-    """Stop the training when a validation metric has passed a value."""
+class StopRule(Section):
+    """Stop the training when a validation metric has passed a value, or has passed it and falls again."""
 
     metric: str
     """Name of a validation metric, such as forget_nll."""
@@ -175,21 +55,27 @@ class StopRule(_Section):
     """Stop when the metric is greater."""
     below: float | None = None
     """Stop when the metric is smaller."""
+    peak: float | None = None
+    """Stop when the metric has been greater and is below its best again."""
+    patience: Count = 1
+    """With peak: this many validations in a row have to be below the best one."""
 
     @model_validator(mode="after")
-    def _one_side(self) -> StopRule:
-        if (self.above is None) == (self.below is None):
-            raise ValueError("give either 'above' or 'below'")
+    def _one_kind(self) -> StopRule:
+        if sum(limit is not None for limit in (self.above, self.below, self.peak)) != 1:
+            raise ValueError("give one of 'above', 'below' and 'peak'")
+        if self.patience != 1 and self.peak is None:
+            raise ValueError("'patience' belongs to 'peak': 'above' and 'below' stop at once")
         return self
 
 
-class TrainingConfig(_Section):
+class TrainingConfig(Section):
     """The unlearning itself."""
 
     steps: Count | None = None
     """Number of optimizer updates. None: `epochs`."""
     epochs: Positive = 5
-    """Passes over the forget set."""
+    """Passes over the forget set, also where the objective has no forget term."""
     learning_rate: Positive = 1e-3
     """Peak of the schedule."""
     forget_batch_size: Count = 8
@@ -206,6 +92,8 @@ class TrainingConfig(_Section):
     """0: gradients are not clipped."""
     weight_decay: NotNegative = 0.0
     """Of AdamW, on the adapter."""
+    max_weight: Positive | None = None
+    """After every update the entries of A and B are clipped to this. None: they are not."""
     bf16: bool = False
     """Whether the forward pass runs in bfloat16 where that is safe."""
     gradient_checkpointing: bool = False
@@ -222,7 +110,7 @@ class TrainingConfig(_Section):
     """Of the order of the examples and of dropout."""
 
 
-class EvaluationConfig(_Section):
+class EvaluationConfig(Section):
     """What is measured at the end, and in validations."""
 
     batch_size: Count = 16
@@ -235,8 +123,12 @@ class EvaluationConfig(_Section):
     """Examples of each set that are shown in the report."""
     retain_limit: Count | None = None
     """Measure at most this many retain examples, drawn with the seed. None: all."""
+    test_limit: Count | None = None
+    """Images: measure at most this many test images of what is kept, drawn with the seed. None: all."""
     gradient_norm: bool = False
     """Language: measure the gradient of each forget and holdout example, for a membership attack; slow."""
+    linear_probe: bool = True
+    """Images: train a linear probe on the features of forget and retain set, and test it on the test images."""
     validation_size: Count = 64
     """Examples of each set in validations during training."""
     num_resamples: Annotated[int, Field(ge=100)] = 1000
@@ -245,7 +137,7 @@ class EvaluationConfig(_Section):
     """Of the subsets and the bootstrap."""
 
 
-class RunConfig(_Section):
+class RunConfig(Section):
     """Everything that `forget run` needs to know."""
 
     name: str = "run"

@@ -5,7 +5,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from stable_forgetting.config.options import DataConfig, RunConfig, SourceConfig
+    from stable_forgetting.config.data_options import DataConfig, SourceConfig
+    from stable_forgetting.config.options import RunConfig
 
 MEASURED_ONLY = ("retain_evaluation", "real_authors", "world_facts")
 """Sets that nothing is taught from."""
@@ -24,6 +25,8 @@ def find_problems(config: RunConfig) -> list[str]:
     problems = _problems_of_sets(data)
     if config.task == "image":
         problems += [f"data.{name}: only language models have it" for name in MEASURED_ONLY[1:] if getattr(data, name)]
+    else:
+        problems += _problems_of_language(config)
     if config.objective.name == "calibrated":
         if target.source == "number" and target.nll is None:
             problems.append("objective.target: source 'number' needs 'nll', the target in nats per label")
@@ -44,6 +47,15 @@ def find_problems(config: RunConfig) -> list[str]:
         problems.append("training.best_metric needs training.evaluate_every")
     if config.training.stop and config.training.evaluate_every is None:
         problems.append("training.stop needs training.evaluate_every")
+    return problems
+
+
+def _problems_of_language(config: RunConfig) -> list[str]:
+    problems = []
+    if config.model.image_size is not None:
+        problems.append(f"model.image_size is {config.model.image_size}: only image models have it")
+    if any(training.trains == "head" for training in config.model.finetune or []):
+        problems.append("model.finetune.trains is 'head': only image classifiers have a head that is trained alone")
     return problems
 
 

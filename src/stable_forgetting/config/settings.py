@@ -4,13 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar, get_args
 
 import yaml
 from pydantic import BaseModel, ValidationError
 
 from stable_forgetting.config.options import RunConfig
+from stable_forgetting.config.section import Section
 from stable_forgetting.errors import ConfigError, unknown_name
+
+S = TypeVar("S", bound=Section)
 
 
 def read_yaml(path: Path) -> dict[str, Any]:
@@ -54,23 +57,37 @@ def load_config(path: Path, changes: Sequence[tuple[str, Any]] = ()) -> tuple[Ru
 
 
 def parse_config(given: Mapping[str, Any], *, source: str = "the config") -> RunConfig:
-    """Check settings and fill in the defaults.
+    """Check the settings of a run and fill in the defaults.
+
+    Raises:
+        ConfigError: Names all problems at once.
+    """
+    return parse_section(RunConfig, given, source=source)
+
+
+def parse_section(kind: type[S], given: Mapping[str, Any], *, source: str) -> S:
+    """Check the settings of a section and fill in the defaults.
+
+    Args:
+        kind: The section.
+        given: The settings.
+        source: Where they came from, in words.
 
     Raises:
         ConfigError: Names all problems at once.
     """
     try:
-        return RunConfig.model_validate(given)
+        return kind.model_validate(given)
     except ValidationError as error:
-        found = [_describe(problem) for problem in error.errors()]
+        found = [_describe(problem, kind) for problem in error.errors()]
         count = "is a problem" if len(found) == 1 else f"are {len(found)} problems"
         raise ConfigError(f"There {count} in {source}: {'; '.join(found)}.") from error
 
 
-def _describe(problem: Mapping[str, Any]) -> str:
+def _describe(problem: Mapping[str, Any], kind: type[BaseModel]) -> str:
     place = ".".join(str(part) for part in problem["loc"])
     if problem["type"] == "extra_forbidden":
-        section = _section_at([str(part) for part in problem["loc"][:-1]])
+        section = _section_at(kind, [str(part) for part in problem["loc"][:-1]])
         return f"{place}: " + unknown_name("setting", str(problem["loc"][-1]), section).rstrip(".")
     message = problem["msg"].removeprefix("Value error, ")
     if not place:
@@ -80,9 +97,8 @@ def _describe(problem: Mapping[str, Any]) -> str:
     return f"{place} = {problem['input']!r}: {message[0].lower()}{message[1:]}"
 
 
-def _section_at(path: Sequence[str]) -> list[str]:
+def _section_at(section: type[BaseModel], path: Sequence[str]) -> list[str]:
     """Names of the settings in the section that a path leads to."""
-    section: type[BaseModel] = RunConfig
     for part in path:
         if part not in section.model_fields:
             continue
@@ -92,8 +108,10 @@ def _section_at(path: Sequence[str]) -> list[str]:
 
 
 def _model_in(annotation: Any) -> type[BaseModel] | None:
-    candidates = [annotation, *getattr(annotation, "__args__", ())]
-    return next((c for c in candidates if isinstance(c, type) and issubclass(c, BaseModel)), None)
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return annotation
+    inner = (_model_in(argument) for argument in get_args(annotation))
+    return next((found for found in inner if found is not None), None)
 
 
 def parse_change(change: str) -> tuple[str, Any]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any, Generic, Protocol, TypeVar
 
 import numpy as np
@@ -110,16 +111,20 @@ class ImageExample:
     pixel_values: torch.Tensor
     metadata: Mapping[str, Any] = field(default_factory=dict)
 
-    @property
+    @cached_property
     def key(self) -> str:
         """Hash of the pixels and their shape."""
-        return hashlib.sha256(str(self.pixels.shape).encode() + self.pixels.tobytes()).hexdigest()
+        return pixels_sha256(self.pixels)
+
+    @cached_property
+    def values_sha256(self) -> str:
+        """Hash of the pixel values."""
+        return hashlib.sha256(np.ascontiguousarray(self.pixel_values.numpy()).data).hexdigest()
 
     @property
     def identity(self) -> str:
         """Hash of the pixel values and the label: other processing or another label teaches something else."""
-        values = hashlib.sha256(self.pixel_values.numpy().tobytes()).hexdigest()
-        return f"{self.key}:{values}:{self.label}"
+        return f"{self.key}:{self.values_sha256}:{self.label}"
 
     @property
     def measured_identity(self) -> str:
@@ -130,6 +135,11 @@ class ImageExample:
     def num_labels(self) -> int:
         """One: an image has one label."""
         return 1
+
+
+def pixels_sha256(pixels: npt.NDArray[np.uint8]) -> str:
+    """Hash of an image's pixels and of their shape."""
+    return hashlib.sha256(str(pixels.shape).encode() + pixels.tobytes()).hexdigest()
 
 
 E = TypeVar("E", bound=Example)

@@ -10,6 +10,8 @@ from stable_forgetting.errors import DataError
 def load_hub_rows(name: str, *, subset: str | None, split: str | None) -> list[dict[str, Any]]:
     """Rows of a hub data set. Without a split, the rows of all splits with their name in the column ``split``.
 
+    Where the data set names the classes in a column ``fine_label``, the column ``fine_label_name`` has the names.
+
     Args:
         name: ``owner/name``, or a name without owner.
         subset: Configuration of the data set, or None for its only one.
@@ -39,8 +41,21 @@ def load_hub_rows(name: str, *, subset: str | None, split: str | None) -> list[d
         reason = str(error).strip().splitlines()[0].rstrip(".")
         raise DataError(f"The hub data set '{name}' cannot be used: {reason}. Check 'subset' and 'split'.") from error
     if split is not None:
-        return [dict(row) for row in loaded]
-    return [{"split": part, **row} for part, rows in loaded.items() for row in rows]
+        return _rows(loaded, datasets.ClassLabel)
+    return [{"split": part, **row} for part, rows in loaded.items() for row in _rows(rows, datasets.ClassLabel)]
+
+
+def _rows(loaded: Any, class_label: type[Any]) -> list[dict[str, Any]]:
+    features = (loaded.features or {}).items()
+    names = {column: feature.names for column, feature in features if isinstance(feature, class_label)}
+    return [
+        {**row, **{f"{column}_name": _name(row[column], known) for column, known in names.items()}} for row in loaded
+    ]
+
+
+def _name(label: int | None, names: list[str]) -> str | None:
+    """Name of a class; None where the class is not known, for which data sets have -1."""
+    return None if label is None or label < 0 else names[label]
 
 
 def _why_unreachable(datasets: Any) -> str:

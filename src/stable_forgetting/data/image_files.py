@@ -28,7 +28,8 @@ def read_npz(path: Path) -> list[dict[str, Any]]:
 
     The archive has the arrays ``image`` (N, H, W[, C]) and ``label`` (N,), or the same as ``x_train``, ``y_train``,
     ``x_test``, ``y_test``. Other arrays of N values become columns of their own, such as ``coarse_train``, which
-    gives the column ``coarse``. ``class_names`` (K,) names the classes. Archives that hold pickled objects are
+    gives the column ``coarse``. ``class_names`` (K,) names the classes; an array such as ``coarse_names`` does the same
+    for the numbers in another column, and gives the column ``coarse_name``. Archives that hold pickled objects are
     refused, because reading them may run code.
 
     Args:
@@ -51,9 +52,8 @@ def read_npz(path: Path) -> list[dict[str, Any]]:
     rows: list[dict[str, Any]] = []
     for split, columns in columns_by_split.items():
         rows += _array_rows(columns, path, split)
-    names = arrays.get("class_names")
-    if names is not None:
-        _add_class_names(rows, [str(name) for name in names], path)
+    for kind, column in _named_columns(arrays, rows).items():
+        _add_names(rows, kind, column, [str(name) for name in arrays[f"{kind}_names"]], path)
     return rows
 
 
@@ -136,14 +136,21 @@ def _array_rows(columns: Mapping[str, Array], path: Path, split: str) -> list[di
     ]
 
 
-def _add_class_names(rows: list[dict[str, Any]], names: list[str], path: Path) -> None:
+def _named_columns(arrays: Mapping[str, Array], rows: list[dict[str, Any]]) -> dict[str, str]:
+    """Columns of numbers that an array of names belongs to, by what the names are called."""
+    columns = {**{column: column for row in rows[:1] for column in row}, "class": "label"}
+    return {kind: column for kind, column in columns.items() if f"{kind}_names" in arrays}
+
+
+def _add_names(rows: list[dict[str, Any]], kind: str, column: str, names: list[str], path: Path) -> None:
     for number, row in enumerate(rows):
-        if not 0 <= row["label"] < len(names):
+        value = row.get(column)
+        if not isinstance(value, int) or not 0 <= value < len(names):
             raise DataError(
-                f"Row {number} of '{path}' has label {row['label']}, but class_names has {len(names)} names. "
-                f"Labels must be from 0 to {len(names) - 1}."
+                f"Row {number} of '{path}' has {column} {value}, but {kind}_names has {len(names)} names. "
+                f"Give whole numbers from 0 to {len(names) - 1}."
             )
-        row["class_name"] = names[row["label"]]
+        row[f"{kind}_name"] = names[value]
 
 
 def _subfolders(path: Path) -> list[Path]:

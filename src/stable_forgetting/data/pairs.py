@@ -45,7 +45,8 @@ class ForgetRetainBatches(Sampler[list[Draw]]):
 
     Retain examples are drawn without replacement until all were seen, then anew, also across epochs: at any time no
     retain example was seen more than once more often than another. With a retain set only, as in finetuning, an epoch
-    visits every retain example once.
+    visits every retain example once. With `draws_forget=False` the epochs and the retain examples are those beside a
+    forget set, which takes no part: the same number of steps on the same retain examples.
 
     Args:
         num_forget: Size of the forget set; None if there is none.
@@ -53,9 +54,10 @@ class ForgetRetainBatches(Sampler[list[Draw]]):
         forget_batch_size: Forget examples per batch; the last batch of an epoch may have fewer.
         retain_batch_size: Retain examples per batch; always that many beside forget examples.
         seed: Seed of both orders.
+        draws_forget: Whether batches have forget examples; False for objectives without a forget term.
 
     Raises:
-        ConfigError: There is neither set, or a size is below 1.
+        ConfigError: There is neither set to draw from, or a size is below 1.
 
     Example:
         >>> batches = ForgetRetainBatches(3, 5, forget_batch_size=2, retain_batch_size=1, seed=0)
@@ -71,6 +73,7 @@ class ForgetRetainBatches(Sampler[list[Draw]]):
         forget_batch_size: int,
         retain_batch_size: int,
         seed: int,
+        draws_forget: bool = True,
     ) -> None:
         sizes = {
             "num_forget": num_forget,
@@ -81,13 +84,14 @@ class ForgetRetainBatches(Sampler[list[Draw]]):
         for name, size in sizes.items():
             if size is not None and size < 1:
                 raise ConfigError(f"{name} is {size}. It must be at least 1.")
-        if num_forget is None and num_retain is None:
+        if (num_forget is None or not draws_forget) and num_retain is None:
             raise ConfigError("There is neither a forget nor a retain set to draw batches from. Give at least one.")
         self.num_forget = num_forget
         self.num_retain = num_retain
         self.forget_batch_size = forget_batch_size
         self.retain_batch_size = retain_batch_size
         self.seed = seed
+        self.draws_forget = draws_forget
         self.epoch = 0
 
     def set_epoch(self, epoch: int) -> None:
@@ -109,7 +113,9 @@ class ForgetRetainBatches(Sampler[list[Draw]]):
             yield forget[of_forget] + retain[of_retain]
 
     def _forget_order(self) -> list[int]:
-        return [] if self.num_forget is None else self._permutation(FORGET, self.epoch, self.num_forget)
+        if self.num_forget is None or not self.draws_forget:
+            return []
+        return self._permutation(FORGET, self.epoch, self.num_forget)
 
     def _retain_order(self) -> list[int]:
         """This epoch's piece of the endless sequence of permutations of the retain set."""

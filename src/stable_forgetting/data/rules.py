@@ -11,6 +11,7 @@ import operator
 from collections.abc import Callable
 from typing import Any
 
+from stable_forgetting.data.row_places import random_places, shares_in
 from stable_forgetting.data.rows import Row, Rows
 from stable_forgetting.errors import DataError, unknown_name
 
@@ -27,7 +28,10 @@ _COMPARISONS: dict[type[ast.cmpop], Callable[[Any, Any], Any]] = {
     ast.IsNot: operator.is_not,
 }
 
-_ALLOWED = "Allowed: columns, constants, lists, == != < <= > >= in, not in, is None, and, or, not, column[index]."
+_ALLOWED = (
+    "Allowed: columns, constants, lists, == != < <= > >= in, not in, is None, and, or, not, column[index], "
+    "share_in(column), random_place(seed)."
+)
 
 POSITION = "row"
 """Name of a row's position, in tables without a column of that name."""
@@ -39,8 +43,9 @@ def select_rows(rows: Rows, where: str) -> Rows:
     """The rows for which a rule is true, in order.
 
     A row that lacks a column has None there. ``row`` is the position of a row in the table, from 0, if no column has
-    that name. Whether anything is left is for the caller to see: an empty set raises
-    where the example set is made.
+    that name. ``share_in(column)`` is a row's place among the rows with the same value in the column, as a share above
+    0 and at most 1; ``random_place(seed)`` is its place in a random order, from 0. Whether anything is left is for the
+    caller to see: an empty set raises where the example set is made.
 
     Args:
         rows: The table.
@@ -59,13 +64,18 @@ def select_rows(rows: Rows, where: str) -> Rows:
         [5]
         >>> [row["label"] for row in select_rows(rows, "row >= 1")]
         [4, 5]
+        >>> [row["label"] for row in select_rows(rows, "random_place(0) < 2")]
+        [4, 5]
     """
-    evaluate = _compile(_parse(where), where, frozenset({*rows.columns, POSITION}))
-    has_column = POSITION in rows.columns
+    rule = _parse(where)
+    evaluate = _compile(rule, where, frozenset({*rows.columns, POSITION}))
+    places = _places(rule, rows)
+    if POSITION not in rows.columns:
+        places[POSITION] = list(range(len(rows)))
 
     def keep(number: int, row: Row) -> bool:
         try:
-            return bool(evaluate(row if has_column else {**row, POSITION: number}))
+            return bool(evaluate({**row, **{name: values[number] for name, values in places.items()}}))
         except (TypeError, IndexError, KeyError) as error:
             raise DataError(
                 f"The rule '{where}' cannot be decided for row {number}: {error}. "
@@ -87,6 +97,18 @@ def _parse(where: str) -> ast.expr:
         ) from error
 
 
+def _places(rule: ast.expr, rows: Rows) -> dict[str, list[Any]]:
+    """The values of each place that a rule asks for, by how it is written."""
+    found: dict[str, list[Any]] = {}
+    for node in ast.walk(rule):
+        match node:
+            case ast.Call(func=ast.Name(id="share_in"), args=[ast.Name(id=column)]):
+                found[ast.unparse(node)] = shares_in(rows, column)
+            case ast.Call(func=ast.Name(id="random_place"), args=[ast.Constant(value=int() as seed)]):
+                found[ast.unparse(node)] = random_places(rows, seed)
+    return found
+
+
 def _compile(node: ast.expr, where: str, columns: frozenset[str]) -> Evaluate:
     """A function from a row to the value of the node; every node of the rule is checked before any row is seen."""
     if isinstance(node, ast.Name) and node.id not in columns:
@@ -95,7 +117,7 @@ def _compile(node: ast.expr, where: str, columns: frozenset[str]) -> Evaluate:
     def inner(child: ast.expr) -> Evaluate:
         return _compile(child, where, columns)
 
-    evaluate = _leaf(node) or _logic(node, inner) or _structure(node, inner)
+    evaluate = _leaf(node) or _place(node, inner) or _logic(node, inner) or _structure(node, inner)
     if evaluate is None:
         raise DataError(
             f"The rule '{where}' uses '{ast.unparse(node)}' at character {node.col_offset + 1}, which is not allowed. "
@@ -115,6 +137,18 @@ def _leaf(node: ast.expr) -> Evaluate | None:
     return None
 
 
+def _place(node: ast.expr, inner: Callable[[ast.expr], Evaluate]) -> Evaluate | None:
+    match node:
+        case ast.Call(func=ast.Name(id="share_in"), args=[ast.Name() as column], keywords=[]):
+            inner(column)  # refuses a column that is not there
+        case ast.Call(func=ast.Name(id="random_place"), args=[ast.Constant(value=int())], keywords=[]):
+            pass
+        case _:
+            return None
+    name = ast.unparse(node)
+    return lambda row: row[name]
+
+
 def _logic(node: ast.expr, inner: Callable[[ast.expr], Evaluate]) -> Evaluate | None:
     match node:
         case ast.UnaryOp(op=ast.Not(), operand=operand):
@@ -130,6 +164,9 @@ def _logic(node: ast.expr, inner: Callable[[ast.expr], Evaluate]) -> Evaluate | 
 def _structure(node: ast.expr, inner: Callable[[ast.expr], Evaluate]) -> Evaluate | None:
     match node:
         case ast.List(elts=elements) | ast.Tuple(elts=elements) | ast.Set(elts=elements):
+            if all(isinstance(element, ast.Constant) for element in elements):  # long lists are made once
+                constants = [element.value for element in elements if isinstance(element, ast.Constant)]
+                return lambda row: constants
             return _sequence([inner(element) for element in elements])
         case ast.Subscript(value=value, slice=index) if not isinstance(index, ast.Slice):
             return _item(inner(value), inner(index))

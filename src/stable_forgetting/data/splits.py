@@ -114,13 +114,33 @@ def subset(example_set: ExampleSet[E], limit: int | None, seed: int) -> ExampleS
     Raises:
         DataError: The limit is below 1.
     """
-    if limit is not None and limit < 1:
-        raise DataError(f"A subset of {limit} examples is empty. Give a limit of at least 1.")
-    if limit is None or limit >= len(example_set):
+    positions = subset_positions(len(example_set), limit, seed)
+    if len(positions) == len(example_set):
         return example_set
-    positions = np.sort(np.random.default_rng(seed).permutation(len(example_set))[:limit])
     return ExampleSet(
         name=example_set.name,
-        examples=[example_set[int(position)] for position in positions],
+        examples=[example_set[position] for position in positions],
         source=f"{example_set.source}, {limit} of {len(example_set)} drawn with seed {seed}",
     )
+
+
+def subset_positions(size: int, limit: int | None, seed: int) -> list[int]:
+    """Positions of the examples that `subset` takes, rising.
+
+    Args:
+        size: Number of examples.
+        limit: Largest number of positions, at least 1; None for all.
+        seed: The same seed, limit and size give the same positions.
+
+    Raises:
+        DataError: The limit is below 1.
+
+    Example:
+        >>> subset_positions(3, 5, seed=0)
+        [0, 1, 2]
+    """
+    if limit is not None and limit < 1:
+        raise DataError(f"A subset of {limit} examples is empty. Give a limit of at least 1.")
+    if limit is None or limit >= size:
+        return list(range(size))
+    return sorted(np.random.default_rng(seed).permutation(size)[:limit].tolist())

@@ -15,7 +15,8 @@ import numpy.typing as npt
 from PIL import Image, UnidentifiedImageError
 from torch import Tensor
 
-from stable_forgetting.data.examples import ExampleSet, ImageExample
+from stable_forgetting.data.array_store import ArrayStore
+from stable_forgetting.data.examples import ExampleSet, ImageExample, pixels_sha256
 from stable_forgetting.data.rows import Row, Rows
 from stable_forgetting.errors import DataError
 
@@ -40,7 +41,13 @@ class ImageColumns:
 
 
 def image_examples(
-    rows: Rows, process: Process, *, name: str, columns: ImageColumns | None = None, num_classes: int | None = None
+    rows: Rows,
+    process: Process,
+    *,
+    name: str,
+    columns: ImageColumns | None = None,
+    num_classes: int | None = None,
+    store: ArrayStore | None = None,
 ) -> ExampleSet[ImageExample]:
     """Image examples of all rows. Grey images get three equal channels, transparency is dropped.
 
@@ -50,6 +57,8 @@ def image_examples(
         name: Name of the set.
         columns: Which columns are read; None for ``image`` and ``label``.
         num_classes: Number of classes that the model tells apart; None: labels are not checked against it.
+        store: Where pixel values of this image processor are kept, so that an image is scaled once in its life and
+            not held in memory; None: nowhere.
 
     Returns:
         One example per row, in order. The other columns are in the examples' metadata.
@@ -69,9 +78,15 @@ def image_examples(
             for n, place in zip(numbers, places, strict=True)
         ]
         metadata = [_other_columns(rows[number], columns) for number in numbers]
-        values = process(pixels)
+        values = _processed(pixels, process, store)
         examples += [ImageExample(*parts) for parts in zip(pixels, labels, values, metadata, strict=True)]
     return ExampleSet(name, examples, rows.source)
+
+
+def _processed(pixels: list[Pixels], process: Process, store: ArrayStore | None) -> Sequence[Tensor]:
+    if store is None:
+        return list(process(pixels))
+    return store.arrays([pixels_sha256(image) for image in pixels], lambda places: process([pixels[n] for n in places]))
 
 
 def split_by_deleted_class(

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
+from scipy.special import logsumexp
 
 from stable_forgetting.errors import DataError
 from stable_forgetting.evaluation.likelihood import Ints
@@ -46,23 +49,74 @@ def per_class_accuracy(predicted: Ints, label: Ints) -> dict[int, float]:
     return {int(kind): float(right[label == kind].mean()) for kind in np.unique(label)}
 
 
-def tug_of_war(forget: Floats, retain: Floats, retain_test: Floats) -> Floats:
-    """ToW = (1 − |g_forget|)(1 − |g_retain|)(1 − |g_retain_test|), g the accuracy's gap to the retain model's.
+def tug_of_war(*sets: Floats) -> Floats:
+    """ToW: product of 1 − |g| over the sets, g the accuracy's gap to the retain model's.
 
-    Range 0 to 1; 1 means that the accuracies agree on all three sets (Zhao et al., "What makes unlearning hard and what
-    to do about it", 2024).
+    Range 0 to 1; 1 means that the accuracies agree on all sets. Its authors take three: the training images of the
+    forget set, those of the retain set, and test images of what is kept (Zhao et al., "What makes unlearning hard and
+    what to do about it", 2024).
 
     Args:
-        forget: (..., n, 2), 1 or 0 for a right or wrong prediction of the unlearned and of the retain model on the
-            training images of the forget set.
-        retain: The same on the training images of the retain set.
-        retain_test: The same on test images of what is kept.
+        *sets: (..., n, 2), 1 or 0 for a right or wrong prediction of the unlearned and of the retain model.
 
     Returns:
         (...).
     """
-    product = np.ones(forget.shape[:-2])
-    for pairs in (forget, retain, retain_test):
+    product = np.ones(sets[0].shape[:-2])
+    for pairs in sets:
         accuracies = pairs.mean(axis=-2)
         product = product * (1 - np.abs(accuracies[..., 0] - accuracies[..., 1]))
     return np.asarray(product)
+
+
+def h_score(forget_test: Floats, retain_test: Floats) -> Floats:
+    """H = 2·D·R / (D + R): harmonic mean of the forgotten and the kept accuracy on test images.
+
+    Range 0 to 1, higher is better. D is the base model's accuracy on test images of what is forgotten minus this
+    model's, R this model's accuracy on those of what is kept (Zhao et al., "Continual forgetting for pre-trained vision
+    models", 2024, GS-LoRA). The paper does not say what a D below 0 means; it counts as 0 here, so that H is 0 where
+    nothing was forgotten.
+
+    Args:
+        forget_test: (..., n, 2), 1 or 0 for a right or wrong prediction of this and of the base model.
+        retain_test: (..., m), the same of this model.
+
+    Returns:
+        (...).
+    """
+    accuracies = forget_test.mean(axis=-2)
+    drop = np.maximum(accuracies[..., 1] - accuracies[..., 0], 0.0)
+    kept = retain_test.mean(axis=-1)
+    total = drop + kept
+    return np.asarray(np.divide(2 * drop * kept, total, out=np.zeros_like(total), where=total > 0))
+
+
+def js_divergence(first: Floats, second: Floats) -> Floats:
+    """Jensen-Shannon divergence of two distributions over the classes, in nats: one for each row.
+
+    JS = ½ Σ p ln(p/m) + ½ Σ q ln(q/m), m = (p + q) / 2. Range 0 (equal) to ln 2 (no class in common). A class of
+    probability 0 adds nothing; its logarithm has to be a finite number, however small.
+
+    Args:
+        first: (N, C), ln p; rows are normalised, since single precision leaves their sums a little off 1.
+        second: (N, C), ln q.
+
+    Returns:
+        (N,).
+
+    Raises:
+        DataError: The shapes differ.
+
+    Example:
+        >>> js_divergence(np.log([[0.5, 0.5]]), np.log([[0.5, 0.5]])).tolist()
+        [0.0]
+    """
+    if first.shape != second.shape:
+        raise DataError(
+            f"The two distributions have the shapes {first.shape} and {second.shape}: (examples, classes). "
+            "Compare models with the same classes on the same examples."
+        )
+    logs = [each - logsumexp(each, axis=-1, keepdims=True) for each in (first, second)]
+    middle = np.logaddexp(*logs) - math.log(2)
+    parts = [(np.exp(each) * (each - middle)).sum(axis=-1) for each in logs]
+    return np.asarray(np.clip((parts[0] + parts[1]) / 2, 0.0, math.log(2)))

@@ -27,6 +27,10 @@ _WHAT = {
     "exact_memorization": "whether each label is the most likely token",
     "extraction_strength": "whether each label is the most likely token",
     "correct": "the predicted class of each image",
+    "entropy": "the entropy over the classes of each image",
+    "class_log_probabilities": "the log-probability of each class",
+    "probe_correct": "a linear probe, and for it: evaluation.linear_probe, forget and retain set, a head that the "
+    "model calls classifier or head, and finite features",
     "min_k": "the log-probability of each label",
     "min_k_plus_plus": "the model's distribution at each label",
     "zlib": "the compressed length of each answer",
@@ -107,7 +111,7 @@ COLUMNS: dict[str, Callable[[SetValues, Definitions], Floats]] = {
 
 
 def column(values: SetValues, name: str, definitions: Definitions) -> Floats:
-    """One number for each example of a set, (N,).
+    """One number for each example of a set, (N,); of `class_log_probabilities` one row, (N, C).
 
     Args:
         values: The set.

@@ -125,6 +125,7 @@ def collect(
     *,
     with_tokens: frozenset[int] = frozenset(),
     is_image: bool = False,
+    with_classes: bool = False,
     progress: Progress | None = None,
 ) -> Collected:
     """Take from predictions what is kept of them, batch by batch.
@@ -133,14 +134,15 @@ def collect(
         batches: Numbers of the examples of each batch, and their predictions; each of `count` examples comes once.
         count: Number of examples, N.
         with_tokens: Examples whose values of each label are kept.
-        is_image: Whether predicted and right class are kept.
+        is_image: Whether predicted and right class are kept, and the entropy over the classes.
+        with_classes: Whether the log-probability of each class is kept.
         progress: Told after each batch.
     """
     parts: list[dict[str, npt.NDArray[Any]]] = []
     order: list[int] = []
     tokens: dict[int, Singles] = {}
     for numbers, predictions in batches:
-        parts.append(_columns(predictions, is_image=is_image))
+        parts.append(_columns(predictions, is_image=is_image, with_classes=with_classes))
         if with_tokens.intersection(numbers):
             found = _token_columns(predictions, [number in with_tokens for number in numbers])
             tokens |= {numbers[place]: values for place, values in found.items()}
@@ -151,7 +153,7 @@ def collect(
     return Collected({name: np.concatenate([part[name] for part in parts])[back] for name in parts[0]}, tokens)
 
 
-def _columns(predictions: Predictions, *, is_image: bool) -> dict[str, npt.NDArray[Any]]:
+def _columns(predictions: Predictions, *, is_image: bool, with_classes: bool) -> dict[str, npt.NDArray[Any]]:
     example, correct = predictions.example, predictions.correct
     counts = predictions.num_labels
     starts = counts.cumsum(0) - counts
@@ -167,7 +169,14 @@ def _columns(predictions: Predictions, *, is_image: bool) -> dict[str, npt.NDArr
     }
     if is_image:
         columns |= {"predicted": predictions.logits.argmax(dim=-1), "label": predictions.labels}
+        columns |= _class_columns(predictions.logits, with_classes=with_classes)
     return {name: values.cpu().numpy() for name, values in columns.items()}
+
+
+def _class_columns(logits: Tensor, *, with_classes: bool) -> dict[str, Tensor]:
+    log_probabilities = logits.double().log_softmax(dim=-1).clamp(min=LEAST_LOG_PROBABILITY)
+    columns = {"entropy": -(log_probabilities.exp() * log_probabilities).sum(dim=-1)}
+    return columns | ({"class_log_probabilities": log_probabilities.float()} if with_classes else {})
 
 
 def _token_columns(predictions: Predictions, wanted: Sequence[bool]) -> dict[int, Singles]:

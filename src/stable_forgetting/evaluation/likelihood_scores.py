@@ -34,7 +34,7 @@ class TokenScores:
 
     def to_json(self) -> dict[str, list[float]]:
         """Columns as plain lists with as many digits as single precision needs; `from_json` gives back every bit."""
-        return {field.name: [float(str(value)) for value in getattr(self, field.name)] for field in fields(self)}
+        return {field.name: _plain(getattr(self, field.name)) for field in fields(self)}
 
     @classmethod
     def from_json(cls, columns: Mapping[str, Any]) -> TokenScores:
@@ -65,6 +65,9 @@ class LikelihoodScores:
         first_extractable_without_last: As `first_extractable`, at most n − 1.
         predicted: Most likely class; None for language.
         label: Right class; None for language.
+        entropy: −Σ p ln p over the classes, in nats; None for language.
+        class_log_probabilities: ln p of each class, (N, C), in single precision, that of a probability of 0 as −1e4;
+            None where nothing asked for them.
         tokens: Values of each label, (sum of n,); None where nothing asked for them. Example i has the places
             ``label_starts[i]`` to ``label_starts[i] + num_labels[i]``.
     """
@@ -77,6 +80,8 @@ class LikelihoodScores:
     first_extractable_without_last: Ints
     predicted: Ints | None = None
     label: Ints | None = None
+    entropy: Floats | None = None
+    class_log_probabilities: Singles | None = None
     tokens: TokenScores | None = None
 
     def __len__(self) -> int:
@@ -104,10 +109,8 @@ class LikelihoodScores:
 
     def to_json(self) -> dict[str, Any]:
         """Columns as plain lists; `from_json` gives back every bit."""
-        columns = {field.name: getattr(self, field.name) for field in fields(self)}
-        plain = {
-            name: None if values is None else values.tolist() for name, values in columns.items() if name != "tokens"
-        }
+        columns = {field.name: getattr(self, field.name) for field in fields(self) if field.name != "tokens"}
+        plain = {name: None if values is None else _plain(values) for name, values in columns.items()}
         return {**plain, "tokens": None if self.tokens is None else self.tokens.to_json()}
 
     @classmethod
@@ -140,7 +143,20 @@ def _check_columns(kind: type[LikelihoodScores] | type[TokenScores], columns: Ma
         )
 
 
-def _column(name: str, values: Sequence[float] | None) -> Any:
+_TYPES: dict[str, Any] = {"nll_sum": np.float64, "entropy": np.float64, "class_log_probabilities": np.float32}
+"""Types of the columns that are no whole numbers."""
+
+
+def _column(name: str, values: Sequence[Any] | None) -> Any:
     if values is None:
         return None
-    return np.asarray(values, dtype=np.float64 if name == "nll_sum" else np.int64)
+    if name == "class_log_probabilities" and len({len(row) for row in values}) != 1:
+        raise DataError("The images have different numbers of classes. Score the model again.")
+    return np.asarray(values, dtype=_TYPES.get(name, np.int64))
+
+
+def _plain(values: npt.NDArray[Any]) -> list[Any]:
+    """Lists with as many digits as the precision needs: 0.1 in single precision is no long number in double."""
+    if values.dtype != np.float32:
+        return list(values.tolist())
+    return [_plain(row) for row in values] if values.ndim > 1 else [float(str(value)) for value in values]

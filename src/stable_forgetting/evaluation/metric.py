@@ -12,8 +12,8 @@ from stable_forgetting.evaluation.statistics import Floats, Interval, Statistic,
 from stable_forgetting.evaluation.values import Definitions, SetValues
 from stable_forgetting.records import Direction
 
-ModelOfNeed = Literal["own", "retain"]
-"""The measured model itself, or the retain model."""
+ModelOfNeed = Literal["own", "retain", "base"]
+"""The measured model itself, the retain model, or the base model."""
 
 
 @dataclass(frozen=True)
@@ -23,7 +23,7 @@ class Need:
     Args:
         set_name: Example set.
         column: One number per example, by a name in `COLUMNS`.
-        model: The measured model itself, or the retain model.
+        model: The measured model itself, the retain model, or the base model.
     """
 
     set_name: str
@@ -38,9 +38,10 @@ class MetricInputs:
     Args:
         own: Sets of the measured model.
         retain: Sets of the retain model; empty if there is none.
-        num_resamples: Bootstrap resamples.
+        num_resamples: Bootstrap resamples; 0: no intervals.
         seed: Of the bootstrap.
         definitions: Choices between published definitions.
+        base: Sets of the base model; empty if they are not known.
     """
 
     own: Mapping[str, SetValues]
@@ -48,10 +49,11 @@ class MetricInputs:
     num_resamples: int
     seed: int
     definitions: Definitions
+    base: Mapping[str, SetValues] = field(default_factory=dict)
     _known: dict[Need, Floats] = field(default_factory=dict, repr=False)
 
     def column(self, set_name: str, name: str, model: ModelOfNeed = "own") -> Floats:
-        """A column, (N,), computed once however many metrics need it.
+        """A column, (N,) or a row for each example, computed once however many metrics need it.
 
         Raises:
             DataError: It cannot be had; the message says why.
@@ -62,11 +64,14 @@ class MetricInputs:
         return self._known[need]
 
     def sets(self, model: ModelOfNeed) -> Mapping[str, SetValues]:
-        """Sets of the measured or of the retain model."""
-        return self.own if model == "own" else self.retain
+        """Sets of one of the models."""
+        found: Mapping[str, SetValues] = getattr(self, model)
+        return found
 
     def interval(self, *groups: Floats, statistic: Statistic) -> Interval | None:
         """Bootstrap interval of a statistic over the examples of each group."""
+        if self.num_resamples == 0:
+            return None
         return bootstrap_interval(*groups, statistic=statistic, num_resamples=self.num_resamples, seed=self.seed)
 
 
@@ -110,3 +115,8 @@ class Metric:
     def compares(self) -> bool:
         """Whether it says how like the retain model a model is, so that the retain model has no value of its own."""
         return self.direction != "retain" and any(need.model == "retain" for need in self.needs)
+
+    @property
+    def starts_from_base(self) -> bool:
+        """Whether it says how far a model is from the base model, so that the base model has no value of its own."""
+        return any(need.model == "base" for need in self.needs)

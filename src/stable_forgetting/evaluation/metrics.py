@@ -6,8 +6,8 @@ import math
 
 import numpy as np
 
-from stable_forgetting.evaluation.classification import tug_of_war
 from stable_forgetting.evaluation.metric import Measurement, Metric, MetricInputs, Need
+from stable_forgetting.evaluation.metrics_images import IMAGE_METRICS
 from stable_forgetting.evaluation.metrics_membership import MEMBERSHIP_METRICS
 from stable_forgetting.evaluation.metrics_tofu import TOFU_METRICS
 from stable_forgetting.evaluation.patterns import Means, ks_metric
@@ -27,17 +27,6 @@ def _perplexity(inputs: MetricInputs) -> Measurement:
         return Measurement(None, len(pairs), details=details, reason=reason)
     bounds = interval and Interval(math.exp(interval.low), math.exp(interval.high))
     return Measurement(math.exp(nll), len(pairs), bounds, details)
-
-
-_TOW_SETS = ("forget", "retain", "retain_test")
-
-
-def _tow(inputs: MetricInputs) -> Measurement:
-    pairs = [
-        np.stack([inputs.column(name, "correct"), inputs.column(name, "correct", "retain")], axis=1)
-        for name in _TOW_SETS
-    ]
-    return Measurement(float(tug_of_war(*pairs)), sum(map(len, pairs)), inputs.interval(*pairs, statistic=tug_of_war))
 
 
 _MEANS = (
@@ -82,15 +71,6 @@ _MEANS = (
         (0.0, 1.0),
         "1 - k/n, k the smallest index from which every label is the most likely token.",
     ),
-    Means(
-        "accuracy",
-        "correct",
-        ("forget", "forget_test", "retain", "retain_test"),
-        "higher",
-        (0.0, 1.0),
-        "Whether the most likely class is the right one.",
-        tasks=("image",),
-    ),
 )
 
 _SINGLE = (
@@ -111,15 +91,7 @@ _SINGLE = (
         description="p-value of a two-sample KS test between the NLLs per label of this and of the retain model on the "
         "forget set; near 1 where the test cannot tell them apart.",
     ),
-    Metric(
-        name="tow",
-        tasks=("image",),
-        direction="higher",
-        needs=tuple(Need(name, "correct", model) for model in ("own", "retain") for name in _TOW_SETS),
-        range=(0.0, 1.0),
-        description="Product over forget, retain and retain test images of 1 - |accuracy - the retain model's|.",
-        function=_tow,
-    ),
+    *IMAGE_METRICS,
     *TOFU_METRICS,
 )
 

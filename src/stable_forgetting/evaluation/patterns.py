@@ -17,7 +17,7 @@ class Means:
     """A column whose mean over each of several sets is a metric.
 
     Args:
-        suffix: The metric's name is the set's name, an underscore, and this.
+        suffix: The metric's name is the prefix, the set's name, an underscore, and this.
         column: Name of the column.
         sets: Sets that it is taken over.
         better: Which way is better on sets that are kept; on the others the retain model's value is the target.
@@ -25,6 +25,7 @@ class Means:
         description: What the value is.
         tasks: Kinds of models that have it.
         listed_with: See `Metric`.
+        prefix: Put before the metric's name.
     """
 
     suffix: str
@@ -35,12 +36,13 @@ class Means:
     description: str
     tasks: tuple[TaskName, ...] = ("language",)
     listed_with: tuple[str, ...] = ()
+    prefix: str = ""
 
     def metrics(self) -> list[Metric]:
         """One metric for each set."""
         return [
             Metric(
-                name=f"{name}_{self.suffix}",
+                name=f"{self.prefix}{name}_{self.suffix}",
                 tasks=self.tasks,
                 direction="retain" if name.startswith(("forget", "holdout")) else self.better,
                 needs=(Need(name, self.column),),

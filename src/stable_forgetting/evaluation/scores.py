@@ -16,11 +16,12 @@ from stable_forgetting.errors import DataError, unknown_name
 from stable_forgetting.evaluation.alternatives import score_answers
 from stable_forgetting.evaluation.generation import greedy_answers
 from stable_forgetting.evaluation.gradient import gradient_norms
-from stable_forgetting.evaluation.likelihood import Floats, Ints, LikelihoodScores, Progress, score_examples
+from stable_forgetting.evaluation.images import score_images
+from stable_forgetting.evaluation.likelihood import Floats, Ints, LikelihoodScores, Progress
 from stable_forgetting.models.tasks import LanguageTask, Task
 from stable_forgetting.records import ModelRole
 
-FORMAT = 2
+FORMAT = 3
 """Number of the stored form; it grows whenever an old reader would misunderstand a new file."""
 
 TaskName = Literal["language", "image"]
@@ -36,7 +37,12 @@ ATTACKED_SETS = ("forget", "holdout")
 
 _LIKELIHOODS = ("likelihood", "paraphrased", "perturbed")
 _TEXTS = ("answers", "references")
-_NUMBERS = {"num_perturbed": np.int64, "compressed_bytes": np.int64, "gradient_norm": np.float64}
+_NUMBERS = {
+    "num_perturbed": np.int64,
+    "compressed_bytes": np.int64,
+    "gradient_norm": np.float64,
+    "probe_predicted": np.int64,
+}
 
 
 @dataclass(frozen=True, eq=False)
@@ -55,6 +61,7 @@ class SetScores:
         compressed_bytes: (N,), length of the answer's text in UTF-8 after zlib; None where no attack needs it.
         gradient_norm: (N,), 2-norm of the gradient of the example's mean NLL over all weights of the model as it is
             measured (adapters merged); None unless asked for.
+        probe_predicted: (N,), class that a linear probe on the model's features predicts; None without a probe.
     """
 
     sha256: str
@@ -66,6 +73,7 @@ class SetScores:
     num_perturbed: Ints | None = None
     compressed_bytes: Ints | None = None
     gradient_norm: Floats | None = None
+    probe_predicted: Ints | None = None
 
     def __len__(self) -> int:
         return len(self.likelihood)
@@ -161,6 +169,7 @@ class ScoringOptions:
         generate_sets: Sets whose prompts are answered.
         gradient_norm: Whether to measure the gradients that a membership attack looks at: one backward pass per
             example.
+        linear_probe: Whether a linear probe is trained on the features of an image classifier and tested.
     """
 
     batch_size: int
@@ -168,6 +177,7 @@ class ScoringOptions:
     max_new_tokens: int
     generate_sets: tuple[str, ...] = ("forget", "retain", "real_authors", "world_facts")
     gradient_norm: bool = False
+    linear_probe: bool = True
 
 
 def _asks(example_set: ExampleSet[Any]) -> bool:
@@ -206,15 +216,15 @@ def score_model(
     def tell(what: str) -> Progress | None:
         return None if progress is None else partial(progress, f"{role} model: {what}")
 
-    found = {}
-    for name, example_set in sets.items():
-        if isinstance(task, LanguageTask):
-            found[name] = _score_language_set(model, task, name, example_set, options, tell)
-        else:
-            likelihood = score_examples(
-                model, task, example_set, batch_size=options.batch_size, progress=tell(f"likelihood of {name}")
-            )
-            found[name] = SetScores(example_set.sha256, likelihood)
+    if isinstance(task, LanguageTask):
+        found = {name: _score_language_set(model, task, name, part, options, tell) for name, part in sets.items()}
+    else:
+        size, probe = options.batch_size, options.linear_probe
+        images = score_images(model, task, sets, batch_size=size, linear_probe=probe, tell=tell)
+        found = {
+            name: SetScores(sets[name].sha256, scores.likelihood, probe_predicted=scores.probe_predicted)
+            for name, scores in images.items()
+        }
     return ModelScores(task=task.name, role=role, source=source, sets=found)
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import numpy as np
 
 from stable_forgetting.errors import DataError
@@ -9,7 +11,7 @@ from stable_forgetting.evaluation.metric import Metric, MetricInputs, Need
 from stable_forgetting.evaluation.metrics import METRICS
 from stable_forgetting.evaluation.scores import ModelScores
 from stable_forgetting.evaluation.values import Definitions, ModelValues, SetValues, values_of
-from stable_forgetting.records import MetricValue, ModelEvaluation
+from stable_forgetting.records import MetricValue, ModelEvaluation, ModelRole
 
 _ADVICE = {
     "forget": "needs a forget set; give data.forget",
@@ -22,6 +24,11 @@ _ADVICE = {
     "retain_test": "needs test images of what is kept; give data.test",
 }
 
+_MODEL_ADVICE = {
+    "retain": "needs the retain model's per-example values; give retain_model or retain_log",
+    "base": "needs the base model's per-example values, as `forget run` has them",
+}
+
 
 def evaluate_scores(
     scores: ModelScores | ModelValues,
@@ -30,6 +37,7 @@ def evaluate_scores(
     num_resamples: int,
     seed: int,
     definitions: Definitions | None = None,
+    base_scores: ModelScores | ModelValues | None = None,
 ) -> ModelEvaluation:
     """All metrics of one model; one whose needs are not met has no value but the reason.
 
@@ -39,20 +47,24 @@ def evaluate_scores(
         num_resamples: Bootstrap resamples behind each interval.
         seed: Of the bootstrap.
         definitions: Choices between published definitions.
+        base_scores: Values of the base model, which may be `scores` itself; None if they are not known.
 
     Raises:
-        DataError: The two models were measured on different examples.
+        DataError: The models were measured on different examples.
     """
     own = _values(scores)
     retain = own if own.role == "retain" else None if retain_scores is None else _values(retain_scores)
+    base = own if own.role == "base" else None if base_scores is None else _values(base_scores)
     inputs = MetricInputs(
         own=own.sets,
         retain={} if retain is None else retain.sets,
         num_resamples=num_resamples,
         seed=seed,
         definitions=definitions or Definitions(),
+        base={} if base is None else base.sets,
     )
-    _check_same_examples(inputs)
+    check_same_examples(inputs.own, inputs.retain)
+    check_same_examples(inputs.own, inputs.base, whose="base")
     metrics = [_evaluate(metric, inputs, own) for metric in METRICS.values() if _is_listed(metric, own)]
     return ModelEvaluation(role=own.role, source=own.source, metrics=metrics)
 
@@ -88,21 +100,23 @@ def _missing(metric: Metric, inputs: MetricInputs, values: ModelValues) -> str |
     """Why the metric cannot be computed, or None if it can."""
     if metric.compares and values.role == "retain":
         return "it is the reference"
+    if metric.starts_from_base and values.role == "base":
+        return "it is the model that the change is measured from"
     several = len({need.set_name for need in metric.needs}) > 1
     for need in metric.needs:
-        reason = _unmet(need, inputs, values.role if need.model == "own" else "retain")
+        if need.model != "own" and not inputs.sets(need.model):
+            return _MODEL_ADVICE[need.model]
+        reason = _unmet(need, inputs, values.role if need.model == "own" else need.model)
         if reason is not None:
             return f"{reason} ({need.set_name} set)" if several and need.set_name not in reason else reason
     return None
 
 
 def _unmet(need: Need, inputs: MetricInputs, owner: str) -> str | None:
-    if need.model == "retain" and not inputs.retain:
-        return "needs the retain model's per-example values; give retain_model or retain_log"
     found = inputs.sets(need.model).get(need.set_name)
     if found is None:
         is_own = need.model == "own"
-        return _ADVICE[need.set_name] if is_own else f"needs the retain model's values of the {need.set_name} set"
+        return _ADVICE[need.set_name] if is_own else f"needs the {owner} model's values of the {need.set_name} set"
     bad = [] if need.column == "rouge_l_recall" else found.not_finite
     if bad:
         return _not_finite("likelihood", bad, found, f"the {owner} model's", need.set_name)
@@ -110,7 +124,7 @@ def _unmet(need: Need, inputs: MetricInputs, owner: str) -> str | None:
         values = inputs.column(need.set_name, need.column, need.model)
     except DataError as error:
         return str(error)
-    bad = np.flatnonzero(~np.isfinite(values)).tolist()
+    bad = np.flatnonzero(~np.isfinite(values).reshape(len(values), -1).all(axis=1)).tolist()
     return _not_finite(need.column, bad, found, f"the {owner} model's", need.set_name) if bad else None
 
 
@@ -118,12 +132,24 @@ def _not_finite(what: str, bad: list[int], values: SetValues, whose: str, set_na
     return f"{whose} {what} is not finite for {len(bad)} of {values.size} {set_name} examples (first: {bad[0]})"
 
 
-def _check_same_examples(inputs: MetricInputs) -> None:
-    for name in (name for name in inputs.own if name in inputs.retain):
-        problem = _difference(inputs.own[name], inputs.retain[name])
+def check_same_examples(
+    own: Mapping[str, SetValues], other: Mapping[str, SetValues], *, whose: ModelRole = "retain"
+) -> None:
+    """Check that the sets that two models share are of the same examples, as far as both sides know them.
+
+    Args:
+        own: Sets of a model.
+        other: Sets of the model that it is compared with.
+        whose: Which model that is.
+
+    Raises:
+        DataError: A set is not.
+    """
+    for name in (name for name in own if name in other):
+        problem = _difference(own[name], other[name])
         if problem is not None:
             raise DataError(
-                f"The model and the retain model were measured on different {name} examples{problem}. "
+                f"The model and the {whose} model were measured on different {name} examples{problem}. "
                 "Score both on the same example sets."
             )
 

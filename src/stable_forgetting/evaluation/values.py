@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Protocol
@@ -10,7 +10,7 @@ from typing import Protocol
 import numpy as np
 
 from stable_forgetting.evaluation.classification import correct
-from stable_forgetting.evaluation.likelihood import Ints, LikelihoodScores
+from stable_forgetting.evaluation.likelihood import Ints
 from stable_forgetting.evaluation.membership import min_k, min_k_plus_plus, zlib_score
 from stable_forgetting.evaluation.scores import ModelScores, SetScores, TaskName
 from stable_forgetting.evaluation.statistics import Floats
@@ -79,6 +79,43 @@ class SetValues:
         """Examples whose likelihood is infinite or not a number."""
         return [] if self.likelihood is None else np.flatnonzero(~np.isfinite(self.likelihood.nll)).tolist()
 
+    def rows(self, positions: Sequence[int]) -> SetValues:
+        """The values of some of the examples, in the order given; their hash and texts are left out.
+
+        Args:
+            positions: Which examples, each from 0 to N − 1.
+        """
+        chosen, wrong, counts = np.asarray(positions, dtype=np.int64), None, None
+        if self.num_perturbed is not None:
+            counts, ends = self.num_perturbed[chosen], np.cumsum(self.num_perturbed)[chosen]
+            wrong = np.concatenate([np.arange(end - count, end) for end, count in zip(ends, counts, strict=True)])
+        return SetValues(
+            size=len(chosen),
+            likelihood=_rows(self.likelihood, chosen),
+            paraphrased=_rows(self.paraphrased, chosen),
+            perturbed=_rows(self.perturbed, wrong),
+            num_perturbed=counts,
+            finished={name: _finished_rows(find, chosen) for name, find in self.finished.items()},
+        )
+
+
+@dataclass(frozen=True, eq=False)
+class _Rows:
+    """Some rows of a likelihood."""
+
+    nll: Floats
+    probability: Floats
+
+
+def _rows(likelihood: Likelihood | None, chosen: Ints | None) -> _Rows | None:
+    if likelihood is None or chosen is None:
+        return None
+    return _Rows(likelihood.nll[chosen], likelihood.probability[chosen])
+
+
+def _finished_rows(find: Finished, chosen: Ints) -> Finished:
+    return lambda definitions: find(definitions)[chosen]
+
 
 @dataclass(frozen=True, eq=False)
 class ModelValues:
@@ -132,8 +169,7 @@ def _finished(scores: SetScores) -> dict[str, Finished]:
         "exact_memorization": lambda chosen: exact_memorization(likelihood, compat=chosen.compat),
         "extraction_strength": lambda chosen: extraction_strength(likelihood, compat=chosen.compat),
     }
-    if likelihood.predicted is not None and likelihood.label is not None:
-        found["correct"] = partial(_correct, likelihood)
+    found |= _finished_of_images(scores)
     if likelihood.tokens is not None:
         found["min_k"] = lambda chosen: min_k(likelihood, compat=chosen.compat)
         found["min_k_plus_plus"] = lambda chosen: min_k_plus_plus(likelihood, compat=chosen.compat)
@@ -145,7 +181,21 @@ def _finished(scores: SetScores) -> dict[str, Finished]:
     return found
 
 
-def _correct(likelihood: LikelihoodScores, _: Definitions) -> Floats:
-    assert likelihood.predicted is not None
-    assert likelihood.label is not None
-    return correct(likelihood.predicted, likelihood.label)
+def _finished_of_images(scores: SetScores) -> dict[str, Finished]:
+    likelihood = scores.likelihood
+    label, entropy, classes = likelihood.label, likelihood.entropy, likelihood.class_log_probabilities
+    found: dict[str, Finished] = {}
+    if label is None:
+        return found
+    for name, predicted in (("correct", likelihood.predicted), ("probe_correct", scores.probe_predicted)):
+        if predicted is not None:
+            found[name] = partial(_correct, predicted, label)
+    if entropy is not None:
+        found["entropy"] = lambda _: entropy
+    if classes is not None:
+        found["class_log_probabilities"] = lambda _: classes.astype(np.float64)
+    return found
+
+
+def _correct(predicted: Ints, label: Ints, _: Definitions) -> Floats:
+    return correct(predicted, label)

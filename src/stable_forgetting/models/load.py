@@ -22,10 +22,8 @@ from safetensors import SafetensorError
 from torch import nn
 from transformers import (
     AutoConfig,
-    AutoImageProcessor,
     AutoModelForCausalLM,
     AutoModelForImageClassification,
-    AutoTokenizer,
     BitsAndBytesConfig,
     GgufConfig,
 )
@@ -35,6 +33,7 @@ from stable_forgetting.adapters.base_weight import Quantization, keep_quantized_
 from stable_forgetting.errors import ConfigError, ModelError, unknown_name
 from stable_forgetting.models.builtin import digits_model, people_model
 from stable_forgetting.models.folders import resolve_folder
+from stable_forgetting.models.processors import load_processor
 from stable_forgetting.models.sharded import prepare_shares, sharding_options, whole_tensor
 from stable_forgetting.models.tasks import ImageTask, LanguageTask, Task
 
@@ -72,6 +71,7 @@ class ModelSource:
         dtype: Precision of its weights.
         quantization: Whether bitsandbytes holds its linear layers in 4 or 8 bits, which computes in ``dtype``.
         num_classes: Image models: size of the head; a head of another size is made anew, the same every time.
+        image_size: Image models: pixels of a side that images are scaled to; None: as their image processor says.
         revision: Of a hub name.
         gguf_file: Name of the GGUF file in the folder.
         trust_remote_code: Whether code that comes with the model may run.
@@ -82,6 +82,7 @@ class ModelSource:
     dtype: str = "float32"
     quantization: Quantization | None = None
     num_classes: int | None = None
+    image_size: int | None = None
     revision: str | None = None
     gguf_file: str | None = None
     trust_remote_code: bool = False
@@ -115,10 +116,8 @@ class ModelSource:
         return {"use_safetensors": True, "quantization_config": quantization}
 
     @property
-    def _auto_classes(self) -> tuple[Any, Any]:
-        if self.kind == "language":
-            return AutoTokenizer, AutoModelForCausalLM
-        return AutoImageProcessor, AutoModelForImageClassification
+    def _auto_class(self) -> Any:
+        return AutoModelForCausalLM if self.kind == "language" else AutoModelForImageClassification
 
 
 def load_model(source: ModelSource) -> LoadedModel:
@@ -135,12 +134,11 @@ def load_model(source: ModelSource) -> LoadedModel:
     _check_quantization(source)
     if source.is_builtin:
         return _builtin(source)
-    processors, models = source._auto_classes
     folder = resolve_folder(source.name)
     with _readable(source.name), torch.random.fork_rng():
         torch.manual_seed(0)
-        processor = processors.from_pretrained(folder, **source._options())
-        model = models.from_pretrained(
+        processor = load_processor(source.kind, source.name, folder, source._options(), source.image_size)
+        model = source._auto_class.from_pretrained(
             folder,
             dtype=getattr(torch, source.dtype),
             **source._options(),
@@ -166,15 +164,14 @@ def load_without_weights(source: ModelSource) -> LoadedModel:
     _check_quantization(source)
     if source.is_builtin:
         return _builtin(source)
-    processors, models = source._auto_classes
     folder = resolve_folder(source.name)
     with _readable(source.name):
-        processor = processors.from_pretrained(folder, **source._options())
+        processor = load_processor(source.kind, source.name, folder, source._options(), source.image_size)
         config = AutoConfig.from_pretrained(folder, **source._options())
         if source.kind == "image" and source.num_classes is not None:
             config.num_labels = source.num_classes
         with torch.device("meta"):
-            model = models.from_config(config, trust_remote_code=source.trust_remote_code)
+            model = source._auto_class.from_config(config, trust_remote_code=source.trust_remote_code)
     return _ready(model, processor, source)
 
 
@@ -230,7 +227,7 @@ def _builtin(source: ModelSource) -> LoadedModel:
 
 def _ready(model: Any, processor: Any, source: ModelSource) -> LoadedModel:
     if source.kind == "image":
-        return LoadedModel(model.eval(), ImageTask(processor), source.name)
+        return LoadedModel(model.eval(), ImageTask.of(model, processor), source.name)
     if processor.pad_token_id is None:
         processor.pad_token = processor.eos_token
     return LoadedModel(model.eval(), LanguageTask(processor), source.name)

@@ -6,16 +6,19 @@ it is handling in order to compute a value.
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import Any, Literal, Protocol
 
+import numpy as np
 import torch
 from accelerate.utils import extract_model_from_parallel
 from torch import Tensor, nn
 
 from stable_forgetting.data.examples import Example, ImageExample, LanguageExample
 from stable_forgetting.models.predictions import Predictions
+from stable_forgetting.models.trunk import FrozenTrunk
 
 Batch = dict[str, Tensor]
 
@@ -133,29 +136,62 @@ class ImageTask:
 
     Args:
         processor: The image processor that made the examples' pixel values; kept so that it is saved with the model.
+        interpolate: Whether the model has to be told that images are of another size than it was trained on, so that
+            it interpolates its position embeddings.
+        trunk: The frozen part below the first block that changes, if its outputs are kept: it then runs once for each
+            image.
     """
 
     name: Literal["image"] = "image"
 
-    def __init__(self, processor: Any) -> None:
+    def __init__(self, processor: Any, *, interpolate: bool = False, trunk: FrozenTrunk | None = None) -> None:
         self.processor = processor
+        self.interpolate = interpolate
+        self.trunk = trunk
+
+    @classmethod
+    def of(cls, model: nn.Module, processor: Any) -> ImageTask:
+        """The task of a model and the image processor that it is used with."""
+        return cls(processor, interpolate=_has_to_interpolate(model, processor))
+
+    def with_trunk(self, trunk: FrozenTrunk | None) -> ImageTask:
+        """The same task with the outputs of a frozen part kept."""
+        return ImageTask(self.processor, interpolate=self.interpolate, trunk=trunk)
+
+    @property
+    def options(self) -> dict[str, Any]:
+        """Further arguments of the model's forward pass."""
+        return {"interpolate_pos_encoding": True} if self.interpolate else {}
 
     def collate(self, examples: Sequence[ImageExample]) -> Batch:
-        """Stack pixel_values (E, C, H, W) and labels (E,)."""
+        """Stack pixel_values (E, C, H, W), or what the trunk makes of them, and labels (E,)."""
+        arrays = [example.pixel_values for example in examples] if self.trunk is None else self.trunk.outputs(examples)
         return {
-            "pixel_values": torch.stack([example.pixel_values for example in examples]),
+            "pixel_values": torch.stack(arrays),
             "labels": torch.tensor([example.label for example in examples]),
         }
 
     def predict(self, model: nn.Module, batch: Batch) -> Predictions:
         """Predictions of the class of each image."""
         labels = batch["labels"]
+        with nullcontext() if self.trunk is None else self.trunk.skipped():
+            logits = model(pixel_values=batch["pixel_values"], **self.options).logits
         return Predictions(
-            logits=model(pixel_values=batch["pixel_values"]).logits,
+            logits=logits,
             labels=labels,
             example=torch.arange(len(labels), device=labels.device),
             num_examples=len(labels),
         )
+
+
+def _has_to_interpolate(model: Any, processor: Any) -> bool:
+    """Whether the processor's images have another size than the model's position embeddings were made for."""
+    expected = getattr(model.config, "image_size", None)
+    if expected is None or "interpolate_pos_encoding" not in inspect.signature(type(model).forward).parameters:
+        return False
+    square = np.zeros((64, 64, 3), dtype=np.uint8)
+    found = processor(images=[square], return_tensors="pt")["pixel_values"].shape[-2:]
+    return tuple(found) != (tuple(expected) if isinstance(expected, Sequence) else (expected, expected))
 
 
 def num_labels(examples: Sequence[Example]) -> int:

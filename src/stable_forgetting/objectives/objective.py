@@ -22,6 +22,7 @@ class Objective:
         forget_weight: At least 0.
         retain_weight: At least 0.
         beta: Of terms that need it.
+        limit: Of terms that need it, in nats per label; None: ln of the number of classes or tokens.
     """
 
     forget: Term | None
@@ -29,6 +30,7 @@ class Objective:
     forget_weight: float = 1.0
     retain_weight: float = 1.0
     beta: float = 0.1
+    limit: float | None = None
 
     @property
     def uses_forget(self) -> bool:
@@ -47,12 +49,14 @@ class Objective:
         return needs | (self.retain.needs if self.retain is not None and self.uses_retain else frozenset())
 
 
-OBJECTIVES: dict[str, tuple[str, str | None, str]] = {
+OBJECTIVES: dict[str, tuple[str | None, str | None, str]] = {
     "ascent": ("ascent", None, "ascend on the forget set alone: the simplest, and the least stable"),
     "gradient_difference": ("ascent", "nll", "ascend on the forget set, descend on the retain set: the paper's"),
+    "bounded_ascent": ("bounded_ascent", "nll", "ascend until a limit, and descend on the retain set: GS-LoRA's"),
     "kl": ("ascent", "kl", "ascend on the forget set, stay near the base model on the retain set"),
     "npo": ("npo", "nll", "negative preference optimisation: ascent that fades once an example is forgotten"),
     "calibrated": ("calibrated", "nll", "move each forget example to the likelihood of unseen data, no further"),
+    "retain_only": (None, "nll", "finetune on the retain set alone: the usual baseline"),
 }
 """Forget term, usual retain term and description of each named objective."""
 
@@ -64,6 +68,7 @@ def build_objective(
     forget_weight: float = 1.0,
     retain_weight: float = 1.0,
     beta: float = 0.1,
+    limit: float | None = None,
 ) -> Objective:
     """Make a named objective.
 
@@ -73,12 +78,13 @@ def build_objective(
         forget_weight: Factor of the forget term, at least 0.
         retain_weight: Factor of the retain term, at least 0.
         beta: Of npo.
+        limit: Of bounded_ascent, in nats per label and more than 0; None: ln of the number of classes or tokens.
 
     Returns:
         The objective.
 
     Raises:
-        ConfigError: The name is unknown, or a weight is negative.
+        ConfigError: The name is unknown, a weight is negative, the limit is not above 0, or no term is left.
 
     Example:
         >>> build_objective("gradient_difference").forget.formula
@@ -89,18 +95,29 @@ def build_objective(
     for what, weight in (("forget_weight", forget_weight), ("retain_weight", retain_weight)):
         if not weight >= 0:
             raise ConfigError(f"{what} is {weight}; it must be 0 or more. 0 leaves the term out.")
+    if limit is not None and not limit > 0:
+        raise ConfigError(f"limit is {limit}; it must be more than 0 nats per label. Leave it out for a uniform guess.")
     forget_name, usual, _ = OBJECTIVES[name]
     retain_name = retain or usual
-    return Objective(
-        forget=get_term("forget", forget_name),
+    objective = Objective(
+        forget=get_term("forget", forget_name) if forget_name else None,
         retain=get_term("retain", retain_name) if retain_name else None,
         forget_weight=forget_weight,
         retain_weight=retain_weight,
         beta=beta,
+        limit=limit,
     )
+    if not objective.uses_forget and not objective.uses_retain:
+        raise ConfigError(
+            f"The objective '{name}' has no term left: forget_weight is {forget_weight} and retain_weight is "
+            f"{retain_weight}. Give a term that it has a weight above 0."
+        )
+    return objective
 
 
-def term_value(term: Term, predictions: Predictions, needs: Mapping[str, Tensor | float], count: Tensor) -> Tensor:
+def term_value(
+    term: Term, predictions: Predictions, needs: Mapping[str, Tensor | float | None], count: Tensor
+) -> Tensor:
     """Value of a term on a batch, or on one part of a batch that is split.
 
     Args:

@@ -10,6 +10,7 @@ value.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Literal
@@ -21,7 +22,7 @@ from torch import Tensor
 from stable_forgetting.errors import ConfigError, unknown_name
 from stable_forgetting.models.predictions import Predictions
 
-Need = Literal["reference_nll_sum", "target", "reference_logits", "beta"]
+Need = Literal["reference_nll_sum", "target", "reference_logits", "beta", "limit"]
 """What a term takes beside the predictions; see the argument of the same name."""
 
 
@@ -54,6 +55,23 @@ def nll(predictions: Predictions) -> Tensor:
 def ascent(predictions: Predictions) -> Tensor:
     """−S: gradient ascent on the cross entropy. It has no lower limit."""
     return -predictions.nll_sum
+
+
+def bounded_ascent(predictions: Predictions, *, limit: float | None) -> Tensor:
+    """max(0, n·limit − S): ascent that ends at a limit (GS-LoRA, Zhao et al. 2024, arXiv 2403.11530, without its LoRA).
+
+    Below the limit it has the gradient of ascent, at and above it none, so nothing takes an overshoot back. The paper
+    compares the mean over a batch with its limit (BND, 110 nats, which no single example comes near in practice). Here
+    every example has its own end, because a mean over a batch would depend on how the batch is split. Where all are on
+    the same side of the limit, the two are the same.
+
+    Args:
+        predictions: Of the forget examples.
+        limit: Nats per label, more than 0. None: ln V, a uniform guess. From there on the right label has at most the
+            probability 1 / V, so that a classifier cannot prefer it to all others.
+    """
+    highest = math.log(predictions.logits.shape[-1]) if limit is None else limit
+    return F.relu(highest * predictions.num_labels - predictions.nll_sum)
 
 
 def npo(predictions: Predictions, *, reference_nll_sum: Tensor, beta: float) -> Tensor:
@@ -98,6 +116,14 @@ FORGET_TERMS = {
     term.name: term
     for term in (
         Term("ascent", ascent, per="label", side="forget", formula="−CE(F)"),
+        Term(
+            "bounded_ascent",
+            bounded_ascent,
+            per="label",
+            side="forget",
+            formula="Σ max(0, n·limit − S) / Σn",
+            needs=frozenset({"limit"}),
+        ),
         Term(
             "npo",
             npo,

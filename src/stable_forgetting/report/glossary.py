@@ -3,12 +3,25 @@
 from __future__ import annotations
 
 from collections.abc import Collection
-from dataclasses import dataclass
-from typing import Literal
 
 from stable_forgetting.records import Direction
+from stable_forgetting.report.definition import Definition, MetricGroup
+from stable_forgetting.report.glossary_images import IMAGE_DEFINITIONS
+from stable_forgetting.report.glossary_language import LANGUAGE_DEFINITIONS
 
-MetricGroup = Literal["forgetting", "keeping", "privacy", "other"]
+__all__ = [
+    "DEFINED_METRICS",
+    "DIRECTION_WORDS",
+    "GROUP_TITLES",
+    "HEADLINES",
+    "KEY_COLUMNS",
+    "TOFU_COLUMNS",
+    "Definition",
+    "MetricGroup",
+    "define",
+    "key_columns",
+    "report_order",
+]
 
 GROUP_TITLES: dict[MetricGroup, str] = {
     "forgetting": "Forgetting",
@@ -23,215 +36,11 @@ DIRECTION_WORDS: dict[Direction, str] = {
     "retain": "closer to the retain model is better",
 }
 
+_PLACES = {group: place for place, group in enumerate(GROUP_TITLES)}
 
-@dataclass(frozen=True)
-class Definition:
-    """How a metric is shown and what it says."""
-
-    label: str
-    """Name in the report, a few words."""
-    group: MetricGroup
-    sentence: str
-    """One sentence that says how the number is made."""
-
-
-_DEFINITIONS: dict[str, Definition] = {
-    "forget_probability": Definition(
-        "Probability of forget answers",
-        "forgetting",
-        "Mean over the forget set of exp(−NLL per label token), the likelihood the model gives to the answer it "
-        "should forget; from 0 to 1.",
-    ),
-    "forget_rouge_l_recall": Definition(
-        "ROUGE-L recall, forget",
-        "forgetting",
-        "Mean share of the expected answer's stemmed words that the greedy answer repeats in the same order, on the "
-        "forget set; from 0 to 1.",
-    ),
-    "forget_nll": Definition(
-        "NLL per label, forget",
-        "forgetting",
-        "Mean negative log-likelihood per label of the forget examples, in nats; far above the retain model's "
-        "means that the model was damaged rather than made to forget.",
-    ),
-    "forget_nll_ks": Definition(
-        "KS test of forget NLLs (p)",
-        "forgetting",
-        "p-value of a two-sample Kolmogorov–Smirnov test between this model's and the retain model's NLLs per label "
-        "over the forget set; near 1 the test cannot tell them apart, which does not prove that they are equal.",
-    ),
-    "forget_quality": Definition(
-        "Forget quality (p)",
-        "forgetting",
-        "p-value of a two-sample Kolmogorov–Smirnov test between this model's and the retain model's truth ratios "
-        "over the forget set, as TOFU has it; near 1 the test cannot tell them apart, which does not prove them equal.",
-    ),
-    "forget_truth_ratio": Definition(
-        "Truth ratio score, forget",
-        "forgetting",
-        "Mean of min(R, 1/R) over the forget set, R being the probability of wrong answers over that of the "
-        "paraphrased right one; 1 where the model prefers neither.",
-    ),
-    "holdout_probability": Definition(
-        "Probability of holdout answers",
-        "forgetting",
-        "Mean over the holdout set of exp(−NLL per label token): what the same likelihood is on answers that no model "
-        "has seen.",
-    ),
-    "forget_exact_memorization": Definition(
-        "Exact memorisation, forget",
-        "forgetting",
-        "Mean share of the forget answers' label tokens that are the model's most likely token after the true ones.",
-    ),
-    "forget_extraction_strength": Definition(
-        "Extraction strength, forget",
-        "forgetting",
-        "Mean share of a forget answer that the model completes without a mistake once the rest before it is given.",
-    ),
-    "forget_accuracy": Definition(
-        "Accuracy, forget images",
-        "forgetting",
-        "Share of the forget set's training images that the model puts into their true class; the goal is the "
-        "retain model's value, which need not be 0.",
-    ),
-    "forget_test_accuracy": Definition(
-        "Accuracy, unseen forget images",
-        "forgetting",
-        "Share of test images of the forget classes that the model puts into their true class.",
-    ),
-    "retain_probability": Definition(
-        "Probability of retain answers",
-        "keeping",
-        "Mean over the retain set of exp(−NLL per label token), the likelihood of answers that must stay; from 0 to 1.",
-    ),
-    "retain_rouge_l_recall": Definition(
-        "ROUGE-L recall, retain",
-        "keeping",
-        "Mean share of the expected answer's stemmed words that the greedy answer repeats in the same order, on the "
-        "retain set; from 0 to 1.",
-    ),
-    "retain_nll": Definition(
-        "NLL per label, retain",
-        "keeping",
-        "Mean negative log-likelihood per label of the retain examples, in nats.",
-    ),
-    "model_utility": Definition(
-        "Model utility",
-        "keeping",
-        "Harmonic mean of probability, ROUGE-L recall and truth ratio score on retain set, real authors and world "
-        "facts, as TOFU has it; from 0 to 1, and 0 as soon as one of the nine is.",
-    ),
-    "retain_truth_ratio": Definition(
-        "Truth ratio score, retain",
-        "keeping",
-        "Mean of max(0, 1 − R) over the retain set, R being the probability of wrong answers over that of the "
-        "paraphrased right one; from 0 to 1.",
-    ),
-    "real_authors_probability": Definition(
-        "Probability, real authors",
-        "keeping",
-        "Mean share that the right answer has in the probability of all answers to choose from, on questions about "
-        "real authors; from 0 to 1.",
-    ),
-    "real_authors_rouge_l_recall": Definition(
-        "ROUGE-L recall, real authors",
-        "keeping",
-        "Mean share of the expected answer's stemmed words that the greedy answer repeats in the same order, on "
-        "questions about real authors; from 0 to 1.",
-    ),
-    "real_authors_truth_ratio": Definition(
-        "Truth ratio score, real authors",
-        "keeping",
-        "Mean of max(0, 1 − R) on questions about real authors, R being the probability of wrong answers over that of "
-        "the right one; from 0 to 1.",
-    ),
-    "world_facts_probability": Definition(
-        "Probability, world facts",
-        "keeping",
-        "Mean share that the right answer has in the probability of all answers to choose from, on questions about "
-        "world facts; from 0 to 1.",
-    ),
-    "world_facts_rouge_l_recall": Definition(
-        "ROUGE-L recall, world facts",
-        "keeping",
-        "Mean share of the expected answer's stemmed words that the greedy answer repeats in the same order, on "
-        "questions about world facts; from 0 to 1.",
-    ),
-    "world_facts_truth_ratio": Definition(
-        "Truth ratio score, world facts",
-        "keeping",
-        "Mean of max(0, 1 − R) on questions about world facts, R being the probability of wrong answers over that of "
-        "the right one; from 0 to 1.",
-    ),
-    "test_perplexity": Definition(
-        "Perplexity, test text",
-        "keeping",
-        "exp of the mean negative log-likelihood per token on text that belongs to neither set; 1 at the least.",
-    ),
-    "retain_exact_memorization": Definition(
-        "Exact memorisation, retain",
-        "keeping",
-        "Mean share of the retain answers' label tokens that are the model's most likely token after the true ones.",
-    ),
-    "retain_extraction_strength": Definition(
-        "Extraction strength, retain",
-        "keeping",
-        "Mean share of a retain answer that the model completes without a mistake once the rest before it is given.",
-    ),
-    "retain_accuracy": Definition(
-        "Accuracy, retain images",
-        "keeping",
-        "Share of the retain set's training images that the model puts into their true class.",
-    ),
-    "retain_test_accuracy": Definition(
-        "Accuracy, unseen retain images",
-        "keeping",
-        "Share of test images of the other classes that the model puts into their true class.",
-    ),
-    "mia_loss_auc": Definition(
-        "Membership attack, AUC",
-        "privacy",
-        "Area under the ROC curve of an attack that takes a low loss as a sign of membership, with the forget set as "
-        "members (positive) against unseen examples of the same kind; 0.5 means that the attack learns nothing.",
-    ),
-    "mia_zlib_auc": Definition(
-        "Zlib attack, AUC",
-        "privacy",
-        "The same for an attack that takes the loss over the compressed length of the answer.",
-    ),
-    "mia_reference_auc": Definition(
-        "Reference attack, AUC",
-        "privacy",
-        "The same for an attack that takes the loss minus the retain model's; 0.5 for the retain model itself.",
-    ),
-    "mia_min_k_auc": Definition(
-        "Min-K attack, AUC",
-        "privacy",
-        "The same for an attack that takes the mean loss of the 40 % of the label tokens that are least likely.",
-    ),
-    "mia_min_k_plus_plus_auc": Definition(
-        "Min-K++ attack, AUC",
-        "privacy",
-        "The same, with each token's log-probability standardised under the model's own next-token distribution.",
-    ),
-    "mia_gradient_norm_auc": Definition(
-        "Gradient attack, AUC",
-        "privacy",
-        "The same for an attack that takes a small gradient of the example's loss as a sign of membership.",
-    ),
-    "privacy_leakage": Definition(
-        "Privacy leakage, %",
-        "privacy",
-        "100 (A − A of the retain model) / A of the retain model with A = 1 − AUC of the Min-K attack, as MUSE has it; "
-        "−100 means that the forget set is still known, above 0 that it stands out by being unlikely.",
-    ),
-    "tow": Definition(
-        "Tug of war",
-        "other",
-        "Product of 1 − |gap to the retain model| over the accuracies on forget-train, retain-train and retain-test "
-        "images; from 0 to 1, and 1 means that no gap is left.",
-    ),
-}
+_DEFINITIONS = dict(
+    sorted((LANGUAGE_DEFINITIONS | IMAGE_DEFINITIONS).items(), key=lambda entry: _PLACES[entry[1].group])
+)
 
 DEFINED_METRICS = tuple(_DEFINITIONS)
 """Names of all metrics with a definition, in the order of the report."""

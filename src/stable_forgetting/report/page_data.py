@@ -4,6 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from stable_forgetting.report.classes import ClassLine
+from stable_forgetting.report.gallery import ExampleSet, Grid
+from stable_forgetting.report.gaps import GapTable
 from stable_forgetting.report.tables import ComparisonTable, ResultsTable
 from stable_forgetting.report.verdicts import Verdict
 
@@ -18,23 +21,12 @@ class Figure:
 
 
 @dataclass(frozen=True)
-class Example:
-    """One example and what each model makes of it."""
+class Classes:
+    """Accuracy of single classes."""
 
-    prompt: str
-    expected: str
-    outputs: tuple[tuple[str, str, bool], ...]
-    """Model in words, its output, and whether it is the expected one."""
-    image: str | None
-    """Address of the image's bytes, inside the page."""
-
-
-@dataclass(frozen=True)
-class ExampleSet:
-    """The shown examples of one set."""
-
-    name: str
-    examples: tuple[Example, ...]
+    sentence: str
+    figure: Figure
+    lines: tuple[ClassLine, ...]
 
 
 @dataclass(frozen=True)
@@ -79,6 +71,7 @@ class MethodPage:
     facts: tuple[tuple[str, str], ...]
     verdicts: tuple[Verdict, ...]
     results: ResultsTable | None
+    classes: Classes | None
     examples: tuple[ExampleSet, ...]
     figures: tuple[Figure, ...]
     certificate: Certificate | None
@@ -95,7 +88,9 @@ class GroupPage:
     facts: tuple[tuple[str, str], ...]
     sets: tuple[tuple[str, str, str, str], ...]
     """Name, source, count and SHA-256 of each example set."""
+    gaps: GapTable | None
     comparison: ComparisonTable | None
+    grid: Grid | None
     verdicts: tuple[Verdict, ...]
     figures: tuple[Figure, ...]
     methods: tuple[MethodPage, ...]

@@ -62,6 +62,21 @@ def group_by_method(records: Sequence[RunRecord]) -> list[list[RunRecord]]:
     return list(groups.values())
 
 
+def learning_rate(record: RunRecord) -> float | None:
+    """The learning rate of the unlearning; None if the record holds none."""
+    training = record.config.get("training")
+    return training.get("learning_rate") if isinstance(training, dict) else None
+
+
+def key_without_rate(record: RunRecord) -> str:
+    """Equal for runs whose settings differ in nothing but seeds and the learning rate of the unlearning."""
+    training = record.config.get("training")
+    if not isinstance(training, dict):
+        return _method_key(record)
+    others = {name: value for name, value in training.items() if name != "learning_rate"}
+    return _method_key(record.model_copy(update={"config": record.config | {"training": others}}))
+
+
 def seed_label(record: RunRecord) -> str:
     """How one run is told from the others of its method, such as ``"seed 3"``."""
     seed = record.config.get("training", {}).get("seed") if isinstance(record.config.get("training"), dict) else None

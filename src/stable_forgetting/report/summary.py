@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import statistics
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 from stable_forgetting.records import Direction, MetricValue, ModelRole, RunRecord, SetIdentity
@@ -163,7 +164,7 @@ def _metric_row(records: Sequence[RunRecord], name: str) -> MetricRow:
         base=base,
         unlearned=unlearned,
         retain=retain,
-        gap=_gap(unlearned, retain),
+        gap=_gap(records, name, unlearned, retain),
         change=change,
         details=tuple(_details(records[0], name)) if len(records) == 1 else (),
     )
@@ -172,6 +173,11 @@ def _metric_row(records: Sequence[RunRecord], name: str) -> MetricRow:
 def _metric(record: RunRecord, role: ModelRole, name: str) -> MetricValue | None:
     evaluation = record.evaluation(role)
     return None if evaluation is None else evaluation.metric(name)
+
+
+def _value(record: RunRecord, role: ModelRole, name: str) -> float | None:
+    metric = _metric(record, role, name)
+    return None if metric is None else metric.value
 
 
 def _details(record: RunRecord, name: str) -> Iterable[tuple[ModelRole, str, float]]:
@@ -206,12 +212,16 @@ def _reason(record: RunRecord, role: ModelRole, metric: MetricValue | None) -> s
     return f"Not measured for the {role} model."
 
 
-def _gap(unlearned: Cell, retain: Cell) -> Cell:
+def _gap(records: Sequence[RunRecord], name: str, unlearned: Cell, retain: Cell) -> Cell:
     if unlearned.estimate is None:
         return Cell(None, unlearned.reason)
     if retain.estimate is None:
         return Cell(None, retain.reason)
-    return Cell(difference(unlearned.estimate, retain.estimate))
+    gap = difference(unlearned.estimate, retain.estimate)
+    pairs = [(_value(record, "unlearned", name), _value(record, "retain", name)) for record in records]
+    gaps = [own - kept for own, kept in pairs if own is not None and kept is not None]
+    spread = statistics.stdev(gaps) if len(gaps) > 1 else None
+    return Cell(replace(gap, spread=spread, num_runs=max(1, len(gaps))))
 
 
 def _references(methods: Sequence[MethodSummary], columns: Sequence[str]) -> Iterable[ReferenceRow]:

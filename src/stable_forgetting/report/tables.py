@@ -72,12 +72,13 @@ class ComparisonTable:
 
 
 @dataclass
-class _Notes:
+class Notes:
     """Footnotes of a table; the same reason gets the same number."""
 
     reasons: list[str] = field(default_factory=list)
 
     def number(self, reason: str | None) -> int | None:
+        """Number of the footnote with that reason; None without a reason."""
         if reason is None:
             return None
         if reason not in self.reasons:
@@ -92,7 +93,7 @@ def results_table(method: MethodSummary, anchor: str) -> ResultsTable:
         method: The method.
         anchor: Start of the ids of its footnotes.
     """
-    notes = _Notes()
+    notes = Notes()
     sections: dict[MetricGroup, list[ResultsLine]] = {}
     for row in method.rows:
         sections.setdefault(define(row.name).group, []).append(_results_line(row, notes))
@@ -108,15 +109,15 @@ def comparison_table(group: GroupSummary, anchors: Mapping[str, str], anchor: st
         anchors: Id of each method's part of the page, by its name.
         anchor: Start of the ids of the footnotes.
     """
-    notes = _Notes()
+    notes = Notes()
     references = tuple(_reference_line(row, group, notes) for row in group.references)
     methods = tuple(_method_line(method, group, anchors.get(method.name), notes) for method in group.methods)
     columns = tuple((name, define(name).label, _direction_of(group, name)) for name in group.columns)
     return ComparisonTable(f"{anchor}-comparison", columns, references, methods, tuple(notes.reasons))
 
 
-def _results_line(row: MetricRow, notes: _Notes) -> ResultsLine:
-    gap = _cell(row.gap, notes) if row.unlearned.estimate and row.retain.estimate else TextCell("–")
+def _results_line(row: MetricRow, notes: Notes) -> ResultsLine:
+    gap = text_cell(row.gap, notes) if row.unlearned.estimate and row.retain.estimate else TextCell("–")
     if row.gap.estimate is not None:
         gap = TextCell(wording.signed(row.gap.estimate.value), wording.gap_words(row.gap.estimate))
     details = _details(row)
@@ -124,9 +125,9 @@ def _results_line(row: MetricRow, notes: _Notes) -> ResultsLine:
         label=define(row.name).label,
         name=row.name,
         direction=wording.direction(row.direction),
-        base=_cell(row.base, notes, details.get("base", "")),
-        unlearned=_cell(row.unlearned, notes, details.get("unlearned", "")),
-        retain=_cell(row.retain, notes, details.get("retain", "")),
+        base=text_cell(row.base, notes, details.get("base", "")),
+        unlearned=text_cell(row.unlearned, notes, details.get("unlearned", "")),
+        retain=text_cell(row.retain, notes, details.get("retain", "")),
         gap=gap,
         change=TextCell(wording.judgement(row.change, row.direction), mark=_mark(row.change)),
         count=_count(row),
@@ -142,7 +143,8 @@ def _details(row: MetricRow) -> dict[ModelRole, str]:
     return {role: ", ".join(parts) for role, parts in words.items()}
 
 
-def _cell(cell: Cell, notes: _Notes, more: str = "") -> TextCell:
+def text_cell(cell: Cell, notes: Notes, more: str = "") -> TextCell:
+    """A measurement with its interval or spread, or the footnote that says why there is none."""
     note = notes.number(cell.reason)
     if cell.estimate is None:
         return TextCell(wording.NOT_AVAILABLE, mark="missing", note=note)
@@ -166,14 +168,14 @@ def _direction_of(group: GroupSummary, column: str) -> str:
     return "not measured" if found is None else wording.direction(found)
 
 
-def _reference_line(row: ReferenceRow, group: GroupSummary, notes: _Notes) -> ComparisonLine:
+def _reference_line(row: ReferenceRow, group: GroupSummary, notes: Notes) -> ComparisonLine:
     several = len([other for other in group.references if other.role == row.role]) > 1
     small = f"for {', '.join(row.methods)}" if several else row.source
-    cells = tuple(_cell(cell, notes) for cell in row.cells)
+    cells = tuple(text_cell(cell, notes) for cell in row.cells)
     return ComparisonLine(wording.ROLE_WORDS[row.role], small, None, cells)
 
 
-def _method_line(method: MethodSummary, group: GroupSummary, anchor: str | None, notes: _Notes) -> ComparisonLine:
+def _method_line(method: MethodSummary, group: GroupSummary, anchor: str | None, notes: Notes) -> ComparisonLine:
     small = f"mean of {len(method.records)} seeds" if len(method.records) > 1 else ""
     if method.status == "failed" and not method.rows:
         return ComparisonLine(method.name, "failed", anchor, (), method.note or "No error was recorded.")
@@ -182,10 +184,10 @@ def _method_line(method: MethodSummary, group: GroupSummary, anchor: str | None,
     return ComparisonLine(method.name, small, anchor, cells)
 
 
-def _method_cell(method: MethodSummary, column: str, group: GroupSummary, notes: _Notes) -> TextCell:
+def _method_cell(method: MethodSummary, column: str, group: GroupSummary, notes: Notes) -> TextCell:
     row = method.row(column)
     if row is None:
-        return _cell(Cell(None, "Not measured in this run."), notes)
-    shown = _cell(row.unlearned, notes)
+        return text_cell(Cell(None, "Not measured in this run."), notes)
+    shown = text_cell(row.unlearned, notes)
     leads = method.name in group.leaders[group.columns.index(column)]
     return TextCell(shown.text, shown.small, shown.mark or _mark(row.change), shown.note, leads)

@@ -6,14 +6,17 @@ import json
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Literal
 
-from stable_forgetting.records import ExampleOutcome, LayerCertificate, RunRecord
+from stable_forgetting.records import LayerCertificate, RunRecord
 from stable_forgetting.report import wording
 from stable_forgetting.report.charts import draw_bars, draw_panel, draw_scatter
+from stable_forgetting.report.class_chart import draw_classes
+from stable_forgetting.report.classes import MAX_CHANGED, charted_classes, class_lines, class_rows, class_sentence
+from stable_forgetting.report.gallery import example_grid, example_sets
+from stable_forgetting.report.gaps import gap_table
 from stable_forgetting.report.glossary import GROUP_TITLES, define
 from stable_forgetting.report.page_data import (
     Certificate,
-    Example,
-    ExampleSet,
+    Classes,
     Figure,
     GroupPage,
     LayerLine,
@@ -22,6 +25,8 @@ from stable_forgetting.report.page_data import (
     Setting,
     Term,
 )
+from stable_forgetting.report.rate_charts import draw_plane, draw_rates
+from stable_forgetting.report.rates import rate_panels, rate_plane
 from stable_forgetting.report.series import (
     Panel,
     certificate_bars,
@@ -32,6 +37,14 @@ from stable_forgetting.report.series import (
 from stable_forgetting.report.summary import ROLES, GroupSummary, MethodSummary, Summary
 from stable_forgetting.report.tables import comparison_table, results_table
 from stable_forgetting.report.verdicts import certificate_verdict, entry_share, group_verdicts, method_verdicts
+
+_PLANE_CAPTION = (
+    "Each line is one method through its learning rates, mean over the seeds: the larger the point, the higher the "
+    "rate. Faint points are single runs. The retain model (star) is the place to reach."
+)
+_RATES_CAPTION = (
+    "Mean over the seeds; faint points are single runs. A flat line is a method that forgives a wrong rate."
+)
 
 
 def build_page(summary: Summary) -> PageData:
@@ -51,14 +64,17 @@ def build_page(summary: Summary) -> PageData:
 def _group_page(group: GroupSummary, anchor: str) -> GroupPage:
     task = {"language": "Language model", "image": "Image classifier"}[group.task]
     several = len(group.methods) > 1
-    methods = [_method_page(method, f"{anchor}-m{place}") for place, method in enumerate(group.methods, start=1)]
-    anchors = {method.name: page.anchor for method, page in zip(group.methods, methods, strict=True)}
+    anchors = {method.name: f"{anchor}-m{place}" for place, method in enumerate(group.methods, start=1)}
+    grid = example_grid(group, anchors)
+    methods = [_method_page(method, anchors[method.name], with_examples=grid is None) for method in group.methods]
     return GroupPage(
         anchor=anchor,
         title=f"{task}: {wording.plural(len(group.methods), 'method')} on one problem" if several else task,
         facts=(("Base model", group.base_identity or "unknown: no run got far enough to record it"),),
         sets=tuple((entry.name, entry.source, f"{entry.count:,}", entry.sha256) for entry in group.sets),
+        gaps=gap_table(group, anchors, anchor) if several else None,
         comparison=comparison_table(group, anchors, anchor) if several else None,
+        grid=grid,
         verdicts=tuple(group_verdicts(group)) if several else (),
         figures=tuple(_group_figures(group, anchor)) if several else (),
         methods=tuple(methods),
@@ -66,7 +82,13 @@ def _group_page(group: GroupSummary, anchor: str) -> GroupPage:
 
 
 def _group_figures(group: GroupSummary, anchor: str) -> Iterable[Figure]:
-    scatter = forget_retain_scatter(group)
+    plane = rate_plane(group)
+    scatter = None if plane is not None else forget_retain_scatter(group)
+    if plane is not None:
+        yield Figure("Forgetting against keeping", _PLANE_CAPTION, draw_plane(plane, f"{anchor}-plane"))
+    for rates in rate_panels(group):
+        title = f"{rates.label} by learning rate"
+        yield Figure(title, _RATES_CAPTION, draw_rates(rates, f"{anchor}-{rates.key}"))
     if scatter is not None:
         caption = "Each method with its 95 % intervals. The retain model (star) is the place to reach."
         yield Figure("Forgetting against keeping", caption, draw_scatter(scatter, f"{anchor}-scatter"))
@@ -77,7 +99,7 @@ def _figure(panel: Panel, prefix: str) -> Figure:
     return Figure(panel.title, panel.caption, draw_panel(panel, prefix))
 
 
-def _method_page(method: MethodSummary, anchor: str) -> MethodPage:
+def _method_page(method: MethodSummary, anchor: str, *, with_examples: bool) -> MethodPage:
     first = method.records[0]
     return MethodPage(
         anchor=anchor,
@@ -86,7 +108,8 @@ def _method_page(method: MethodSummary, anchor: str) -> MethodPage:
         facts=tuple(_facts(method)),
         verdicts=tuple(method_verdicts(method)),
         results=results_table(method, anchor) if method.rows else None,
-        examples=tuple(_example_sets(first)),
+        classes=_classes(method, anchor),
+        examples=tuple(example_sets(first)) if with_examples else (),
         figures=tuple(_figure(panel, f"{anchor}-{panel.key}") for panel in method_panels(method)),
         certificate=_certificate(method, anchor),
         settings=tuple(_settings(first)),
@@ -116,20 +139,17 @@ def _facts(method: MethodSummary) -> Iterable[tuple[str, str]]:
             yield wording.ROLE_WORDS[role], evaluation.source
 
 
-def _example_sets(record: RunRecord) -> Iterable[ExampleSet]:
-    for name in dict.fromkeys(example.set_name for example in record.examples):
-        chosen = [example for example in record.examples if example.set_name == name]
-        yield ExampleSet(name, tuple(_example(example) for example in chosen))
-
-
-def _example(example: ExampleOutcome) -> Example:
-    outputs = tuple(
-        (wording.ROLE_WORDS[role], example.outputs[role], example.outputs[role].strip() == example.expected.strip())
-        for role in ROLES
-        if role in example.outputs
+def _classes(method: MethodSummary, anchor: str) -> Classes | None:
+    rows = class_rows(method)
+    if not rows:
+        return None
+    shown = charted_classes(rows)
+    which = (
+        "" if len(shown) == len(rows) else f" The deleted classes and the {MAX_CHANGED} most changed others are shown."
     )
-    image = None if example.image_png is None else f"data:image/png;base64,{example.image_png}"
-    return Example(example.prompt, example.expected, outputs, image)
+    caption = f"From the base to the unlearned model, with 95 % intervals; the star is the retain model.{which}"
+    figure = Figure("Change of accuracy by class", caption, draw_classes(shown, f"{anchor}-classes"))
+    return Classes(class_sentence(rows), figure, tuple(class_lines(rows)))
 
 
 def _certificate(method: MethodSummary, anchor: str) -> Certificate | None:

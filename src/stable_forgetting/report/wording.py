@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 
 from stable_forgetting.records import Direction, ModelRole
 from stable_forgetting.report.glossary import DIRECTION_WORDS
@@ -65,6 +66,45 @@ def uncertainty(estimate: Estimate) -> str:
     if estimate.low is None or estimate.high is None:
         return ""
     return f"{number(estimate.low)} to {number(estimate.high)}"
+
+
+def points(value: float) -> str:
+    """A difference of two shares in percentage points.
+
+    Example:
+        >>> points(0.0123), points(-1.0), points(0.0)
+        ('+1.2', '−100.0', '0.0')
+    """
+    text = f"{100 * value:+.1f}"
+    return "0.0" if text in ("+0.0", "-0.0") else text.replace("-", "−")
+
+
+def uncertainty_in_points(gap: Estimate) -> str:
+    """The spread over seeds, else the interval, in percentage points.
+
+    Example:
+        >>> uncertainty_in_points(Estimate(-0.02, -0.05, 0.01)), uncertainty_in_points(Estimate(0.1, spread=0.007))
+        ('−5.0 to +1.0', '± 0.7')
+    """
+    if gap.spread is not None:
+        return f"± {100 * gap.spread:.1f}"
+    if gap.low is None or gap.high is None:
+        return ""
+    return f"{points(gap.low)} to {points(gap.high)}"
+
+
+def class_name(names: Mapping[int, str], label: int) -> str:
+    """A class by its name, with its number where two classes have the same name.
+
+    Example:
+        >>> names = {0: "cat", 1: "crane", 2: "crane"}
+        >>> [class_name(names, label) for label in (0, 1, 3)]
+        ['cat', 'crane (1)', 'class 3']
+    """
+    name = names.get(label)
+    if name is None:
+        return f"class {label}"
+    return name if list(names.values()).count(name) == 1 else f"{name} ({label})"
 
 
 def judgement(change: Judgement, direction: Direction) -> str:

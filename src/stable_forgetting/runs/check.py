@@ -8,20 +8,21 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
-from peft import get_peft_model
+from peft import PeftModel, get_peft_model
 from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForImageClassification
 
 from stable_forgetting.adapters import BoundedLoraConfig
 from stable_forgetting.config import DataConfig, RunConfig
 from stable_forgetting.data.examples import LanguageExample
-from stable_forgetting.errors import ConfigError, ModelError, StableForgettingError, unknown_name
-from stable_forgetting.evaluation import VALIDATION_NAMES
+from stable_forgetting.errors import ConfigError, ModelError, StableForgettingError
 from stable_forgetting.models.load import LoadedModel, ModelSource, load_without_weights
 from stable_forgetting.models.tasks import LanguageTask
 from stable_forgetting.objectives import Objective, build_objective
+from stable_forgetting.runs.adapter import bounded_config
 from stable_forgetting.runs.memory import Devices, Estimate, estimate
 from stable_forgetting.runs.models import configured_source, logged_retain_values, other_source
 from stable_forgetting.runs.sets import Sets, load_set_rows, make_sets, num_classes
+from stable_forgetting.runs.validation import check_validation, wrong_metrics
 
 Result = TypeVar("Result")
 
@@ -82,6 +83,7 @@ def check_config(config: RunConfig, devices: Devices | None = None) -> Check:
         model = loaded.model
     if sets is not None:
         _attempt(found, lambda: check_lengths(model, sets, config))
+        _attempt(found, lambda: check_validation(sets, config))
         found.sets = {name: len(examples) for name, examples in sets.by_name.items()}
     if model is not None and adapter is not None:
         _attempt(found, lambda: _describe_adapter(found, model, adapter))
@@ -127,15 +129,15 @@ def check_names(config: RunConfig) -> None:
         raise ConfigError(" ".join(problems))
 
 
-def check_targets(model: Any, config: RunConfig) -> None:
-    """Check that the adapter fits the model, on a copy of its layers without their content.
+def without_content(model: Any, config: RunConfig) -> PeftModel:
+    """The model's layers with the adapter of the config, without their content (on the meta device).
 
     Raises:
         ModelError: A target module matches no layer, or the MLP layers of the model's family are not known.
     """
     with torch.device("meta"):
         layers = type(model)(model.config)
-    get_peft_model(layers, adapter_config(config))
+    return get_peft_model(layers, adapter_config(config))
 
 
 def num_outputs(loaded: LoadedModel, data: DataConfig) -> int | None:
@@ -187,10 +189,7 @@ def _wrong_names(config: RunConfig) -> list[str]:
     found = Check()
     _attempt(found, lambda: configured_objective(config))
     _attempt(found, lambda: adapter_config(config))
-    known = VALIDATION_NAMES[config.task]
-    used = [rule.metric for rule in config.training.stop]
-    used += [config.training.best_metric] if config.training.best_metric else []
-    return found.problems + [unknown_name("validation metric", name, known) for name in used if name not in known]
+    return found.problems + wrong_metrics(config.training, config.task)
 
 
 def configured_objective(config: RunConfig) -> Objective:
@@ -206,27 +205,21 @@ def configured_objective(config: RunConfig) -> Objective:
         forget_weight=chosen.forget_weight,
         retain_weight=chosen.retain_weight,
         beta=chosen.beta,
+        limit=chosen.limit,
     )
 
 
 def adapter_config(config: RunConfig) -> BoundedLoraConfig:
     """The run's adapter in PEFT's words."""
-    chosen = config.adapter
-    return BoundedLoraConfig(
-        r=chosen.rank,
-        bound=chosen.bound,
-        omega=chosen.omega,
-        scale=chosen.scale,
-        target_modules=chosen.target_modules,
-        init_seed=chosen.seed,
-    )
+    return bounded_config(config.adapter)
 
 
 def _attempt(found: Check, action: Callable[[], Result]) -> Result | None:
     try:
         return action()
     except StableForgettingError as error:
-        found.problems.append(str(error))
+        if str(error) not in found.problems:
+            found.problems.append(str(error))
         return None
 
 

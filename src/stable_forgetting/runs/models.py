@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import shutil
-from collections.abc import Mapping
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -22,11 +20,10 @@ from stable_forgetting.evaluation.open_unlearning import read_log
 from stable_forgetting.evaluation.values import ModelValues
 from stable_forgetting.models.load import LoadedModel, ModelSource, cache_dir, load_model, model_sha256, save_model
 from stable_forgetting.progress import Progress
+from stable_forgetting.runs.cache import content_hash
+from stable_forgetting.runs.kept_images import num_images, with_kept_trunk
 from stable_forgetting.runs.sets import Sets
-from stable_forgetting.training import finetune
-
-CACHE_FORMAT = 1
-"""Grows whenever the same settings would give another model than before."""
+from stable_forgetting.runs.teaching import teach
 
 
 def logged_retain_values(config: RunConfig) -> ModelValues | None:
@@ -48,6 +45,7 @@ class RunModels:
         loaded: The model as configured: the base model, or the pretrained one that base and retain model are made of.
         classes: Image models: number of classes.
         progress: Where finetuning is shown.
+        num_frozen_blocks: Image models: how many blocks there are below the first one that the adapter changes.
     """
 
     config: RunConfig
@@ -55,25 +53,33 @@ class RunModels:
     loaded: LoadedModel
     classes: int | None
     progress: Progress
+    num_frozen_blocks: int = 0
 
     @property
     def taught_to_base(self) -> ExampleSet[Any]:
-        """What a base model is taught: the forget set and the retain set."""
-        return ExampleSet("forget and retain", [*self.sets.forget, *self.sets.retain], "both sets")
+        """What a base model is taught: the forget and the retain set, in an order that their division does not change.
+
+        So the same base model serves all requests to forget a part of the same examples.
+        """
+        examples = sorted([*self.sets.forget, *self.sets.retain], key=lambda example: example.identity)
+        return ExampleSet("forget and retain", examples, "both sets")
 
     def base(self) -> LoadedModel:
         """The model to be unlearned."""
-        settings = self.config.model.finetune
-        return self.loaded if settings is None else self._finetuned(self.taught_to_base, settings, "base")
+        trainings = self.config.model.finetune
+        loaded = self.loaded if trainings is None else self._finetuned(self.taught_to_base, trainings, "base")
+        return self._with_kept_trunk(loaded)
 
     def retain(self) -> LoadedModel | None:
         """The model that never saw the forget set, or None if there is none."""
         if self.config.retain_log is not None:
             return None
         if self.config.retain_model is not None:
-            return load_model(self.source(self.config.retain_model))
-        settings = self.config.model.finetune
-        return None if settings is None else self._finetuned(self.sets.retain, settings, "retain")
+            return self._with_kept_trunk(load_model(self.source(self.config.retain_model)))
+        trainings = self.config.model.finetune
+        if trainings is None:
+            return None
+        return self._with_kept_trunk(self._finetuned(self.sets.retain, trainings, "retain"))
 
     def inputs(self) -> dict[str, str]:
         """Hash of the model as configured and of each set: what a run may not be resumed without."""
@@ -97,23 +103,27 @@ class RunModels:
     def _pretrained_sha256(self) -> str:
         return model_sha256(self.loaded.model)
 
-    def _finetuned(self, taught: ExampleSet[Any], settings: FinetuneConfig, role: str) -> LoadedModel:
+    def _with_kept_trunk(self, loaded: LoadedModel) -> LoadedModel:
+        if self.config.training.bf16:  # a trunk's kept outputs are those of a pass in the model's own precision
+            return loaded
+        limit = self.config.model.disk_cache_gib
+        return with_kept_trunk(loaded, self.num_frozen_blocks, num_images(self.sets), limit)
+
+    def _finetuned(self, taught: ExampleSet[Any], trainings: Sequence[FinetuneConfig], role: str) -> LoadedModel:
         """Made by finetuning, or read from where the same was made before."""
-        key = {"pretrained": self._pretrained_sha256, "taught": taught.taught_sha256, **self._how(settings)}
+        key = {"pretrained": self._pretrained_sha256, "taught": taught.taught_sha256, **self._how(trainings)}
         folder = cache_dir() / "models" / content_hash(key)
         source = f"{self.loaded.source}, finetuned on {taught.name} ({len(taught)} examples)"
         self.loaded.model.to("cpu")  # the student is a second copy: one of them is enough on the device
         if not processes.agree(folder.is_dir()):
             _check_can_teach(self.config)
-            student = load_model(replace(configured_source(self.config, self.classes), dtype="float32"))
             work_dir = folder.with_name(f"{folder.name}.training")
-            finetune(
-                student.model,
-                student.task,
+            student = teach(
+                load_model(replace(configured_source(self.config, self.classes), dtype="float32")),
                 taught,
-                settings=settings,
-                output_dir=work_dir,
-                resume=True,
+                trainings,
+                work_dir=work_dir,
+                disk_cache_gib=self.config.model.disk_cache_gib,
                 progress=self.progress,
                 description=f"finetuning the {role} model",
             )
@@ -125,10 +135,11 @@ class RunModels:
         kept = load_model(self.source(str(folder)))
         return LoadedModel(kept.model, kept.task, source)
 
-    def _how(self, settings: FinetuneConfig) -> dict[str, Any]:
+    def _how(self, trainings: Sequence[FinetuneConfig]) -> dict[str, Any]:
         return {
-            "finetune": settings.model_dump(),
+            "finetune": [settings.model_dump() for settings in trainings],
             "dtype": self.config.model.dtype,
+            "image_size": self.config.model.image_size,
         }
 
 
@@ -156,6 +167,7 @@ def configured_source(config: RunConfig, classes: int | None) -> ModelSource:
         dtype=model.dtype,
         quantization=model.quantization,
         num_classes=classes if model.finetune is not None else None,
+        image_size=model.image_size,
         revision=model.revision,
         gguf_file=model.gguf_file,
         trust_remote_code=model.trust_remote_code,
@@ -170,12 +182,6 @@ def other_source(config: RunConfig, name: str) -> ModelSource:
         config.task,
         dtype=model.dtype,
         quantization=model.quantization,
+        image_size=model.image_size,
         trust_remote_code=model.trust_remote_code,
     )
-
-
-def content_hash(key: Mapping[str, Any]) -> str:
-    """Name under which something is kept that is determined by the key."""
-    versions = {name: version(name) for name in ("torch", "transformers")}
-    text = json.dumps({"format": CACHE_FORMAT, "versions": versions, **key}, sort_keys=True)
-    return hashlib.sha256(text.encode()).hexdigest()[:24]

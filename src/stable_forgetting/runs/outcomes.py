@@ -1,22 +1,30 @@
-"""What a record says about the adapter, its guarantee, and single examples."""
+"""What a record says about the adapter, its guarantee, single examples, and single classes."""
 
 from __future__ import annotations
 
 import base64
 import io
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, Literal
 
+import numpy as np
 from PIL import Image
 
 from stable_forgetting.adapters import LayerCertificate
 from stable_forgetting.data.examples import ExampleSet, ImageExample
-from stable_forgetting.evaluation import ModelScores, SetScores
-from stable_forgetting.records import AdapterSummary, ExampleOutcome, ModelRole
+from stable_forgetting.evaluation import ModelScores, SetScores, per_class_accuracy
+from stable_forgetting.evaluation.likelihood import Ints
+from stable_forgetting.records import AdapterSummary, ClassAccuracy, ExampleOutcome, ModelRole
 from stable_forgetting.records import LayerCertificate as LayerCertificateRecord
 from stable_forgetting.runs.sets import Sets
 
 SHOWN_SETS = {"language": ("forget", "retain"), "image": ("forget", "forget_test", "retain", "retain_test")}
+
+_IMAGES: tuple[tuple[Literal["test", "training"], tuple[str, ...]], ...] = (
+    ("test", ("forget_test", "retain_test")),
+    ("training", ("forget", "retain")),
+)
+"""Sets that accuracies of classes are made of; a class without images in the first ones is looked for in the next."""
 
 
 def adapter_summary(model: Any) -> AdapterSummary:
@@ -71,9 +79,8 @@ def _outcome(examples: ExampleSet[Any], index: int, columns: Mapping[ModelRole, 
     example = examples[index]
     outputs = {role: found[index] for role, column in columns.items() if (found := _outputs(column)) is not None}
     if isinstance(example, ImageExample):
-        expected = _class_name(example)
         return ExampleOutcome(
-            set_name=examples.name, prompt="", expected=expected, outputs=outputs, image_png=_png(example)
+            set_name=examples.name, prompt="", expected=str(example.label), outputs=outputs, image_png=_png(example)
         )
     return ExampleOutcome(set_name=examples.name, prompt=example.prompt, expected=example.answer, outputs=outputs)
 
@@ -86,9 +93,57 @@ def _outputs(scores: SetScores) -> Sequence[str] | None:
     return None if predicted is None else [str(label) for label in predicted]
 
 
-def _class_name(example: ImageExample) -> str:
-    name = example.metadata.get("class_name")
-    return f"{example.label} ({name})" if name else str(example.label)
+def class_names(sets: Sets) -> dict[int, str]:
+    """Names of the classes by number, from the column ``class_name``.
+
+    Empty for language, without such a column, and where it names something else than the labels, so that images of one
+    label have several names.
+    """
+    names: dict[int, str] = {}
+    for examples in sets.by_name.values():
+        for example in examples:
+            name = example.metadata.get("class_name") if isinstance(example, ImageExample) else None
+            if name is not None and names.setdefault(example.label, str(name)) != str(name):
+                return {}
+    return dict(sorted(names.items()))
+
+
+def class_accuracies(sets: Sets, scores: Mapping[ModelRole, ModelScores]) -> list[ClassAccuracy]:
+    """Accuracy of each model on each class, on test images where the class has any; empty for language.
+
+    Args:
+        sets: The sets that the models were taught and measured with.
+        scores: Values of each model.
+    """
+    if next(iter(scores.values())).task != "image":
+        return []
+    labels = {name: {example.label for example in sets.by_name[name]} for name in ("forget", "retain")}
+    found: dict[int, ClassAccuracy] = {}
+    for images, names in _IMAGES:
+        measured = {role: _predictions(values, names) for role, values in scores.items()}
+        label = next(iter(measured.values()))[1]
+        if len(label) == 0:
+            continue
+        accuracies = {role: per_class_accuracy(*columns) for role, columns in measured.items()}
+        for kind, count in zip(*np.unique(label, return_counts=True), strict=True):
+            entry = ClassAccuracy(
+                label=int(kind),
+                deleted=kind in labels["forget"] - labels["retain"],
+                images=images,
+                count=int(count),
+                accuracy={role: values[int(kind)] for role, values in accuracies.items()},
+            )
+            found.setdefault(entry.label, entry)
+    return [found[kind] for kind in sorted(found)]
+
+
+def _predictions(scores: ModelScores, names: Sequence[str]) -> tuple[Ints, Ints]:
+    """Predicted and right class of all images of these sets, in their order."""
+    columns = [scores.sets[name].likelihood for name in names if name in scores.sets]
+    predicted = [column.predicted for column in columns if column.predicted is not None]
+    label = [column.label for column in columns if column.label is not None]
+    empty = np.zeros(0, dtype=np.int64)
+    return np.concatenate([empty, *predicted]), np.concatenate([empty, *label])
 
 
 def _png(example: ImageExample) -> str:

@@ -15,16 +15,12 @@ from peft import get_peft_model
 from stable_forgetting import processes
 from stable_forgetting.adapters import certificate
 from stable_forgetting.config import RunConfig
-from stable_forgetting.data.splits import subset
 from stable_forgetting.errors import ConfigError, StableForgettingError
 from stable_forgetting.evaluation import (
-    VALIDATION_METRICS,
-    VALIDATION_NAMES,
     LikelihoodScores,
     ModelScores,
     evaluate_scores,
     score_examples,
-    validation_metrics,
     verdicts,
 )
 from stable_forgetting.evaluation.values import ModelValues
@@ -37,19 +33,27 @@ from stable_forgetting.runs.check import (
     check_lengths,
     check_names,
     check_retain_model,
-    check_targets,
     configured_objective,
     num_outputs,
+    without_content,
 )
 from stable_forgetting.runs.constants import forget_constants
 from stable_forgetting.runs.directory import RunDirectory
 from stable_forgetting.runs.environment import environment, peak_memory_bytes, reset_peak_memory
+from stable_forgetting.runs.kept_images import first_adapted_block, pixel_store
 from stable_forgetting.runs.models import RunModels, configured_source, logged_retain_values
-from stable_forgetting.runs.outcomes import adapter_summary, example_outcomes, layer_certificates
+from stable_forgetting.runs.outcomes import (
+    adapter_summary,
+    class_accuracies,
+    class_names,
+    example_outcomes,
+    layer_certificates,
+)
 from stable_forgetting.runs.scoring import kept_scores, measured_sets, reference_scores, score, write_scores
 from stable_forgetting.runs.sets import Sets, load_set_rows, make_sets, num_classes
+from stable_forgetting.runs.validation import check_validation, validation_of_run
 from stable_forgetting.training import Sets as TrainingSets
-from stable_forgetting.training import TrainingOutcome, Validation, train
+from stable_forgetting.training import TrainingOutcome, train
 
 Measured = ModelScores | ModelValues
 """Values by example, measured here or read from a log."""
@@ -90,9 +94,10 @@ def run(
     _check_merge(config)
     objective = configured_objective(config)
     models = prepare(config, progress)
-    check_targets(models.loaded.model, config)
+    without_content(models.loaded.model, config)
     check_retain_model(config)
     check_lengths(models.loaded.model, models.sets, config)
+    check_validation(models.sets, config)
     inputs = models.inputs()
     processes.wait_for_all()  # every process has looked at the directory before one writes to it
     directory.claim(config, inputs)
@@ -126,8 +131,10 @@ def prepare(config: RunConfig, progress: Progress) -> RunModels:
     rows = load_set_rows(config.data)
     classes = num_classes(rows, config.data) if config.task == "image" else None
     loaded = load_model(configured_source(config, classes))
-    sets = make_sets(rows, loaded.task, config.data, classes=num_outputs(loaded, config.data))
-    return RunModels(config, sets, loaded, classes, progress)
+    pixels = pixel_store(loaded.task, rows, config.model.disk_cache_gib)
+    sets = make_sets(rows, loaded.task, config.data, classes=num_outputs(loaded, config.data), pixels=pixels)
+    frozen = first_adapted_block(without_content(loaded.model, config)) if config.task == "image" else 0
+    return RunModels(config, sets, loaded, classes, progress, frozen)
 
 
 def _new_record(config: RunConfig, given: Mapping[str, Any], sets: Sets) -> RunRecord:
@@ -174,7 +181,7 @@ def _unlearn_and_measure(
         pretrained = _pretrained_likelihood(models, objective)
     reset_peak_memory()
     with clock.phase("unlearning"):
-        unlearned, outcome = _train_adapter(base, models, objective, scores["base"], pretrained, directory, resume)
+        unlearned, outcome = _train_adapter(base, models, objective, scores, pretrained, directory, resume)
         # Called by all: reading the weights of a shared model makes every process let go of gathered ones.
         unlearned.model.save_pretrained(directory.adapter, is_main_process=processes.is_main_process())
         peak_memory = peak_memory_bytes()
@@ -217,12 +224,14 @@ def _with_metrics(
         if processes.is_main_process():
             write_scores(directory.scores(role), found)
     measured: Mapping[ModelRole, Measured] = scores if retain is None else {**scores, "retain": retain}
-    evaluations = {role: _evaluate(found, retain, config) for role, found in measured.items()}
+    evaluations = {role: _evaluate(found, retain, scores["base"], config) for role, found in measured.items()}
     return record.model_copy(
         update={
             "verdicts": verdicts(evaluations["base"], evaluations["unlearned"], evaluations.get("retain")),
             "evaluations": [evaluations[role] for role in ("base", "unlearned", "retain") if role in evaluations],
             "examples": example_outcomes(sets, scores, settings.num_examples),
+            "class_names": class_names(models.sets),
+            "class_accuracies": class_accuracies(models.sets, scores),
             "per_example_paths": {role: str(directory.scores(role).relative_to(directory.path)) for role in scores},
         }
     )
@@ -234,9 +243,9 @@ def _reference(loaded: LoadedModel, role: ModelRole, models: RunModels) -> Model
     return processes.agree(reference_scores(loaded, models.sets, role, settings=settings, progress=models.progress))
 
 
-def _evaluate(scores: Measured, retain: Measured | None, config: RunConfig) -> ModelEvaluation:
+def _evaluate(scores: Measured, retain: Measured | None, base: ModelScores, config: RunConfig) -> ModelEvaluation:
     settings = config.evaluation
-    return evaluate_scores(scores, retain, num_resamples=settings.num_resamples, seed=settings.seed)
+    return evaluate_scores(scores, retain, base_scores=base, num_resamples=settings.num_resamples, seed=settings.seed)
 
 
 def _pretrained_likelihood(models: RunModels, objective: Objective) -> LikelihoodScores | None:
@@ -251,16 +260,17 @@ def _train_adapter(
     base: LoadedModel,
     models: RunModels,
     objective: Objective,
-    base_scores: ModelScores,
+    scores: Mapping[ModelRole, ModelScores],
     pretrained: LikelihoodScores | None,
     directory: RunDirectory,
     resume: bool,
 ) -> tuple[LoadedModel, TrainingOutcome]:
     config, sets = models.config, models.sets
-    holdout = base_scores.sets.get("holdout")
+    of_base = scores["base"].sets
+    holdout = of_base.get("holdout")
     constants = forget_constants(
         objective,
-        forget=base_scores.sets["forget"].likelihood,
+        forget=of_base["forget"].likelihood,
         holdout=holdout.likelihood if holdout else None,
         pretrained=pretrained,
         target=config.objective.target,
@@ -273,18 +283,9 @@ def _train_adapter(
         TrainingSets(sets.forget, sets.retain, constants),
         settings=config.training,
         output_dir=directory.checkpoints,
-        validation=_validation(base, sets, config),
+        validation=validation_of_run(base.task, sets, config, scores),
         resume=resume,
         progress=models.progress,
     )
     model.eval()
     return LoadedModel(model, base.task, f"{base.source}, unlearned with {directory.adapter.name}/"), outcome
-
-
-def _validation(base: LoadedModel, sets: Sets, config: RunConfig) -> Validation:
-    settings = config.evaluation
-    parts = [subset(part, settings.validation_size, settings.seed) for part in (sets.forget, sets.retain)]
-    return Validation(
-        measure=lambda model: validation_metrics(model, base.task, parts[0], parts[1], settings.batch_size),
-        greater_is_better={name: VALIDATION_METRICS[name] for name in VALIDATION_NAMES[config.task]},
-    )

@@ -22,7 +22,7 @@ from stable_forgetting.evaluation.scores import FORMAT
 from stable_forgetting.models.load import LoadedModel, cache_dir, model_sha256
 from stable_forgetting.progress import Advance, Progress
 from stable_forgetting.records import ModelRole, write_text
-from stable_forgetting.runs.models import content_hash
+from stable_forgetting.runs.cache import content_hash
 from stable_forgetting.runs.sets import Sets
 
 
@@ -55,11 +55,14 @@ class ProgressOfSets:
 
 
 def measured_sets(sets: Sets, settings: EvaluationConfig) -> Sets:
-    """The sets as they are measured: the retain set may be another than the one that is taught, and may be limited."""
+    """The sets as they are measured: what is kept may be limited, and be another retain set than the taught one."""
     by_name = dict(sets.by_name)
     given = by_name.pop("retain_evaluation", None)
     retain = sets.retain if given is None else ExampleSet("retain", given.examples, given.source)
-    return Sets({**by_name, "retain": subset(retain, settings.retain_limit, settings.seed)})
+    by_name["retain"] = subset(retain, settings.retain_limit, settings.seed)
+    if "retain_test" in by_name:
+        by_name["retain_test"] = subset(by_name["retain_test"], settings.test_limit, settings.seed)
+    return Sets(by_name)
 
 
 @contextmanager
@@ -100,6 +103,7 @@ def score(
         generate=settings.generate,
         max_new_tokens=settings.max_new_tokens,
         gradient_norm=settings.gradient_norm,
+        linear_probe=settings.linear_probe,
     )
     bars = ProgressOfSets(progress)
     with ExitStack() as stack:
@@ -153,6 +157,10 @@ def _read_scores(path: Path) -> ModelScores | None:
         return None
 
 
+_DECISIVE = {"batch_size", "generate", "max_new_tokens", "gradient_norm", "linear_probe"}
+"""Settings that decide on the values of given sets."""
+
+
 def reference_scores(
     loaded: LoadedModel, sets: Sets, role: ModelRole, *, settings: EvaluationConfig, progress: Progress
 ) -> ModelScores:
@@ -162,7 +170,7 @@ def reference_scores(
         "role": role,
         "source": loaded.source,
         "sets": [identity.model_dump() for identity in measured_sets(sets, settings).identities()],
-        "evaluation": settings.model_dump(include={"batch_size", "generate", "max_new_tokens", "gradient_norm"}),
+        "evaluation": settings.model_dump(include=_DECISIVE),
         "values": FORMAT,
     }
     path = cache_dir() / "scores" / f"{content_hash(key)}.json"

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from stable_forgetting.config import MEASURED_ONLY, DataConfig, SourceConfig
+from stable_forgetting.data.array_store import ArrayStore
 from stable_forgetting.data.examples import ExampleSet
 from stable_forgetting.data.language import DEFAULT_TEMPLATE, LanguageColumns, language_examples
 from stable_forgetting.data.rows import Rows
@@ -86,7 +87,9 @@ def num_classes(rows: dict[str, Rows], data: DataConfig) -> int:
     return 1 + max((int(label) for label in labels if isinstance(label, int)), default=1)
 
 
-def make_sets(rows: dict[str, Rows], task: Task, data: DataConfig, *, classes: int | None) -> Sets:
+def make_sets(
+    rows: dict[str, Rows], task: Task, data: DataConfig, *, classes: int | None, pixels: ArrayStore | None = None
+) -> Sets:
     """Examples of each set, checked for overlap.
 
     Args:
@@ -94,6 +97,7 @@ def make_sets(rows: dict[str, Rows], task: Task, data: DataConfig, *, classes: i
         task: Holds the tokenizer or image processor.
         data: Names of columns, lengths and templates.
         classes: Image models: number of classes.
+        pixels: Where scaled images are kept, if they are.
 
     Returns:
         The sets; of images also `forget_test` and `retain_test`, and test images of the forgotten classes as holdout
@@ -126,7 +130,12 @@ def make_sets(rows: dict[str, Rows], task: Task, data: DataConfig, *, classes: i
         else:
             columns_of_images = ImageColumns(source.image, source.label)
             sets[name] = image_examples(
-                found, process_with(task), name=name, columns=columns_of_images, num_classes=classes
+                found,
+                process_with(task),
+                name=name,
+                columns=columns_of_images,
+                num_classes=classes,
+                store=pixels,
             )
     for first, second in combinations([name for name in ("forget", "retain", "holdout") if name in sets], 2):
         check_no_overlap(sets[first], sets[second])

@@ -15,21 +15,16 @@ from stable_forgetting.config import TargetConfig, TrainingConfig
 from stable_forgetting.data.examples import ExampleSet
 from stable_forgetting.data.language import LanguageColumns, language_examples
 from stable_forgetting.data.rows import Rows
-from stable_forgetting.data.splits import check_no_overlap, subset
+from stable_forgetting.data.splits import check_no_overlap
 from stable_forgetting.data.vision import image_examples
 from stable_forgetting.errors import ConfigError
-from stable_forgetting.evaluation import (
-    VALIDATION_METRICS,
-    VALIDATION_NAMES,
-    LikelihoodScores,
-    score_examples,
-    validation_metrics,
-)
+from stable_forgetting.evaluation import LikelihoodScores, score_examples, validation_data
 from stable_forgetting.models.tasks import ImageTask, LanguageTask, Task
 from stable_forgetting.objectives import Objective, build_objective
 from stable_forgetting.progress import Progress
 from stable_forgetting.runs.constants import forget_constants
 from stable_forgetting.runs.sets import process_with
+from stable_forgetting.runs.validation import validation_on
 from stable_forgetting.training import Sets as TrainingSets
 from stable_forgetting.training import TrainingOutcome, Validation, train
 
@@ -84,7 +79,8 @@ def unlearn(  # noqa: PLR0913  (one call with everything by name is the point of
         objective: Name of an objective, or one that was built.
         adapter: The adapter; by default rank 4, sine, omega 100, on the MLP layers.
         target: Where calibrated forgetting stops; by default where the holdout set is.
-        training: Steps, rates and batches. Validations measure at most 64 examples of each set.
+        training: Steps, rates and batches. Validations measure at most 64 examples of each set, and without a retain
+            model none of the metrics that compare with one.
         output_dir: Where checkpoints are kept; by default they are thrown away at the end.
         resume: Whether to go on from the last complete checkpoint in `output_dir`.
         progress: Where progress is shown.
@@ -97,7 +93,7 @@ def unlearn(  # noqa: PLR0913  (one call with everything by name is the point of
         DataError: A set is empty or malformed, or the sets overlap.
         RunDirectoryError: `output_dir` holds checkpoints of another training, and `resume` is False.
     """
-    task = make_task(tokenizer, image_processor)
+    task = make_task(model, tokenizer, image_processor)
     sets = {"forget": make_examples("forget", forget, task), "retain": make_examples("retain", retain, task)}
     check_no_overlap(sets["forget"], sets["retain"])
     if holdout is not None:
@@ -105,6 +101,7 @@ def unlearn(  # noqa: PLR0913  (one call with everything by name is the point of
         check_no_overlap(sets["forget"], sets["holdout"])
     chosen = build_objective(objective) if isinstance(objective, str) else objective
     settings = training or TrainingConfig()
+    validation = _validation(task, sets, settings)
     scores = _needed_scores(model, task, chosen, sets, settings)
     constants = forget_constants(
         chosen,
@@ -122,7 +119,7 @@ def unlearn(  # noqa: PLR0913  (one call with everything by name is the point of
             TrainingSets(sets["forget"], sets["retain"], constants),
             settings=settings,
             output_dir=Path(output_dir or scratch),
-            validation=_validation(task, sets, settings),
+            validation=validation,
             resume=resume,
             progress=progress,
         )
@@ -130,8 +127,8 @@ def unlearn(  # noqa: PLR0913  (one call with everything by name is the point of
     return Unlearned(peft_model, outcome, certificate(peft_model))
 
 
-def make_task(tokenizer: Any, image_processor: Any) -> Task:
-    """The task that a tokenizer or an image processor is for.
+def make_task(model: Any, tokenizer: Any, image_processor: Any) -> Task:
+    """The task of a model with the tokenizer or image processor that it is used with.
 
     Raises:
         ConfigError: Neither or both are given.
@@ -140,7 +137,7 @@ def make_task(tokenizer: Any, image_processor: Any) -> Task:
         given = "neither" if tokenizer is None else "both"
         raise ConfigError(f"Give either tokenizer or image_processor, not {given}: they say what the model reads.")
     if image_processor is not None:
-        return ImageTask(image_processor)
+        return ImageTask.of(model, image_processor)
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token
     return LanguageTask(tokenizer)
@@ -168,9 +165,5 @@ def _needed_scores(
 
 def _validation(task: Task, sets: Mapping[str, ExampleSet[Any]], settings: TrainingConfig) -> Validation:
     """Metrics on a part of both sets, for stop rules and the best checkpoint."""
-    forget, retain = (subset(sets[name], VALIDATION_SIZE, settings.seed) for name in ("forget", "retain"))
-    size = settings.forget_batch_size + settings.retain_batch_size
-    return Validation(
-        measure=lambda model: validation_metrics(model, task, forget, retain, size),
-        greater_is_better={name: VALIDATION_METRICS[name] for name in VALIDATION_NAMES[task.name]},
-    )
+    data = validation_data(sets, size=VALIDATION_SIZE, seed=settings.seed)
+    return validation_on(task, data, settings, settings.forget_batch_size + settings.retain_batch_size)

@@ -1,4 +1,4 @@
-"""Callbacks of a training: complete checkpoints, step statistics, stop rules, finite gradients, progress."""
+"""Callbacks of a training: checkpoints, statistics, stop rules, finite gradients, weight clipping, progress."""
 
 from __future__ import annotations
 
@@ -7,15 +7,17 @@ from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
+from peft import PeftModel
+from torch import nn
 from transformers import TrainerCallback
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
 from stable_forgetting import processes
-from stable_forgetting.adapters import adapter_statistics
-from stable_forgetting.errors import NotFiniteError
+from stable_forgetting.adapters import BoundedLoraLinear, adapter_statistics
+from stable_forgetting.errors import ConfigError, NotFiniteError
 from stable_forgetting.progress import Advance, Progress
 
 COMPLETE_NAME = "complete"
@@ -50,6 +52,49 @@ class FiniteGradients(TrainerCallback):  # type: ignore[misc]
                 raise NotFiniteError(f"the gradient of '{name}' became infinite or NaN in step {state.global_step + 1}")
 
 
+class WeightClipping(TrainerCallback):  # type: ignore[misc]
+    """Clips the entries of A and B of the active adapters after every update: a baseline that limits weights.
+
+    A starts at random, so the first clipping shortens its larger entries too. The limit on an entry of the change is
+    that of the bound; without one, an entry of B @ A stays within rank × limit².
+
+    Args:
+        limit: Largest absolute value of an entry, more than 0.
+    """
+
+    def __init__(self, limit: float) -> None:
+        self.limit = limit
+
+    def on_optimizer_step(self, args: Any, state: Any, control: Any, **given: Any) -> None:
+        """Clip in place; the part of a divided matrix that this process holds is clipped here."""
+        layers = [layer for layer in given["model"].modules() if isinstance(layer, BoundedLoraLinear)]
+        with torch.no_grad():
+            for layer in layers:
+                for adapter in layer.active_names():
+                    for factor in (layer.bounded_lora_A[adapter], layer.bounded_lora_B[adapter]):
+                        factor.clamp_(-self.limit, self.limit)
+
+
+def adapter_callbacks(model: nn.Module, max_weight: float | None) -> list[TrainerCallback]:
+    """What is done to an adapter beside its updates; nothing for a model without one.
+
+    Args:
+        model: The model that is trained.
+        max_weight: Limit of the entries of A and B; None: there is none.
+
+    Raises:
+        ConfigError: There is a limit but no adapter.
+    """
+    if isinstance(model, PeftModel):
+        return [*([] if max_weight is None else [WeightClipping(max_weight)]), AdapterHistory()]
+    if max_weight is not None:
+        raise ConfigError(
+            f"training.max_weight is {max_weight:g}, but the model has no adapter whose entries could be clipped. "
+            "Attach one with get_peft_model(model, BoundedLoraConfig(...)), or leave training.max_weight out."
+        )
+    return []
+
+
 class AdapterHistory(TrainerCallback):  # type: ignore[misc]
     """Adds the size of the adapter's change to the log of each step."""
 
@@ -65,24 +110,52 @@ class AdapterHistory(TrainerCallback):  # type: ignore[misc]
         entry["saturated_share"] = statistics.saturated_share
 
 
+class Measured(NamedTuple):
+    """A validation metric after a step."""
+
+    step: int
+    value: float
+
+
 @dataclass(frozen=True)
 class Stop:
-    """A stop rule: the training ends when a validation metric has passed a value."""
+    """A stop rule: the training ends when a validation metric has passed a value, or has passed one and falls again.
+
+    Args:
+        metric: Name of the metric.
+        above: Ends it when the metric is greater.
+        below: Ends it when the metric is smaller.
+        peak: Ends it when the metric's best is greater, and `patience` validations since then are below the best.
+        patience: At least 1.
+    """
 
     metric: str
     above: float = math.inf
     below: float = -math.inf
+    peak: float = math.inf
+    patience: int = 1
 
-    def applies(self, value: float) -> bool:
-        """Whether the value has passed the limit."""
-        return value > self.above or value < self.below
+    def reason(self, found: Sequence[Measured]) -> str | None:
+        """What is said of a training that this rule ends after the last of the validations so far; None: it goes on.
 
-    def reason(self, value: float, step: int) -> str:
-        """What is said of a training that this rule ended."""
-        return f"stop rule: {self} ({value:.4g} in step {step})"
+        It depends on nothing else, so that a resumed training ends where an uninterrupted one does.
 
-    def __str__(self) -> str:
-        return f"{self.metric} above {self.above:g}" if self.above < math.inf else f"{self.metric} below {self.below:g}"
+        Args:
+            found: The metric's values in order, at least one.
+        """
+        step, value = found[-1]
+        if value > self.above:
+            return f"stop rule: {self.metric} above {self.above:g} ({value:.4g} in step {step})"
+        if value < self.below:
+            return f"stop rule: {self.metric} below {self.below:g} ({value:.4g} in step {step})"
+        best = max(measured.value for measured in found)
+        last_best = max(place for place, measured in enumerate(found) if measured.value == best)
+        if best <= self.peak or len(found) - 1 - last_best < self.patience:
+            return None
+        return (
+            f"stop rule: {self.metric} was above {self.peak:g} and falls again "
+            f"({best:.4g} in step {found[last_best].step}, {value:.4g} in step {step})"
+        )
 
 
 class StopRules(TrainerCallback):  # type: ignore[misc]
@@ -93,11 +166,13 @@ class StopRules(TrainerCallback):  # type: ignore[misc]
         self.reason: str | None = None
 
     def on_evaluate(self, args: Any, state: Any, control: Any, metrics: dict[str, float], **_: Any) -> None:
-        """Try all rules on the metrics of a validation."""
+        """Try all rules on the validations so far, of which a checkpoint's state keeps those before it."""
         for rule in self.rules:
-            value = metrics[f"eval_{rule.metric}"]
-            if rule.applies(value):
-                self.reason = rule.reason(value, state.global_step)
+            name = f"eval_{rule.metric}"
+            found = [Measured(entry["step"], entry[name]) for entry in state.log_history if name in entry]
+            reason = rule.reason(found)
+            if reason is not None:
+                self.reason = reason
                 control.should_training_stop = True
                 control.should_save = True
 

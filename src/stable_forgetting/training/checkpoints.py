@@ -14,7 +14,7 @@ from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
 from stable_forgetting.errors import NotFiniteError, RunDirectoryError
 from stable_forgetting.records import StepRecord
-from stable_forgetting.training.callbacks import COMPLETE_NAME, Stop
+from stable_forgetting.training.callbacks import COMPLETE_NAME, Measured, Stop
 from stable_forgetting.training.history import TrainingOutcome, step_records
 
 logger = logging.getLogger(__name__)
@@ -82,9 +82,10 @@ def _stop_reason(history: Sequence[StepRecord], rules: Sequence[Stop]) -> str | 
     if last is None or not last.validation:
         return None
     for rule in rules:
-        value = last.validation[rule.metric]
-        if rule.applies(value):
-            return rule.reason(value, last.step)
+        found = [Measured(step.step, step.validation[rule.metric]) for step in history if step.validation]
+        reason = rule.reason(found)
+        if reason is not None:
+            return reason
     return None
 
 

@@ -15,7 +15,7 @@ from torch import nn
 from transformers import TrainingArguments
 
 from stable_forgetting import processes
-from stable_forgetting.config import FinetuneConfig, TrainingConfig
+from stable_forgetting.config import FinetuneConfig, StopRule, TrainingConfig
 from stable_forgetting.data.examples import ExampleSet
 from stable_forgetting.data.pairs import ForgetRetainBatches, PairedExamples
 from stable_forgetting.errors import ConfigError, NotFiniteError, unknown_name
@@ -23,12 +23,12 @@ from stable_forgetting.models.tasks import Task
 from stable_forgetting.objectives import Objective, get_term
 from stable_forgetting.progress import Progress, SilentProgress
 from stable_forgetting.training.callbacks import (
-    AdapterHistory,
     CompleteCheckpoints,
     FiniteGradients,
     ProgressBar,
     Stop,
     StopRules,
+    adapter_callbacks,
 )
 from stable_forgetting.training.checkpoints import (
     adapter_weights,
@@ -96,7 +96,7 @@ def train(
     Raises:
         NotFiniteError: In a training without an adapter, where there is nothing to go back to.
         ConfigError: A stop rule or the best metric names a metric that the validation does not have, or validations
-            are asked for and there is nothing to measure.
+            are asked for and there is nothing to measure, or weights are to be clipped without an adapter.
         RunDirectoryError: `output_dir` holds checkpoints that are not to be resumed, or lacks the best one.
     """
     greater_is_better = _greater_is_better(settings, validation)
@@ -104,16 +104,17 @@ def train(
         check_no_checkpoints(output_dir)
     processes.wait_for_all()  # every process has looked at the folder before one writes to it
     batches = ForgetRetainBatches(
-        num_forget=len(sets.forget) if sets.forget and objective.uses_forget else None,
+        num_forget=len(sets.forget) if sets.forget else None,
         num_retain=len(sets.retain) if sets.retain and objective.uses_retain else None,
         forget_batch_size=settings.forget_batch_size,
         retain_batch_size=settings.retain_batch_size,
         seed=settings.seed,
+        draws_forget=objective.uses_forget,
     )
-    rules = StopRules([_stop(rule.metric, rule.above, rule.below) for rule in settings.stop])
+    rules = StopRules([_stop(rule) for rule in settings.stop])
     bar = ProgressBar(progress if progress and processes.is_main_process() else SilentProgress(), description)
     has_adapter = isinstance(model, PeftModel)
-    callbacks = [CompleteCheckpoints(), FiniteGradients(), rules, bar, *([AdapterHistory()] if has_adapter else [])]
+    adapters = adapter_callbacks(model, settings.max_weight)
     trainer = UnlearnTrainer(
         model,
         training_arguments(settings, output_dir, greater_is_better),
@@ -123,7 +124,7 @@ def train(
         batches=batches,
         constants=sets.constants,
         validation=validation if settings.evaluate_every else None,
-        callbacks=callbacks,
+        callbacks=[CompleteCheckpoints(), FiniteGradients(), rules, bar, *adapters],
     )
     checkpoint = processes.agree(last_complete_checkpoint(output_dir)) if resume else None
     keeps_best = settings.best_metric is not None
@@ -289,5 +290,6 @@ def _greater_is_better(settings: TrainingConfig, validation: Validation | None) 
     return known[settings.best_metric] if settings.best_metric else None
 
 
-def _stop(metric: str, above: float | None, below: float | None) -> Stop:
-    return Stop(metric, math.inf if above is None else above, -math.inf if below is None else below)
+def _stop(rule: StopRule) -> Stop:
+    given = {name: limit for name in ("above", "below", "peak") if (limit := getattr(rule, name)) is not None}
+    return Stop(rule.metric, **given, patience=rule.patience)

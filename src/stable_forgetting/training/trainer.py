@@ -162,10 +162,10 @@ class UnlearnTrainer(Trainer):  # type: ignore[misc]  # transformers is not type
         if objective.forget is not None and objective.uses_forget:
             chosen = inputs["role"] == FORGET
             rows = inputs["index"][chosen]
-            needs: dict[str, Tensor | float] = {
+            needs: dict[str, Tensor | float | None] = {
                 name: values.to(rows.device)[rows] for name, values in self.constants.items()
             }
-            needs["beta"] = objective.beta
+            needs |= {"beta": objective.beta, "limit": objective.limit}
             count = counts[_position("forget", objective.forget)]
             parts["forget"] = term_value(objective.forget, predictions.select(chosen), needs, count)
         if objective.retain is not None and objective.uses_retain:
@@ -177,7 +177,7 @@ class UnlearnTrainer(Trainer):  # type: ignore[misc]  # transformers is not type
         loss = sum((weights[side] * value for side, value in parts.items()), start=counts.new_zeros(()))
         return TermValues(loss, parts.get("forget"), parts.get("retain"))
 
-    def _reference_needs(self, model: nn.Module, inputs: Batch, chosen: Tensor) -> dict[str, Tensor | float]:
+    def _reference_needs(self, model: nn.Module, inputs: Batch, chosen: Tensor) -> dict[str, Tensor | float | None]:
         """Logits of the base model: the same model with the adapter off, without dropout.
 
         A process without chosen examples makes the pass on one of its others, because all processes of a sharded model

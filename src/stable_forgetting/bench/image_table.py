@@ -1,0 +1,153 @@
+"""The images of a class deletion: which columns, classes and splits there are, without any pixel being read."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from stable_forgetting.data.rows import Rows, select_split
+from stable_forgetting.data.rules import POSITION
+from stable_forgetting.data.sources import load_rows
+from stable_forgetting.errors import DataError, unknown_name
+
+
+@dataclass(frozen=True, eq=False)
+class ImageTable:
+    """A data set of images with the names of its columns and splits.
+
+    Args:
+        path: Where it is.
+        rows: The training images.
+        columns: Name of the column by what it holds: image, label, class_name (the label where classes have no
+            names), and superclass if there is one.
+        num_classes: The largest label of any split + 1.
+        train_split: Its name; None: there are no splits.
+        test_split: Its name; None: test images have to be taken from the training images.
+    """
+
+    path: str
+    rows: Rows
+    columns: Mapping[str, str]
+    num_classes: int
+    train_split: str | None = None
+    test_split: str | None = None
+
+    @cached_property
+    def _by_name(self) -> dict[str, Any]:
+        """Value in the column class_name by the class's name as text."""
+        return {str(value): value for value in self._values("class_name")}
+
+    def class_values(self, names: Sequence[str]) -> list[Any]:
+        """What the column class_name has for some classes.
+
+        Raises:
+            DataError: There is no such class.
+        """
+        for name in names:
+            if name not in self._by_name:
+                raise DataError(f"{self.path}: {unknown_name('class', name, self._by_name)}")
+        return [self._by_name[name] for name in names]
+
+    def superclass_values(self, names: Sequence[str]) -> list[Any]:
+        """What the column superclass has for some superclasses.
+
+        Raises:
+            DataError: The data have no superclasses, or none of that name.
+        """
+        if "superclass" not in self.columns:
+            raise DataError(
+                f"'{self.path}' has no superclasses: none of its columns ({', '.join(self.rows.columns)}) names them. "
+                "Give the classes with --forget A,B --together."
+            )
+        by_name = {str(value): value for value in self._values("superclass")}
+        for name in names:
+            if name not in by_name:
+                raise DataError(f"{self.path}: {unknown_name('superclass', name, by_name)}")
+        return [by_name[name] for name in names]
+
+    def repeated_rows(self) -> list[int]:
+        """Numbers of the rows whose image is in an earlier row already."""
+        seen: set[str] = set()
+        repeated = []
+        for number, row in enumerate(self.rows):
+            key = _content(row.get(self.columns["image"]))
+            if key in seen:
+                repeated.append(number)
+            seen.add(key)
+        return repeated
+
+    def among_rows(self, numbers: Sequence[int]) -> str:
+        """Rule: the row has one of the numbers.
+
+        Raises:
+            DataError: The rows have numbers of another kind.
+        """
+        if POSITION in self.rows.columns:
+            raise DataError(
+                f"'{self.path}' has a column '{POSITION}', so no rule can name rows by position. Rename the column."
+            )
+        return f"{POSITION} in {sorted(set(numbers))}"
+
+    def _values(self, kind: str) -> set[Any]:
+        found = {row.get(self.columns[kind]) for row in self.rows}
+        return found - {None}
+
+
+@dataclass(frozen=True)
+class TableNames:
+    """Names under which columns and splits are looked for, the first one that is there.
+
+    Args:
+        columns: By what the column holds.
+        test_splits: Splits of images for testing.
+        data: Path by the short name of a data set.
+    """
+
+    columns: Mapping[str, Sequence[str]]
+    test_splits: Sequence[str]
+    data: Mapping[str, str] = field(default_factory=dict)
+
+
+def read_image_table(data: str, names: TableNames) -> ImageTable:
+    """Read a data set of images.
+
+    Args:
+        data: A short name, or what a source's path may be.
+        names: What is looked for.
+
+    Raises:
+        DataError: The data cannot be read, or have no images, no labels, or no training images.
+    """
+    path = names.data.get(data, data)
+    rows = load_rows(path)
+    columns = {
+        kind: found[0]
+        for kind, candidates in names.columns.items()
+        if (found := [name for name in candidates if name in rows.columns])
+    }
+    for kind in ("image", "label"):
+        if kind not in columns:
+            raise DataError(
+                f"'{path}' has no column {' or '.join(names.columns[kind])}, so it is no data set of labelled images. "
+                f"Its columns: {', '.join(rows.columns)}."
+            )
+    columns.setdefault("class_name", columns["label"])
+    labels = [label for row in rows if isinstance(label := row.get(columns["label"]), int)]
+    num_classes = 1 + max(labels, default=0)
+    splits = {str(row["split"]) for row in rows if row.get("split") is not None}
+    if not splits:
+        return ImageTable(path, rows, columns, num_classes)
+    test_split = next((split for split in names.test_splits if split in splits), None)
+    return ImageTable(path, select_split(rows, "train"), columns, num_classes, "train", test_split)
+
+
+def _content(image: Any) -> str:
+    """Hash of an image as it is stored: an array, a PIL image or the path of a file."""
+    if isinstance(image, str | Path):
+        return hashlib.sha256(Path(image).read_bytes()).hexdigest()
+    shape = getattr(image, "shape", None) or getattr(image, "size", None)
+    return hashlib.sha256(f"{shape}".encode() + image.tobytes()).hexdigest()

@@ -1,0 +1,127 @@
+"""Requests of a class deletion: what is to be forgotten, as rules over the columns of the data."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from stable_forgetting.bench.image_table import ImageTable
+from stable_forgetting.config.benchmark_options import ClassDeletionOptions
+from stable_forgetting.data.row_places import random_places
+from stable_forgetting.data.rules import select_rows
+from stable_forgetting.errors import ConfigError, DataError
+
+
+@dataclass(frozen=True)
+class Request:
+    """One demand to forget.
+
+    Args:
+        name: In the names of its runs.
+        forget: Rule of the images to be forgotten.
+        deletes_classes: Whether whole classes go, so that none of their images stays.
+        deleted_before: Rules of what earlier requests of a sequence deleted: these images are in no set.
+    """
+
+    name: str
+    forget: str
+    deletes_classes: bool = True
+    deleted_before: tuple[str, ...] = ()
+
+
+def make_requests(options: ClassDeletionOptions, table: ImageTable, trained_on: str | None) -> list[Request]:
+    """The requests, in order.
+
+    Args:
+        options: What is to be forgotten.
+        table: The images.
+        trained_on: Rule of the training images that models are taught; None: all of them.
+
+    Raises:
+        ConfigError: A class is named twice.
+        DataError: A class, a superclass or a row is not in the data, or fewer images are there than are to be drawn.
+    """
+    if options.random is not None:
+        return [_random_request(options.random, table, trained_on)]
+    if options.images is not None:
+        return [_listed_request(Path(options.images), table)]
+    column = table.columns["class_name"]
+    names = options.forget or ()
+    values = table.class_values(names)
+    if options.superclass is not None:
+        names, values = options.superclass, table.superclass_values(options.superclass)
+        column = table.columns["superclass"]
+    if len({slug(name) for name in names}) < len(names):
+        raise ConfigError(f"'{','.join(names)}' names something twice, or in a way that runs cannot be told apart by.")
+    if options.together:
+        return [Request(slug("+".join(names)), among(column, values))]
+    requests = [Request(slug(name), among(column, [value])) for name, value in zip(names, values, strict=True)]
+    if not options.sequence:
+        return requests
+    return [
+        replace(
+            request,
+            name=f"{number}-{request.name}",
+            deleted_before=tuple(earlier.forget for earlier in requests[: number - 1]),
+        )
+        for number, request in enumerate(requests, 1)
+    ]
+
+
+def all_of(*rules: str | None) -> str | None:
+    """One rule that is true where all given ones are; None says nothing."""
+    given = [rule for rule in rules if rule is not None]
+    if len(given) < 2:
+        return given[0] if given else None
+    return " and ".join(f"({rule})" for rule in given)
+
+
+def none_of(rules: Sequence[str]) -> str | None:
+    """One rule that is true where no given one is; None if there are none."""
+    return f"not ({any_of(rules)})" if rules else None
+
+
+def any_of(rules: Sequence[str]) -> str:
+    """One rule that is true where any given one is."""
+    return rules[0] if len(rules) == 1 else " or ".join(f"({rule})" for rule in rules)
+
+
+def among(column: str, values: Sequence[Any]) -> str:
+    """Rule: the column has one of the values."""
+    return f"{column} == {values[0]!r}" if len(values) == 1 else f"{column} in {list(values)!r}"
+
+
+def slug(name: str) -> str:
+    """A name that can be one of a folder."""
+    return re.sub(r"[^\w.+-]+", "_", name).strip("._-") or "class"
+
+
+def _random_request(count: int, table: ImageTable, trained_on: str | None) -> Request:
+    """So many of the training images that are taught: those that come first in a random order of all."""
+    places = [{**row, "place": place} for row, place in zip(table.rows, random_places(table.rows, 0), strict=True)]
+    taught = replace(table.rows, rows=places)
+    taught = taught if trained_on is None else select_rows(taught, trained_on)
+    found = sorted(row["place"] for row in taught)
+    if count >= len(found):
+        raise DataError(
+            f"{count} random images are to be forgotten, but only {len(found)} are taught, of which some must stay. "
+            "Give a smaller number with --random."
+        )
+    return Request(f"random-{count}", f"random_place(0) < {found[count]}", deletes_classes=False)
+
+
+def _listed_request(path: Path, table: ImageTable) -> Request:
+    if not path.is_file():
+        raise DataError(f"No file at '{path}'. Give a text file with one row number of a training image per line.")
+    try:
+        numbers = [int(line) for line in path.read_text(encoding="utf-8").split()]
+    except ValueError as error:
+        raise DataError(f"'{path}' is no list of row numbers ({error}). Give one whole number per line.") from error
+    wrong = [number for number in numbers if not 0 <= number < len(table.rows)]
+    if wrong or not numbers:
+        found = f"row {wrong[0]}" if wrong else "no number"
+        raise DataError(f"'{path}' has {found}. Give numbers from 0 to {len(table.rows) - 1}, rows of training images.")
+    return Request(slug(path.stem), table.among_rows(numbers), deletes_classes=False)

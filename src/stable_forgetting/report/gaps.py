@@ -1,0 +1,120 @@
+"""The main table of a comparison of image classifiers: how far each method is from the retain model."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from statistics import fmean
+
+from stable_forgetting.report import wording
+from stable_forgetting.report.intervals import difference
+from stable_forgetting.report.summary import Cell, GroupSummary, MethodSummary, MetricRow
+from stable_forgetting.report.tables import ComparisonLine, Notes, TextCell, text_cell
+
+GAP_METRICS = ("forget_accuracy", "forget_test_accuracy", "retain_accuracy", "retain_test_accuracy")
+
+HEADINGS = (
+    ("forget_accuracy", "Forget, training images"),
+    ("forget_test_accuracy", "Forget, test images"),
+    ("retain_accuracy", "Retain, training images"),
+    ("retain_test_accuracy", "Retain, test images"),
+    ("tow", "Tug of war"),
+)
+"""Metric and heading of each column but the last one, which has the time."""
+
+
+@dataclass(frozen=True)
+class GapTable:
+    """Methods by their gaps to the retain model."""
+
+    anchor: str
+    headings: tuple[tuple[str, str], ...]
+    base: ComparisonLine
+    methods: tuple[ComparisonLine, ...]
+    notes: tuple[str, ...]
+
+
+def gap_table(group: GroupSummary, anchors: Mapping[str, str], anchor: str) -> GapTable | None:
+    """Gaps of accuracy in percentage points, tug of war, and what the unlearning cost.
+
+    Args:
+        group: The methods.
+        anchors: Id of each method's part of the page, by its name.
+        anchor: Start of the ids of the footnotes.
+
+    Returns:
+        None for language models, and where no method has a gap to a retain model.
+    """
+    measured = [method for method in group.methods if any(_has_gap(method, name) for name in GAP_METRICS)]
+    if group.task != "image" or not measured:
+        return None
+    notes = Notes()
+    base = ComparisonLine("Base model", "before unlearning", None, tuple(_base_cells(measured[0], notes)))
+    methods = tuple(_line(method, group, anchors.get(method.name), notes) for method in measured)
+    return GapTable(f"{anchor}-gaps", HEADINGS, base, methods, tuple(notes.reasons))
+
+
+def _has_gap(method: MethodSummary, name: str) -> bool:
+    row = method.row(name)
+    return row is not None and row.gap.estimate is not None
+
+
+def _line(method: MethodSummary, group: GroupSummary, anchor: str | None, notes: Notes) -> ComparisonLine:
+    small = f"mean of {len(method.records)} seeds" if len(method.records) > 1 else ""
+    cells = [_gap_cell(_row(method, name).gap, notes) for name in GAP_METRICS]
+    cells.append(text_cell(_row(method, "tow").unlearned, notes))
+    return ComparisonLine(method.name, small, anchor, (*cells, _time_cell(method, group)))
+
+
+def _base_cells(method: MethodSummary, notes: Notes) -> Iterable[TextCell]:
+    for name in GAP_METRICS:
+        row = _row(method, name)
+        if row.base.estimate is None or row.retain.estimate is None:
+            yield text_cell(Cell(None, row.base.reason or row.retain.reason), notes)
+        else:
+            yield _gap_cell(Cell(difference(row.base.estimate, row.retain.estimate)), notes)
+    yield text_cell(_row(method, "tow").base, notes)
+    yield TextCell("–")
+
+
+def _row(method: MethodSummary, name: str) -> MetricRow:
+    missing = Cell(None, "Not measured in this run.")
+    return method.row(name) or MetricRow(name, "retain", missing, missing, missing, missing, "not judged")
+
+
+def _gap_cell(gap: Cell, notes: Notes) -> TextCell:
+    if gap.estimate is None:
+        return text_cell(gap, notes)
+    parts = (wording.uncertainty_in_points(gap.estimate), wording.gap_words(gap.estimate))
+    return TextCell(wording.points(gap.estimate.value), ", ".join(part for part in parts if part))
+
+
+def _time_cell(method: MethodSummary, group: GroupSummary) -> TextCell:
+    """Seconds of unlearning beside those of the retain model.
+
+    The retain model is made once for all methods and then read from the cache, so the longest time that any run with
+    this retain model recorded is the nearest to what it cost.
+    """
+    taken = [record.timings["unlearning"] for record in method.records if "unlearning" in record.timings]
+    if not taken:
+        return TextCell("–")
+    identities = {record.models.get("retain") for record in method.records} - {None}
+    retain = max(
+        (
+            record.timings.get("retain model", 0.0)
+            for other in group.methods
+            for record in other.records
+            if record.models.get("retain") in identities
+        ),
+        default=0.0,
+    )
+    seconds = fmean(taken)
+    return TextCell(wording.seconds(seconds), _share_of_retraining(seconds, retain))
+
+
+def _share_of_retraining(seconds: float, retain: float) -> str:
+    if retain <= 0:
+        return ""
+    if seconds > retain:
+        return f"more than the {wording.seconds(retain)} recorded"
+    return f"{seconds / retain:.1%} of {wording.seconds(retain)}"

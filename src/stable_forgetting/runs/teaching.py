@@ -1,0 +1,106 @@
+"""Teaching a model a set of examples before anything is forgotten: one training, or several in a row."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from peft import get_peft_model
+from torch import nn
+
+from stable_forgetting.config import FinetuneConfig
+from stable_forgetting.data.examples import ExampleSet
+from stable_forgetting.errors import ModelError, NotFiniteError
+from stable_forgetting.models.load import LoadedModel
+from stable_forgetting.models.tasks import ImageTask
+from stable_forgetting.progress import Progress
+from stable_forgetting.runs.adapter import bounded_config
+from stable_forgetting.runs.kept_images import first_adapted_block, with_kept_trunk
+from stable_forgetting.training import finetune
+
+
+def teach(
+    loaded: LoadedModel,
+    taught: ExampleSet[Any],
+    trainings: Sequence[FinetuneConfig],
+    *,
+    work_dir: Path,
+    disk_cache_gib: float,
+    progress: Progress | None = None,
+    description: str = "finetuning",
+) -> LoadedModel:
+    """Teach a model a set of examples, training after training.
+
+    Args:
+        loaded: The pretrained model; changed in place.
+        taught: What it is taught.
+        trainings: What is done, in this order.
+        work_dir: Where checkpoints are kept; what is in it is gone on from.
+        disk_cache_gib: Room for what frozen blocks make of the images.
+        progress: Where the steps are shown.
+        description: What the bar says.
+
+    Returns:
+        The model with plain weights: adapters are merged.
+
+    Raises:
+        NotFiniteError: A loss or a gradient became infinite or NaN.
+        ModelError: A head is to be trained that the model does not have.
+    """
+    for number, settings in enumerate(trainings):
+        stage = description if len(trainings) == 1 else f"{description}, {number + 1} of {len(trainings)}"
+        student = _prepared(loaded, settings)
+        kept = with_kept_trunk(student, _num_frozen_blocks(student, settings), len(taught), disk_cache_gib)
+        outcome = finetune(
+            student.model,
+            kept.task,
+            taught,
+            settings=settings,
+            output_dir=work_dir / f"training-{number}",
+            resume=True,
+            progress=progress,
+            description=stage,
+        )
+        if outcome.stopped:
+            raise NotFiniteError(f"The {stage} came to nothing: {outcome.stopped} Lower model.finetune.learning_rate.")
+        model = student.model.merge_and_unload() if settings.trains == "adapter" else student.model
+        loaded = LoadedModel(model.requires_grad_(True).eval(), loaded.task, loaded.source)
+    return loaded
+
+
+def _prepared(loaded: LoadedModel, settings: FinetuneConfig) -> LoadedModel:
+    """The model with what is to be trained set free, and the rest frozen."""
+    model = loaded.model
+    if settings.trains == "all":
+        return loaded
+    heads = head_names(model) if isinstance(loaded.task, ImageTask) else []
+    if settings.trains == "adapter":
+        adapter = bounded_config(settings.adapter, modules_to_save=heads or None)
+        return LoadedModel(get_peft_model(model, adapter), loaded.task, loaded.source)
+    model.requires_grad_(False)
+    for name in heads:
+        model.get_submodule(name).requires_grad_(True)
+    return loaded
+
+
+def head_names(model: nn.Module) -> list[str]:
+    """Names of the modules that stand beside a model's backbone: the head of an image classifier.
+
+    Raises:
+        ModelError: There are none.
+    """
+    backbone = getattr(model, "base_model_prefix", "")
+    names = [name for name, part in model.named_children() if name != backbone and any(True for _ in part.parameters())]
+    if not names or not hasattr(model, backbone):
+        raise ModelError(
+            f"The model {type(model).__name__} has no head beside its backbone that could be trained alone. Set "
+            "model.finetune.trains to all."
+        )
+    return names
+
+
+def _num_frozen_blocks(student: LoadedModel, settings: FinetuneConfig) -> int:
+    if settings.trains == "adapter":
+        return first_adapted_block(student.model)
+    return 0 if settings.trains == "all" else int(getattr(student.model.config, "num_hidden_layers", 0))

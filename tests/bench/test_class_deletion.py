@@ -1,0 +1,283 @@
+"""`forget bench class-deletion` as a comparison: what is forgotten, what stays, what is held out, what is refused."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import yaml
+
+from stable_forgetting.bench import Comparison, class_deletion, class_deletion_comparison
+from stable_forgetting.bench.image_table import ImageTable
+from stable_forgetting.config import RunConfig
+from stable_forgetting.config.benchmark_options import ClassDeletionOptions, load_experiment, parse_benchmark
+from stable_forgetting.data.rows import Rows
+from stable_forgetting.errors import ConfigError, DataError
+from stable_forgetting.progress import SilentProgress
+from stable_forgetting.runs.sets import load_set_rows
+from tiny_pictures import CLASSES, NUM_TEST, NUM_TRAIN, make_archive, make_folder, make_model
+
+EXPERIMENTS = Path(__file__).parents[2] / "experiments"
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_model(tmp_path_factory.mktemp("model"))
+
+
+@pytest.fixture(scope="module")
+def archive(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_archive(tmp_path_factory.mktemp("archive") / "pictures.npz")
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_folder(tmp_path_factory.mktemp("folder"))
+
+
+@pytest.fixture
+def compare(model: Path, archive: Path, tmp_path: Path) -> Any:
+    def make(**options: Any) -> Comparison:
+        given = {"model": str(model), "data": str(archive), "bounds": "sine", **options}
+        parsed = parse_benchmark("class-deletion", given)
+        assert isinstance(parsed, ClassDeletionOptions)
+        return class_deletion_comparison(parsed, tmp_path / "out", progress=SilentProgress())
+
+    return make
+
+
+def rows_of(config: RunConfig) -> dict[str, Rows]:
+    return load_set_rows(config.data)
+
+
+def classes_in(rows: Rows) -> set[str]:
+    return {row["class_name"] for row in rows}
+
+
+def only(comparison: Comparison) -> RunConfig:
+    (config,) = comparison.configs().values()
+    return config
+
+
+def test_each_class_is_a_request_with_every_method(compare: Any) -> None:
+    configs = compare(
+        forget="crab,eel", bounds="identity,weight_clipping", objectives="npo,bounded_ascent", seeds="0,4"
+    ).configs()
+    assert len(configs) == 2 * 2 * 2 * 2
+    clipped = configs["eel-bounded_ascent-weight_clipping-seed4"]
+    assert (clipped.adapter.bound, clipped.adapter.omega, clipped.training.max_weight) == ("identity", 1, 0.1)
+    assert clipped.objective.name == "bounded_ascent"
+    assert (clipped.training.seed, clipped.adapter.seed) == (4, 4)
+    assert classes_in(rows_of(clipped)["forget"]) == {"eel"}
+
+
+def test_a_class_is_in_the_forget_set_alone_and_all_others_stay(compare: Any) -> None:
+    config = only(compare(forget="crab"))
+    rows = rows_of(config)
+    assert classes_in(rows["forget"]) == {"crab"}
+    assert len(rows["forget"]) == NUM_TRAIN
+    assert classes_in(rows["retain"]) == {*CLASSES} - {"crab"}
+    assert len(rows["retain"]) == 5 * NUM_TRAIN
+    assert len(rows["test"]) == 6 * NUM_TEST
+    assert {row["split"] for row in rows["test"]} == {"test"}
+    assert config.data.num_classes == len(CLASSES)
+    assert config.data.holdout is None
+    assert config.model.finetune is not None
+    assert [training.trains for training in config.model.finetune] == ["head", "adapter"]
+
+
+def test_classes_go_together(compare: Any) -> None:
+    comparison = compare(forget="crab,eel", together=True)
+    assert list(comparison.methods) == ["crab+eel-gradient_difference-sine-seed0"]
+    assert classes_in(rows_of(only(comparison))["forget"]) == {"crab", "eel"}
+
+
+def test_a_superclass_is_all_of_its_classes(compare: Any) -> None:
+    rows = rows_of(only(compare(superclass="animals")))
+    assert classes_in(rows["forget"]) == {"beetle", "crab", "eel"}
+    assert classes_in(rows["retain"]) == {"apple", "daisy", "fig"}
+
+
+def test_random_images_are_exactly_so_many_of_those_that_are_taught(compare: Any) -> None:
+    rows = rows_of(only(compare(random=7)))
+    assert len(rows["forget"]) == 7
+    assert len(rows["retain"]) == 9 * 6 - 7
+    assert len(rows["holdout"]) == 6
+    assert len(classes_in(rows["forget"])) > 1
+    assert not {id(row["image"]) for row in rows["forget"]} & {id(row["image"]) for row in rows["holdout"]}
+    again = rows_of(only(compare(random=7)))
+    assert [row["label"] for row in again["forget"]] == [row["label"] for row in rows["forget"]]
+
+
+def test_an_image_that_is_there_twice_is_not_held_out_and_taught(compare: Any, tmp_path: Path) -> None:
+    arrays = dict(np.load(make_archive(tmp_path / "once.npz")))
+    crabs = np.flatnonzero(arrays["y_train"] == CLASSES.index("crab"))
+    arrays["x_train"][crabs[-1]] = arrays["x_train"][crabs[0]]
+    np.savez(tmp_path / "twice.npz", **arrays)
+    rows = rows_of(only(compare(data=str(tmp_path / "twice.npz"), random=7)))
+    assert {name: len(part) for name, part in rows.items()} == {"forget": 7, "retain": 47, "holdout": 5, "test": 18}
+    assert "crab" not in classes_in(rows["holdout"])
+
+
+def test_rows_of_a_table_with_a_column_of_that_name_cannot_be_listed() -> None:
+    table = ImageTable("here", Rows([{"row": 5}], "here"), {}, 1)
+    with pytest.raises(DataError, match="Rename the column"):
+        table.among_rows([0])
+
+
+def test_listed_images_are_those(compare: Any, archive: Path, tmp_path: Path) -> None:
+    (tmp_path / "asked.txt").write_text("4\n1\n")
+    rows = rows_of(only(compare(images=str(tmp_path / "asked.txt"))))
+    images = np.load(archive)["x_train"]
+    assert [row["image"].tolist() for row in rows["forget"]] == [images[1].tolist(), images[4].tolist()]
+
+
+def test_validation_measures_no_test_image(compare: Any) -> None:
+    comparison = compare(forget="crab", validation=True, objectives="calibrated")
+    rows = rows_of(only(comparison))
+    assert {row["split"] for part in rows.values() for row in part} == {"train"}
+    sizes = {name: len(part) for name, part in rows.items()}
+    assert sizes == {"forget": 7, "retain": 5 * 7, "holdout": 1, "test": 6 * 2}
+    assert classes_in(rows["holdout"]) == {"crab"}
+    assert any("place of the test images" in note for note in comparison.notes)
+
+
+def test_a_folder_without_test_images_holds_a_fifth_out_and_says_so(compare: Any, folder: Path) -> None:
+    comparison = compare(data=str(folder), forget="crab")
+    rows = rows_of(only(comparison))
+    assert {name: len(part) for name, part in rows.items()} == {"forget": 8, "retain": 5 * 8, "test": 6 * 2}
+    paths = [row["image"] for part in rows.values() for row in part]
+    assert len(set(paths)) == len(paths)
+    assert "no test images" in comparison.notes[0]
+
+
+def test_the_target_of_chance_is_that_of_a_model_that_knows_nothing(compare: Any) -> None:
+    config = only(compare(forget="crab", objectives="calibrated_chance"))
+    assert config.objective.target.nll == pytest.approx(math.log(6))
+    assert config.data.holdout is None
+
+
+def test_a_finetuned_model_is_the_base_model(compare: Any) -> None:
+    assert only(compare(forget="crab", finetuned=True)).model.finetune is None
+    assert only(compare(random=5, finetuned=True)).data.holdout is None
+    given = only(compare(forget="crab", retain_model="a/retain"))
+    assert (given.model.finetune, given.retain_model) == (None, "a/retain")
+
+
+def test_a_sequence_starts_each_step_from_the_one_before(compare: Any, tmp_path: Path, monkeypatch: Any) -> None:
+    taught = []
+
+    def fake(config: RunConfig, *, progress: Any) -> Path:
+        assert config.model.finetune is not None
+        taught.append(classes_in(rows_of(config)["retain"]))
+        return tmp_path / f"retain{len(taught)}"
+
+    monkeypatch.setattr(class_deletion, "make_retain_model", fake)
+    comparison = compare(forget="crab,eel,fig", sequence=True)
+    first, second, third = comparison.configs().values()
+    assert list(comparison.after) == [second.name, third.name]
+    assert taught == [{*CLASSES} - {"crab", "eel"}, {*CLASSES} - {"crab", "eel", "fig"}]
+    assert first.model.finetune is not None
+    assert first.retain_model is None
+    assert (third.model.finetune, third.retain_model) == (None, str(tmp_path / "retain2"))
+    assert Path(third.model.name) == tmp_path / "out" / second.name / "merged"
+    assert first.merge
+    rows = rows_of(third)
+    assert classes_in(rows["forget"]) == {"fig"}
+    assert classes_in(rows["retain"]) == {"apple", "beetle", "daisy"}
+    assert classes_in(rows["test"]) == {"apple", "beetle", "daisy", "fig"}
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        ({"forget": "crabs"}, "Unknown class 'crabs'. Did you mean 'crab'"),
+        ({"superclass": "animal"}, "Unknown superclass 'animal'. Did you mean 'animals'"),
+        ({"random": 60}, "only 54 are taught"),
+        ({"random": 0}, "random = 0"),
+        ({"images": "nothing.txt"}, "No file at 'nothing.txt'"),
+        ({}, "give one of forget, superclass, random and images, not none"),
+        ({"forget": "crab", "random": 3}, "not forget and random"),
+        ({"random": 3, "sequence": True}, "go with forget or superclass"),
+        ({"forget": "crab,eel", "sequence": True, "together": True}, "not both"),
+        ({"forget": ","}, "names nothing"),
+        ({"forget": "crab", "learning_rates": ""}, "names nothing"),
+        ({"forget": "crab", "learning_rates": "fast"}, "learning_rates"),
+        ({"forget": "crab", "objectives": "gd"}, "Unknown objective 'gd'"),
+        ({"forget": "crab", "targets": "mpl"}, "Did you mean 'mlp'"),
+        ({"forget": "crab,eel", "retain_model": "a/b"}, "One retain model cannot serve 2 requests"),
+        ({"forget": "crab,crab"}, "twice"),
+        ({"forget": "crab", "finetuned": True, "validation": True}, "no model has seen"),
+        ({"forget": "crab", "forgets": "crab"}, "Did you mean 'forget'"),
+    ],
+)
+def test_what_is_not_allowed_is_said(compare: Any, given: dict[str, Any], said: str) -> None:
+    with pytest.raises((ConfigError, DataError), match=said):
+        compare(**given)
+
+
+def test_the_hub_s_cifar100_is_found_by_its_short_name(compare: Any, monkeypatch: Any) -> None:
+    """With the columns that uoft-cs/cifar100 has; one image of each class."""
+    import datasets
+
+    names = {"fine_label": CLASSES, "coarse_label": ("animals", "plants")}
+    features = {column: datasets.ClassLabel(names=[*found]) for column, found in names.items()}
+    table = datasets.Dataset.from_dict(
+        {"img": [0] * 6, "fine_label": [*range(6)], "coarse_label": [1, 0, 0, 1, 0, 1]},
+        features=datasets.Features({"img": datasets.Value("int64"), **features}),
+    )
+    asked = []
+
+    def load_dataset(name: str, *_: Any, **__: Any) -> Any:
+        asked.append(name)
+        return datasets.DatasetDict({"train": table, "test": table})
+
+    monkeypatch.setattr(datasets, "load_dataset", load_dataset)
+    config = only(compare(data="cifar100", superclass="animals"))
+    assert {*asked} == {"uoft-cs/cifar100"}
+    assert config.data.source is not None
+    assert (config.data.source.image, config.data.source.label) == ("img", "fine_label")
+    assert [row["fine_label_name"] for row in rows_of(config)["forget"]] == ["beetle", "crab", "eel"]
+
+
+def test_superclasses_need_names(compare: Any, tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=r"has no superclasses.*--together"):
+        compare(data=str(make_archive(tmp_path / "plain.npz", coarse=False)), superclass="animals")
+
+
+def test_a_table_without_images_is_refused(compare: Any, tmp_path: Path) -> None:
+    (tmp_path / "texts.jsonl").write_text('{"prompt": "Who?", "answer": "Ada."}\n')
+    with pytest.raises(DataError, match="no column image or img"):
+        compare(data=str(tmp_path / "texts.jsonl"), forget="crab")
+
+
+def test_row_numbers_have_to_be_rows(compare: Any, tmp_path: Path) -> None:
+    for text, said in (("60", "row 60"), ("", "no number"), ("one", "no list of row numbers")):
+        (tmp_path / "asked.txt").write_text(text)
+        with pytest.raises(DataError, match=said):
+            compare(images=str(tmp_path / "asked.txt"))
+
+
+@pytest.mark.parametrize(
+    "path", sorted(EXPERIMENTS.glob("*/*.yaml")), ids=lambda path: f"{path.parent.name}/{path.stem}"
+)
+def test_every_experiment_can_be_read_and_begins_with_its_command(path: Path) -> None:
+    assert path.read_text().splitlines()[0] == f"# forget bench run {path.relative_to(EXPERIMENTS.parent)}"
+    assert load_experiment(path, {}).benchmark == path.parent.name.replace("_", "-")
+
+
+def test_what_the_command_line_says_replaces_what_the_file_says(tmp_path: Path) -> None:
+    declared = {"benchmark": "class-deletion", "model": "a/b", "forget": ["crab"], "set": {"training.steps": 3}}
+    path = tmp_path / "experiment.yaml"
+    path.write_text(yaml.safe_dump(declared))
+    options = load_experiment(path, {"model": "c/d", "set": {"adapter.rank": 2}})
+    assert (options.model, options.set) == ("c/d", {"training.steps": 3, "adapter.rank": 2})
+
+
+def test_a_file_without_a_benchmark_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "experiment.yaml").write_text("benchmark: tofo\nmodel: a/b\n")
+    with pytest.raises(ConfigError, match="Did you mean 'tofu'"):
+        load_experiment(tmp_path / "experiment.yaml", {})

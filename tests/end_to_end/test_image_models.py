@@ -1,0 +1,116 @@
+"""Image runs: sizes, what is kept on disk, and one base model for every request."""
+
+import numpy as np
+import pytest
+import torch
+
+from stable_forgetting.errors import ConfigError, ModelError
+from stable_forgetting.models.load import ModelSource, load_model
+from stable_forgetting.models.tasks import ImageTask
+from stable_forgetting.progress import SilentProgress
+from stable_forgetting.runs import run
+from stable_forgetting.runs.pipeline import prepare
+from tiny_problem import TinyProblem, copy_of_model, make_image_problem
+
+HEAD = {"trains": "head", "epochs": 2, "learning_rate": 0.02, "batch_size": 4}
+
+
+@pytest.fixture(scope="module")
+def problem(tmp_path_factory) -> TinyProblem:
+    return make_image_problem(tmp_path_factory.mktemp("images"))
+
+
+@pytest.fixture(autouse=True)
+def cache(tmp_path, monkeypatch):
+    monkeypatch.setenv("STABLE_FORGETTING_CACHE", str(tmp_path / "cache"))
+    return tmp_path / "cache"
+
+
+def test_images_are_scaled_to_the_size_asked_for(problem):
+    loaded = load_model(ModelSource(str(problem.model), "image", image_size=12))
+    values = loaded.processor(images=[np.zeros((20, 30, 3), dtype=np.uint8)], return_tensors="pt")["pixel_values"]
+    assert values.shape[-2:] == (12, 12)
+    assert loaded.task.interpolate
+    batch = {"pixel_values": torch.as_tensor(values), "labels": torch.tensor([0])}
+    assert loaded.task.predict(loaded.model, batch).logits.shape == (1, 4)
+
+
+def test_a_folder_without_an_image_processor_needs_a_size(problem, tmp_path):
+    folder = copy_of_model(problem, tmp_path / "bare")
+    (folder / "preprocessor_config.json").unlink()
+    with pytest.raises(ModelError, match=r"has no preprocessor_config\.json.*Give model\.image_size"):
+        load_model(ModelSource(str(folder), "image"))
+    loaded = load_model(ModelSource(str(folder), "image", image_size=8))
+    white = loaded.processor(images=[np.full((8, 8, 3), 255, dtype=np.uint8)], return_tensors="pt")["pixel_values"]
+    torch.testing.assert_close(torch.as_tensor(white)[0, 0, 0, 0].item(), (1 - 0.485) / 0.229, rtol=1e-4, atol=0)
+
+
+def test_every_request_starts_from_the_same_base_model(problem, cache):
+    bases = []
+    for forgotten in ("label == 3", "label == 1"):
+        models = prepare(
+            problem.config(model__finetune=HEAD, data__forget={"where": forgotten}, data__num_classes=4),
+            SilentProgress(),
+        )
+        bases.append(models.base().model.state_dict())
+    assert all(torch.equal(bases[0][name], bases[1][name]) for name in bases[0])
+    assert len(list((cache / "models").iterdir())) == 1
+
+
+def test_what_is_kept_changes_no_result(problem, tmp_path, cache):
+    records = {}
+    for gib in (1.0, 0.0):
+        config = problem.config(
+            model__finetune=HEAD, model__disk_cache_gib=gib, adapter__blocks=[1], data__num_classes=4
+        )
+        records[gib] = run(config, tmp_path / f"run{gib}")
+        if gib:
+            assert {"images", "activations"} <= {path.name for path in cache.iterdir()}
+    values = [
+        {metric.name: metric.value for found in records[gib].evaluations for metric in found.metrics if metric.value}
+        for gib in records
+    ]
+    assert values[0] == pytest.approx(values[1], rel=1e-3, abs=1e-5)
+
+
+def test_kept_images_are_read_and_not_scaled_again(problem, monkeypatch):
+    config = problem.config(data__num_classes=4)
+    first = prepare(config, SilentProgress()).sets
+    monkeypatch.setattr("stable_forgetting.runs.sets.process_with", lambda _: pytest.fail)
+    second = prepare(config, SilentProgress()).sets
+    assert [example.identity for example in first.retain] == [example.identity for example in second.retain]
+
+
+def test_no_room_means_nothing_kept(problem, cache):
+    prepare(problem.config(model__disk_cache_gib=1e-9), SilentProgress())
+    assert not (cache / "images").exists()
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"model__image_size": 8}, r"model\.image_size is 8: only image models have it"),
+        ({"model__finetune": [HEAD]}, r"'head': only image classifiers"),
+        ({"model__finetune": [{"epochs": -1}]}, r"model\.finetune\.0\.epochs = -1"),
+        ({"model__finetune": {"epoch": 1}}, r"Did you mean 'epochs'"),
+    ],
+)
+def test_settings_that_do_not_fit(tmp_path, change, message):
+    from tiny_problem import make_language_problem
+
+    language = make_language_problem(tmp_path)
+    with pytest.raises(ConfigError, match=message):
+        language.config(**change)
+
+
+def test_the_trunk_is_used_only_below_the_adapter(problem):
+    def trunk_of(**changes):
+        task = prepare(problem.config(data__num_classes=4, **changes), SilentProgress()).base().task
+        assert isinstance(task, ImageTask)
+        return task.trunk
+
+    assert trunk_of() is None
+    assert trunk_of(adapter__blocks=[1], training__bf16=True) is None
+    trunk = trunk_of(adapter__blocks=[1])
+    assert trunk is not None
+    assert len(trunk.blocks) == 1

@@ -1,0 +1,101 @@
+"""Teaching before forgetting: what is trained, what stays, and trainings in a row."""
+
+import pytest
+import torch
+
+from stable_forgetting.config import FinetuneConfig
+from stable_forgetting.errors import ModelError
+from stable_forgetting.models.load import LoadedModel
+from stable_forgetting.models.tasks import ImageTask, LanguageTask
+from stable_forgetting.runs.teaching import head_names, teach
+from tiny_models import FakeTokenizer, image_set, language_set, tiny_image_model, tiny_language_model
+
+EXAMPLES = image_set("retain", 8)
+QUICK = {"epochs": 4, "learning_rate": 0.02, "batch_size": 4}
+ADAPTER = {"bound": "identity", "omega": 1.0, "scale": 1.0, "rank": 2, "blocks": [1]}
+
+
+@pytest.fixture(autouse=True)
+def cache(tmp_path, monkeypatch):
+    monkeypatch.setenv("STABLE_FORGETTING_CACHE", str(tmp_path / "cache"))
+
+
+class Pixels:
+    """Image processor of `tiny_image_model`: only its image size counts here."""
+
+    def __call__(self, images, return_tensors):
+        return {"pixel_values": torch.zeros(len(images), 3, 8, 8)}
+
+
+def taught(tmp_path, *trainings: dict, disk_cache_gib: float = 1.0, **changes) -> dict[str, torch.Tensor]:
+    model = tiny_image_model()
+    model.config.hidden_dropout_prob = model.config.attention_probs_dropout_prob = 0.0
+    loaded = teach(
+        LoadedModel(model, ImageTask(Pixels()), "tiny"),
+        EXAMPLES,
+        [FinetuneConfig(**{**QUICK, **training, **changes}) for training in trainings],
+        work_dir=tmp_path / "work",
+        disk_cache_gib=disk_cache_gib,
+    )
+    return {name: value.clone() for name, value in loaded.model.state_dict().items()}
+
+
+def changed(weights: dict[str, torch.Tensor]) -> set[str]:
+    before = tiny_image_model().state_dict()
+    assert set(before) == set(weights), "adapters are merged: plain weights only"
+    return {name for name, value in weights.items() if not torch.equal(value, before[name])}
+
+
+def test_the_head_alone(tmp_path):
+    assert changed(taught(tmp_path, {"trains": "head"})) == {"classifier.weight", "classifier.bias"}
+
+
+def test_adapters_and_head(tmp_path):
+    found = changed(taught(tmp_path, {"trains": "adapter", "adapter": ADAPTER}))
+    assert {"classifier.weight", "classifier.bias"} < found
+    layers = {name for name in found if "classifier" not in name}
+    assert layers
+    assert all(".1." in name and name.endswith("weight") for name in layers), layers
+
+
+def test_the_whole_model(tmp_path):
+    assert len(changed(taught(tmp_path, {"trains": "all"}))) > 20
+
+
+def test_trainings_follow_on_each_other(tmp_path):
+    head, adapter = {"trains": "head"}, {"trains": "adapter", "adapter": ADAPTER}
+    both = taught(tmp_path, head, adapter)
+    alone = taught(tmp_path / "alone", adapter)
+    assert changed(both) == changed(alone)
+    assert not torch.equal(both["classifier.weight"], alone["classifier.weight"])
+
+
+@pytest.mark.parametrize("training", [{"trains": "head"}, {"trains": "adapter", "adapter": ADAPTER}])
+def test_kept_outputs_change_nothing_but_time(tmp_path, training):
+    with_cache = taught(tmp_path / "kept", training)
+    assert (tmp_path / "cache" / "activations").is_dir()
+    without = taught(tmp_path / "plain", training, disk_cache_gib=0.0)
+    for name, expected in without.items():
+        torch.testing.assert_close(with_cache[name], expected, rtol=1e-4, atol=1e-5)
+
+
+def test_a_language_model_gets_adapters_and_keeps_its_head(tmp_path):
+    model = tiny_language_model()
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    training = FinetuneConfig(trains="adapter", adapter={**ADAPTER, "blocks": None}, **QUICK)
+    loaded = teach(
+        LoadedModel(model, LanguageTask(FakeTokenizer()), "tiny"),
+        language_set("retain", 6),
+        [training],
+        work_dir=tmp_path / "work",
+        disk_cache_gib=0,
+    )
+    found = {name for name, value in loaded.model.state_dict().items() if not torch.equal(value, before[name])}
+    assert found
+    assert all("mlp" in name for name in found)
+
+
+def test_a_model_without_a_head_is_refused():
+    assert head_names(tiny_image_model()) == ["classifier"]
+    with pytest.raises(ModelError, match="has no head"):
+        head_names(tiny_image_model().vit)
