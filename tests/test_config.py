@@ -10,12 +10,14 @@ import pytest
 import yaml
 from pydantic import BaseModel
 
-from stable_forgetting.config import data_options, model_options, options
 from stable_forgetting.config import (
     RunConfig,
     TrainingConfig,
     apply_change,
+    data_options,
     load_config,
+    model_options,
+    options,
     parse_change,
     parse_config,
 )

@@ -92,6 +92,21 @@ def test_unknown_fields_are_refused():
         record(status="fine")
 
 
+def test_a_record_without_classes_is_read(tmp_path):
+    """As the first records are."""
+    data = json.loads(record().model_dump_json())
+    assert data.pop("class_names") == {}
+    assert data.pop("class_accuracies") == []
+    (tmp_path / "record.json").write_text(json.dumps(data))
+    assert read_record(tmp_path) == record()
+
+
+def test_numbers_of_classes_stay_numbers(tmp_path):
+    named = record(class_names={3: "cat"})
+    write_record(named, tmp_path)
+    assert read_record(tmp_path).class_names == {3: "cat"}
+
+
 @pytest.mark.parametrize("moment", ["write", "fsync", "replace"])
 def test_a_failure_at_any_moment_leaves_the_old_file(tmp_path, monkeypatch, moment):
     path = tmp_path / "file.txt"

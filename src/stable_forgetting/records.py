@@ -153,6 +153,11 @@ class Environment(_Record):
     num_threads: int
 
 
+def finetuning_phase(role: str) -> str:
+    """Name, in `RunRecord.timings`, of the finetuning of a base or retain model, by whichever run it was done."""
+    return f"finetuning of the {role} model"
+
+
 class RunRecord(_Record):
     """Everything a run leaves, complete enough to make the report and to repeat the run."""
 

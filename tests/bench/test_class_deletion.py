@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import yaml
+from PIL import Image
 
 from stable_forgetting.bench import Comparison, class_deletion, class_deletion_comparison
 from stable_forgetting.bench.image_table import ImageTable
@@ -189,6 +190,8 @@ def test_a_sequence_starts_each_step_from_the_one_before(compare: Any, tmp_path:
     assert classes_in(rows["forget"]) == {"fig"}
     assert classes_in(rows["retain"]) == {"apple", "beetle", "daisy"}
     assert classes_in(rows["test"]) == {"apple", "beetle", "daisy", "fig"}
+    assert classes_in(rows["forgotten_before"]) == {"crab", "eel"}
+    assert first.data.forgotten_before is None
 
 
 @pytest.mark.parametrize(
@@ -225,9 +228,10 @@ def test_the_hub_s_cifar100_is_found_by_its_short_name(compare: Any, monkeypatch
 
     names = {"fine_label": CLASSES, "coarse_label": ("animals", "plants")}
     features = {column: datasets.ClassLabel(names=[*found]) for column, found in names.items()}
+    pictures = [Image.new("RGB", (8, 8), (20 * number, 0, 0)) for number in range(6)]
     table = datasets.Dataset.from_dict(
-        {"img": [0] * 6, "fine_label": [*range(6)], "coarse_label": [1, 0, 0, 1, 0, 1]},
-        features=datasets.Features({"img": datasets.Value("int64"), **features}),
+        {"img": pictures, "fine_label": [*range(6)], "coarse_label": [1, 0, 0, 1, 0, 1]},
+        features=datasets.Features({"img": datasets.Image(), **features}),
     )
     asked = []
 
@@ -252,6 +256,14 @@ def test_a_table_without_images_is_refused(compare: Any, tmp_path: Path) -> None
     (tmp_path / "texts.jsonl").write_text('{"prompt": "Who?", "answer": "Ada."}\n')
     with pytest.raises(DataError, match="no column image or img"):
         compare(data=str(tmp_path / "texts.jsonl"), forget="crab")
+
+
+def test_images_that_are_none_are_refused(compare: Any, tmp_path: Path) -> None:
+    for image, said in (('"gone.png"', "no image file 'gone.png'"), ("5", "is a int")):
+        rows = "".join(f'{{"image": {image}, "label": {label}}}\n' for label in (0, 1))
+        (tmp_path / "listed.jsonl").write_text(rows)
+        with pytest.raises(DataError, match=said):
+            compare(data=str(tmp_path / "listed.jsonl"), forget="1")
 
 
 def test_row_numbers_have_to_be_rows(compare: Any, tmp_path: Path) -> None:

@@ -76,6 +76,15 @@ def test_a_kill_while_writing_costs_the_last_batch_at_most(tmp_path, damage):
     assert asked == []
 
 
+def test_another_shape_is_refused_and_nothing_is_lost(tmp_path):
+    read(ArrayStore(tmp_path / "s"), [1])
+    with pytest.raises(ValueError, match=r"shape \[4\] in a store of \[2, 3\]"):
+        ArrayStore(tmp_path / "s").arrays(["other"], lambda places: torch.zeros(len(places), 4))
+    found, asked = read(ArrayStore(tmp_path / "s"), [1])
+    assert_equal(found, [1])
+    assert asked == []
+
+
 def _fill(folder, numbers: list[int]) -> None:
     read(ArrayStore(folder, batch_size=3), numbers)
 

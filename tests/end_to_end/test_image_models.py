@@ -8,6 +8,7 @@ from stable_forgetting.errors import ConfigError, ModelError
 from stable_forgetting.models.load import ModelSource, load_model
 from stable_forgetting.models.tasks import ImageTask
 from stable_forgetting.progress import SilentProgress
+from stable_forgetting.records import finetuning_phase
 from stable_forgetting.runs import run
 from stable_forgetting.runs.pipeline import prepare
 from tiny_problem import TinyProblem, copy_of_model, make_image_problem
@@ -55,6 +56,14 @@ def test_every_request_starts_from_the_same_base_model(problem, cache):
         bases.append(models.base().model.state_dict())
     assert all(torch.equal(bases[0][name], bases[1][name]) for name in bases[0])
     assert len(list((cache / "models").iterdir())) == 1
+
+
+def test_the_record_says_what_finetuning_took_also_from_the_cache(problem, tmp_path):
+    config = problem.config(model__finetune=HEAD, data__num_classes=4)
+    made, read = (run(config, tmp_path / name).timings for name in ("made", "read"))
+    for role in ("base", "retain"):
+        assert 0 < made[finetuning_phase(role)] == read[finetuning_phase(role)]
+    assert finetuning_phase("base") not in run(problem.config(), tmp_path / "given").timings
 
 
 def test_what_is_kept_changes_no_result(problem, tmp_path, cache):

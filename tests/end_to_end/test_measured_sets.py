@@ -88,7 +88,19 @@ def test_what_is_measured_changes_no_taught_model(problem, tofu_like, monkeypatc
     assert len(list((tmp_path / "cache" / "models").iterdir())) == 1
 
 
-@pytest.mark.parametrize("name", ["retain_evaluation", "real_authors", "world_facts"])
+def test_what_was_forgotten_before_is_measured_and_not_taught(problem, tmp_path):
+    earlier = {"path": str(problem.folder / "holdout.jsonl")}
+    config = problem.config(data__forgotten_before=earlier, data__holdout=None, training__steps=1)
+    record = run(config, tmp_path / "run")
+    for evaluation in record.evaluations:
+        (found,) = [metric for metric in evaluation.metrics if metric.name == "forgotten_before_probability"]
+        assert found.count == 6
+        assert found.direction == "retain"
+    without = run(problem.config(training__steps=1), tmp_path / "without")
+    assert not [m for e in without.evaluations for m in e.metrics if m.name == "forgotten_before_probability"]
+
+
+@pytest.mark.parametrize("name", ["retain_evaluation", "forgotten_before", "real_authors", "world_facts"])
 def test_measured_sets_hold_nothing_to_be_forgotten(problem, name):
     forget = {"path": str(problem.folder / "forget.jsonl"), "limit": 2}
     with pytest.raises(DataError, match=f"forget and {name} share 2 examples"):

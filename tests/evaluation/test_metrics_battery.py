@@ -272,7 +272,7 @@ def test_directions():
     for name, metric in METRICS.items():
         if metric.compares:
             assert metric.direction == ("lower" if name.endswith("_js") else "higher")
-        elif name.startswith(("forget", "holdout", "mia", "privacy", "probe_forget")):
+        elif name.startswith(("forget", "forgotten", "holdout", "mia", "privacy", "probe_forget")):
             assert metric.direction == "retain"
         else:
             assert metric.direction == ("lower" if name in kept_down else "higher"), name

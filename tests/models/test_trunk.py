@@ -15,6 +15,7 @@ from transformers import (
 )
 
 from stable_forgetting.adapters import BoundedLoraConfig
+from stable_forgetting.data.examples import ImageExample
 from stable_forgetting.models.tasks import ImageTask
 from stable_forgetting.models.trunk import find_trunk
 from tiny_models import image_set, tiny_image_model
@@ -118,6 +119,16 @@ def test_another_trunk_has_outputs_of_its_own(model_and_depth, tmp_path):
     assert not torch.equal(torch.stack(kept.trunk.outputs(examples)), before)
     expected = plain.predict(model, plain.collate(examples)).logits
     torch.testing.assert_close(kept.predict(model, kept.collate(examples)).logits, expected, rtol=1e-5, atol=1e-6)
+
+
+def test_images_of_two_sizes_under_one_trunk(tmp_path):
+    model = dinov2()
+    plain, kept = tasks(model, 2, tmp_path)
+    small = list(image_set("retain", 3))
+    large = [ImageExample(example.pixels, example.label, example.pixel_values.repeat(1, 2, 2)) for example in small]
+    for examples in (small, large, small):
+        expected = plain.predict(model, plain.collate(examples)).logits
+        torch.testing.assert_close(kept.predict(model, kept.collate(examples)).logits, expected, rtol=1e-5, atol=1e-6)
 
 
 def test_a_change_above_leaves_the_trunk_alone(model_and_depth, tmp_path):

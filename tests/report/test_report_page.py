@@ -14,6 +14,7 @@ from html.parser import HTMLParser
 from pathlib import Path
 
 import pytest
+from sample_rates import rate_comparison
 from sample_records import comparison, failed_run, image_run, language_run
 
 from stable_forgetting.records import RunRecord
@@ -34,6 +35,7 @@ PAGES = {
     "single": lambda: [language_run("calibrated-sine")],
     "comparison": comparison,
     "image": lambda: [image_run()],
+    "rates": rate_comparison,
     "failed": lambda: [failed_run()],
     "mixed": lambda: [quick("gd-lora"), quick("gd-sine"), failed_run(), failed_run("late"), image_run()],
 }
@@ -97,7 +99,7 @@ def without_charts(page: str) -> str:
     return re.sub(r'(<svg class="chart")[^>]*?( role="img"[^>]*>).*?</svg>', r"\1\2</svg>", page, flags=re.DOTALL)
 
 
-@pytest.mark.parametrize("name", ["single", "comparison", "image"])
+@pytest.mark.parametrize("name", ["single", "comparison", "image", "rates"])
 def test_page_equals_the_stored_copy(pages, name):
     path = GOLDEN / f"{name}.html"
     found = without_charts(pages[name])

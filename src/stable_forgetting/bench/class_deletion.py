@@ -15,7 +15,7 @@ from typing import Any
 from stable_forgetting.bench.comparison import Comparison
 from stable_forgetting.bench.image_table import ImageTable, TableNames, read_image_table
 from stable_forgetting.bench.methods import PROBLEMS_DIR, Changes, method_changes
-from stable_forgetting.bench.requests import Request, all_of, make_requests, none_of
+from stable_forgetting.bench.requests import Request, all_of, any_of, make_requests, none_of
 from stable_forgetting.config import apply_change, read_yaml
 from stable_forgetting.config.benchmark_options import ClassDeletionOptions
 from stable_forgetting.errors import ConfigError
@@ -129,6 +129,8 @@ def _sets(request: Request, table: ImageTable, division: Division) -> Changes:
         "retain": all_of(none_of(gone), division.taught),
         "test": all_of(none_of(request.deleted_before), division.test),
     }
+    if request.deleted_before:
+        rules["forgotten_before"] = all_of(any_of(request.deleted_before), division.taught)
     if division.holdout is not None:
         rules["holdout"] = all_of(request.forget if request.deletes_classes else None, division.holdout)
     splits = {"test": division.test_split}

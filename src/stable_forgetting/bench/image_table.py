@@ -9,6 +9,9 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+from PIL import Image
+
 from stable_forgetting.data.rows import Rows, select_split
 from stable_forgetting.data.rules import POSITION
 from stable_forgetting.data.sources import load_rows
@@ -70,11 +73,15 @@ class ImageTable:
         return [by_name[name] for name in names]
 
     def repeated_rows(self) -> list[int]:
-        """Numbers of the rows whose image is in an earlier row already."""
+        """Numbers of the rows whose image is in an earlier row already.
+
+        Raises:
+            DataError: An image is of a kind that cannot be read, or its file is missing.
+        """
         seen: set[str] = set()
         repeated = []
         for number, row in enumerate(self.rows):
-            key = _content(row.get(self.columns["image"]))
+            key = _content(row.get(self.columns["image"]), f"row {number} of {self.rows.source}")
             if key in seen:
                 repeated.append(number)
             seen.add(key)
@@ -145,9 +152,13 @@ def read_image_table(data: str, names: TableNames) -> ImageTable:
     return ImageTable(path, select_split(rows, "train"), columns, num_classes, "train", test_split)
 
 
-def _content(image: Any) -> str:
+def _content(image: Any, place: str) -> str:
     """Hash of an image as it is stored: an array, a PIL image or the path of a file."""
     if isinstance(image, str | Path):
+        if not Path(image).is_file():
+            raise DataError(f"There is no image file '{image}' ({place}). Check the path.")
         return hashlib.sha256(Path(image).read_bytes()).hexdigest()
-    shape = getattr(image, "shape", None) or getattr(image, "size", None)
+    if not isinstance(image, np.ndarray | Image.Image):
+        raise DataError(f"The image in {place} is a {type(image).__name__}. Give a path, a PIL image or a uint8 array.")
+    shape = image.shape if isinstance(image, np.ndarray) else image.size
     return hashlib.sha256(f"{shape}".encode() + image.tobytes()).hexdigest()

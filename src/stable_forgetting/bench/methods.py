@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from itertools import product
 from pathlib import Path
@@ -35,13 +36,11 @@ def method_changes(
     tables = read_yaml(PROBLEMS_DIR / "methods.yaml")
     objectives = {**tables["objectives"], **(own_objectives or {})}
     found: dict[str, Changes] = {}
-    rates: list[float | None] = [None] if options.learning_rates is None else [*options.learning_rates]
-    for objective, bound, target, rate, seed in product(
-        options.objectives, options.bounds, options.targets, rates, options.seeds
-    ):
+    several_rates = len(options.learning_rates or ()) > 1
+    for (objective, bound, rate), target, seed in product(_combinations(options), options.targets, options.seeds):
         parts = [objective, bound]
         parts += [target] if len(options.targets) > 1 else []
-        parts += [f"lr{_short(rate)}"] if rate is not None and len(rates) > 1 else []
+        parts += [f"lr{_short(rate)}"] if rate is not None and several_rates else []
         name = "-".join([*parts, f"seed{seed}"])
         if name in found:
             raise ConfigError(f"The method '{name}' is named twice. Name each objective, bound, rate and seed once.")
@@ -56,6 +55,37 @@ def method_changes(
             "adapter.seed": seed,
         }
     return found
+
+
+def _combinations(options: BenchmarkOptions) -> list[tuple[str, str, float | None]]:
+    """Objective, bound and learning rate (None: the benchmark's) of each method."""
+    rates: list[float | None] = [None] if options.learning_rates is None else [*options.learning_rates]
+    if options.methods is None:
+        return list(product(options.objectives, options.bounds, rates))
+    found: list[tuple[str, str, float | None]] = []
+    for method in options.methods:
+        objective, bound, own_rate = _parts(method)
+        if own_rate is not None and options.learning_rates is not None:
+            raise ConfigError(
+                f"The method '{method}' has a learning rate of its own, but learning_rates are given as well. Leave "
+                "one of the two out."
+            )
+        found += [(objective, bound, rate) for rate in (rates if own_rate is None else [own_rate])]
+    return found
+
+
+def _parts(method: str) -> tuple[str, str, float | None]:
+    parts = method.split(":")
+    try:
+        rate = float(parts[2]) if len(parts) == 3 else None
+    except ValueError:
+        rate = -1.0
+    if len(parts) not in (2, 3) or (rate is not None and not 0 < rate < math.inf):
+        raise ConfigError(
+            f"The method '{method}' is not of the form OBJECTIVE:BOUND or OBJECTIVE:BOUND:RATE, such as "
+            "gradient_difference:sine or npo:identity:3e-4, with a rate above 0."
+        )
+    return parts[0], parts[1], rate
 
 
 def _chosen(what: str, name: str, table: Mapping[str, Any]) -> Changes:

@@ -51,6 +51,8 @@ class BenchmarkOptions(Section):
     """Names, with commas: those of `forget list objectives`, calibrated_pretrained, calibrated_mean."""
     bounds: Names = ("identity", "sine")
     """Names, with commas: those of `forget list bounds`, and weight_clipping."""
+    methods: Names | None = None
+    """OBJECTIVE:BOUND or OBJECTIVE:BOUND:RATE, with commas: these in place of all objectives with all bounds."""
     targets: Names = ("mlp",)
     """Which layers get adapters: mlp, attention, mlp_and_attention."""
     learning_rates: Rates | None = None
@@ -59,6 +61,13 @@ class BenchmarkOptions(Section):
     """Numbers, with commas: of the order of the examples and of the adapter's start."""
     set: dict[str, Any] = Field(default_factory=dict)
     """Change a setting of all runs."""
+
+    @model_validator(mode="after")
+    def _methods_or_combinations(self) -> BenchmarkOptions:
+        ignored = self.model_fields_set & {"objectives", "bounds"}
+        if self.methods is not None and ignored:
+            raise ValueError(f"methods names the methods, so {' and '.join(sorted(ignored))} would count for nothing")
+        return self
 
 
 class TofuOptions(BenchmarkOptions):
@@ -147,13 +156,15 @@ def load_experiment(path: Path, changes: Mapping[str, Any]) -> TofuOptions | Cla
         ConfigError: The file is missing or no YAML, names no benchmark, or an option is not allowed.
     """
     given = read_yaml(path)
-    name = given.get("benchmark")
+    name = str(given.get("benchmark"))
     if name not in BENCHMARKS:
         raise ConfigError(
-            f"The experiment '{path}' has no benchmark to run. {unknown_name('benchmark', str(name), BENCHMARKS)}"
+            f"The experiment '{path}' has no benchmark to run. {unknown_name('benchmark', name, BENCHMARKS)}"
         )
-    settings = {**(given.get("set") or {}), **changes.get("set", {})}
-    return parse_benchmark(name, {**given, **changes, "set": settings}, source=f"the experiment '{path}'")
+    merged = {**given, **changes}
+    if isinstance(given.get("set"), dict):
+        merged["set"] = {**given["set"], **changes.get("set", {})}
+    return parse_benchmark(name, merged, source=f"the experiment '{path}'")
 
 
 def parse_benchmark(

@@ -52,6 +52,8 @@ class DataConfig(Section):
     """Unseen examples of the forget set's kind: membership attacks and calibrated targets need them."""
     test: SourceConfig | None = None
     """Language: other text for perplexity. Images: test images of all classes."""
+    forgotten_before: SourceConfig | None = None
+    """What earlier requests deleted, measured only: whether it stays forgotten."""
     real_authors: SourceConfig | None = None
     """Language: questions about real authors, measured only."""
     world_facts: SourceConfig | None = None

@@ -21,7 +21,8 @@ class AdapterConfig(Section):
     scale: Positive | None = None
     """Largest change of any weight. None: lora_alpha / rank / sqrt(in_features) with lora_alpha = rank."""
     target_modules: str | list[str] | None = None
-    """mlp, attention or mlp_and_attention of the model's family, names, a regular expression, or all-linear. None: mlp."""
+    """mlp, attention or mlp_and_attention of the model's family, names, a regular expression, or all-linear. None: the
+    MLP layers."""
     blocks: list[Annotated[int, Field(ge=0)]] | None = None
     """Numbers of the blocks that get adapters, from 0. None: all."""
     seed: int = 0

@@ -30,8 +30,8 @@ class ObjectiveConfig(Section):
     """objective = forget_weight × forget term + retain_weight × retain term."""
 
     name: str = "gradient_difference"
-    """ascent, gradient_difference, bounded_ascent, kl, npo, calibrated or retain_only: a forget term with its usual retain
-    term."""
+    """ascent, gradient_difference, bounded_ascent, kl, npo, calibrated or retain_only: a forget term with its usual
+    retain term."""
     retain: str | None = None
     """Another retain term, nll or kl. None: the usual one."""
     forget_weight: NotNegative = 1.0

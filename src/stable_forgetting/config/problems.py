@@ -8,8 +8,10 @@ if TYPE_CHECKING:
     from stable_forgetting.config.data_options import DataConfig, SourceConfig
     from stable_forgetting.config.options import RunConfig
 
-MEASURED_ONLY = ("retain_evaluation", "real_authors", "world_facts")
+MEASURED_ONLY = ("retain_evaluation", "forgotten_before", "real_authors", "world_facts")
 """Sets that nothing is taught from."""
+
+_LANGUAGE_ONLY = ("real_authors", "world_facts")
 
 _OF_A_PATH = ("subset", "prompt", "answer", "paraphrased", "perturbed", "text", "messages", "image", "label")
 """Settings that a set without a path has from `data.source`."""
@@ -24,7 +26,7 @@ def find_problems(config: RunConfig) -> list[str]:
     data, target = config.data, config.objective.target
     problems = _problems_of_sets(data)
     if config.task == "image":
-        problems += [f"data.{name}: only language models have it" for name in MEASURED_ONLY[1:] if getattr(data, name)]
+        problems += [f"data.{name}: only language models have it" for name in _LANGUAGE_ONLY if getattr(data, name)]
     else:
         problems += _problems_of_language(config)
     if config.objective.name == "calibrated":

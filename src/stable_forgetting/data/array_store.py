@@ -42,6 +42,9 @@ class ArrayStore:
             compute: Gives the arrays at some positions of `keys`, (n, ...), all of one shape; asked only for what was
                 never computed before.
 
+        Raises:
+            ValueError: The arrays have another shape than those that are kept.
+
         Returns:
             Float32 arrays in the order of the keys; views of the file, which are read when they are looked at.
         """
@@ -66,6 +69,9 @@ class ArrayStore:
         shape_file = self.folder / "shape.json"
         if not shape_file.is_file():
             shape_file.write_text(json.dumps(values.shape[1:]))
+        expected = json.loads(shape_file.read_text())
+        if list(values.shape[1:]) != expected:
+            raise ValueError(f"arrays of shape {list(values.shape[1:])} in a store of {expected}: {self.folder}")
         with (self.folder / "values.bin").open("ab") as file:
             file.truncate(len(self._places) * values[0].size * _FLOAT_BYTES)
             file.write(values.tobytes())

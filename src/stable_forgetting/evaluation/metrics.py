@@ -39,6 +39,15 @@ _MEANS = (
         "exp(-S/n): probability of the answer per label, from its summed NLL S and its n labels.",
     ),
     Means(
+        "probability",
+        "probability",
+        ("forgotten_before",),
+        "higher",
+        (0.0, 1.0),
+        "exp(-S/n): probability of the answer per label, from its summed NLL S and its n labels.",
+        listed_with=("forgotten_before",),
+    ),
+    Means(
         "nll",
         "nll",
         ("forget", "retain"),

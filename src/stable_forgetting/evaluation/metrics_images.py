@@ -115,6 +115,17 @@ _ACCURACY = Means(
     tasks=("image",),
 )
 
+_FORGOTTEN_BEFORE = Means(
+    "accuracy",
+    "correct",
+    ("forgotten_before",),
+    "lower",
+    (0.0, 1.0),
+    "Whether the most likely class is the right one.",
+    tasks=("image",),
+    listed_with=("forgotten_before",),
+)
+
 _PROBE = Means(
     "accuracy",
     "probe_correct",
@@ -128,6 +139,7 @@ _PROBE = Means(
 
 IMAGE_METRICS: tuple[Metric, ...] = (
     *_ACCURACY.metrics(),
+    *_FORGOTTEN_BEFORE.metrics(),
     Metric(
         name="tow",
         tasks=("image",),

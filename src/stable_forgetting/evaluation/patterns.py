@@ -44,7 +44,7 @@ class Means:
             Metric(
                 name=f"{self.prefix}{name}_{self.suffix}",
                 tasks=self.tasks,
-                direction="retain" if name.startswith(("forget", "holdout")) else self.better,
+                direction="retain" if name.startswith(("forget", "forgotten", "holdout")) else self.better,
                 needs=(Need(name, self.column),),
                 range=self.range,
                 description=f"{self.description} Mean over the {name} set.",

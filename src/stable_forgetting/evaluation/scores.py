@@ -27,8 +27,8 @@ FORMAT = 3
 TaskName = Literal["language", "image"]
 
 SET_NAMES: dict[TaskName, tuple[str, ...]] = {
-    "language": ("forget", "retain", "holdout", "test", "real_authors", "world_facts"),
-    "image": ("forget", "retain", "holdout", "forget_test", "retain_test"),
+    "language": ("forget", "retain", "holdout", "test", "forgotten_before", "real_authors", "world_facts"),
+    "image": ("forget", "retain", "holdout", "forget_test", "retain_test", "forgotten_before"),
 }
 """Sets that metrics know, by task. Language: `test` is plain text for perplexity."""
 

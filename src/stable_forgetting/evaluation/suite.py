@@ -18,6 +18,7 @@ _ADVICE = {
     "retain": "needs a retain set; give data.retain",
     "holdout": "needs a holdout set; give data.holdout",
     "test": "needs test texts; give data.test",
+    "forgotten_before": "needs what earlier requests deleted; give data.forgotten_before",
     "real_authors": "needs the questions about real authors; give data.real_authors",
     "world_facts": "needs the questions about the world; give data.world_facts",
     "forget_test": "needs test images of what is forgotten; give data.test",

@@ -52,7 +52,8 @@ class FrozenTrunk:
         self.embeddings = embeddings
         self.blocks = list(blocks)
         self.options = options
-        self._store = ArrayStore(root / self._sha256()[:24])
+        self._folder = root / self._sha256()[:24]
+        self._stores: dict[torch.Size, ArrayStore] = {}
 
     @property
     def is_frozen(self) -> bool:
@@ -67,7 +68,14 @@ class FrozenTrunk:
         def compute(places: list[int]) -> Tensor:
             return self._run(torch.stack([examples[place].pixel_values for place in places]))
 
-        return self._store.arrays(keys, compute)
+        return self._store(examples[0].pixel_values.shape).arrays(keys, compute)
+
+    def _store(self, image_shape: torch.Size) -> ArrayStore:
+        """A store of its own for each size of images, because the outputs differ in length."""
+        if image_shape not in self._stores:
+            name = "x".join(str(length) for length in image_shape)
+            self._stores[image_shape] = ArrayStore(self._folder / name)
+        return self._stores[image_shape]
 
     @contextmanager
     def skipped(self) -> Iterator[None]:

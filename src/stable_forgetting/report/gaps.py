@@ -6,6 +6,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from statistics import fmean
 
+from stable_forgetting.records import finetuning_phase
 from stable_forgetting.report import wording
 from stable_forgetting.report.intervals import difference
 from stable_forgetting.report.summary import Cell, GroupSummary, MethodSummary, MetricRow
@@ -50,7 +51,7 @@ def gap_table(group: GroupSummary, anchors: Mapping[str, str], anchor: str) -> G
         return None
     notes = Notes()
     base = ComparisonLine("Base model", "before unlearning", None, tuple(_base_cells(measured[0], notes)))
-    methods = tuple(_line(method, group, anchors.get(method.name), notes) for method in measured)
+    methods = tuple(_line(method, anchors.get(method.name), notes) for method in measured)
     return GapTable(f"{anchor}-gaps", HEADINGS, base, methods, tuple(notes.reasons))
 
 
@@ -59,11 +60,11 @@ def _has_gap(method: MethodSummary, name: str) -> bool:
     return row is not None and row.gap.estimate is not None
 
 
-def _line(method: MethodSummary, group: GroupSummary, anchor: str | None, notes: Notes) -> ComparisonLine:
+def _line(method: MethodSummary, anchor: str | None, notes: Notes) -> ComparisonLine:
     small = f"mean of {len(method.records)} seeds" if len(method.records) > 1 else ""
     cells = [_gap_cell(_row(method, name).gap, notes) for name in GAP_METRICS]
     cells.append(text_cell(_row(method, "tow").unlearned, notes))
-    return ComparisonLine(method.name, small, anchor, (*cells, _time_cell(method, group)))
+    return ComparisonLine(method.name, small, anchor, (*cells, _time_cell(method)))
 
 
 def _base_cells(method: MethodSummary, notes: Notes) -> Iterable[TextCell]:
@@ -89,32 +90,13 @@ def _gap_cell(gap: Cell, notes: Notes) -> TextCell:
     return TextCell(wording.points(gap.estimate.value), ", ".join(part for part in parts if part))
 
 
-def _time_cell(method: MethodSummary, group: GroupSummary) -> TextCell:
-    """Seconds of unlearning beside those of the retain model.
-
-    The retain model is made once for all methods and then read from the cache, so the longest time that any run with
-    this retain model recorded is the nearest to what it cost.
-    """
+def _time_cell(method: MethodSummary) -> TextCell:
+    """Seconds of unlearning beside those in which the retain model was made, if it was made by finetuning."""
     taken = [record.timings["unlearning"] for record in method.records if "unlearning" in record.timings]
     if not taken:
         return TextCell("–")
-    identities = {record.models.get("retain") for record in method.records} - {None}
-    retain = max(
-        (
-            record.timings.get("retain model", 0.0)
-            for other in group.methods
-            for record in other.records
-            if record.models.get("retain") in identities
-        ),
-        default=0.0,
-    )
+    phase = finetuning_phase("retain")
+    retraining = [record.timings[phase] for record in method.records if phase in record.timings]
     seconds = fmean(taken)
-    return TextCell(wording.seconds(seconds), _share_of_retraining(seconds, retain))
-
-
-def _share_of_retraining(seconds: float, retain: float) -> str:
-    if retain <= 0:
-        return ""
-    if seconds > retain:
-        return f"more than the {wording.seconds(retain)} recorded"
-    return f"{seconds / retain:.1%} of {wording.seconds(retain)}"
+    share = f"{seconds / fmean(retraining):.1%} of {wording.seconds(fmean(retraining))}" if retraining else ""
+    return TextCell(wording.seconds(seconds), share)

@@ -16,6 +16,11 @@ IMAGE_DEFINITIONS: dict[str, Definition] = {
         "forgetting",
         "Share of test images of the forget classes that the model puts into their true class.",
     ),
+    "forgotten_before_accuracy": Definition(
+        "Accuracy, images forgotten before",
+        "forgetting",
+        "Share of the training images that earlier requests deleted which the model still puts into their true class.",
+    ),
     "forget_js": Definition(
         "JS divergence, forget images",
         "forgetting",

@@ -11,6 +11,11 @@ LANGUAGE_DEFINITIONS: dict[str, Definition] = {
         "Mean over the forget set of exp(−NLL per label token), the likelihood the model gives to the answer it "
         "should forget; from 0 to 1.",
     ),
+    "forgotten_before_probability": Definition(
+        "Probability, forgotten before",
+        "forgetting",
+        "The same for what earlier requests deleted: whether it stays forgotten.",
+    ),
     "forget_rouge_l_recall": Definition(
         "ROUGE-L recall, forget",
         "forgetting",

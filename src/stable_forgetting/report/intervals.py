@@ -96,7 +96,7 @@ def wilson(share: float, count: int) -> Estimate:
 
     Example:
         >>> estimate = wilson(1.0, 10)
-        >>> round(estimate.low, 3), estimate.high
+        >>> round(estimate.low, 3), round(estimate.high, 3)
         (0.722, 1.0)
     """
     square = _NORMAL_QUANTILE**2

@@ -10,7 +10,7 @@ from stable_forgetting.records import LayerCertificate, RunRecord
 from stable_forgetting.report import wording
 from stable_forgetting.report.charts import draw_bars, draw_panel, draw_scatter
 from stable_forgetting.report.class_chart import draw_classes
-from stable_forgetting.report.classes import MAX_CHANGED, charted_classes, class_lines, class_rows, class_sentence
+from stable_forgetting.report.classes import charted_classes, class_lines, class_rows, class_sentence
 from stable_forgetting.report.gallery import example_grid, example_sets
 from stable_forgetting.report.gaps import gap_table
 from stable_forgetting.report.glossary import GROUP_TITLES, define
@@ -144,9 +144,10 @@ def _classes(method: MethodSummary, anchor: str) -> Classes | None:
     if not rows:
         return None
     shown = charted_classes(rows)
-    which = (
-        "" if len(shown) == len(rows) else f" The deleted classes and the {MAX_CHANGED} most changed others are shown."
-    )
+    which = ""
+    if len(shown) < len(rows):
+        deleted, drawn = (sum(row.deleted for row in part) for part in (rows, shown))
+        which = f" Shown are {drawn} of {deleted} deleted classes and the {len(shown) - drawn} most changed others."
     caption = f"From the base to the unlearned model, with 95 % intervals; the star is the retain model.{which}"
     figure = Figure("Change of accuracy by class", caption, draw_classes(shown, f"{anchor}-classes"))
     return Classes(class_sentence(rows), figure, tuple(class_lines(rows)))

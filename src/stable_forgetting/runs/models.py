@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import shutil
+import time
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -20,10 +22,14 @@ from stable_forgetting.evaluation.open_unlearning import read_log
 from stable_forgetting.evaluation.values import ModelValues
 from stable_forgetting.models.load import LoadedModel, ModelSource, cache_dir, load_model, model_sha256, save_model
 from stable_forgetting.progress import Progress
+from stable_forgetting.records import write_text
 from stable_forgetting.runs.cache import content_hash
 from stable_forgetting.runs.kept_images import num_images, with_kept_trunk
 from stable_forgetting.runs.sets import Sets
 from stable_forgetting.runs.teaching import teach
+
+SECONDS_NAME = "finetuning_seconds.json"
+"""File beside a kept model with what its finetuning took."""
 
 
 def logged_retain_values(config: RunConfig) -> ModelValues | None:
@@ -54,6 +60,9 @@ class RunModels:
     classes: int | None
     progress: Progress
     num_frozen_blocks: int = 0
+    seconds: dict[str, float] = field(default_factory=dict)
+    """What finetuning the base and the retain model took, by role, also where they come from the cache; of one that was
+    interrupted, only the last part."""
 
     @property
     def taught_to_base(self) -> ExampleSet[Any]:
@@ -117,6 +126,7 @@ class RunModels:
         self.loaded.model.to("cpu")  # the student is a second copy: one of them is enough on the device
         if not processes.agree(folder.is_dir()):
             _check_can_teach(self.config)
+            start = time.perf_counter()
             work_dir = folder.with_name(f"{folder.name}.training")
             student = teach(
                 load_model(replace(configured_source(self.config, self.classes), dtype="float32")),
@@ -130,8 +140,11 @@ class RunModels:
             student.model.to(getattr(torch, self.config.model.dtype))
             if processes.is_main_process():
                 save_model(student, folder)
+                write_text(folder / SECONDS_NAME, json.dumps(time.perf_counter() - start))
                 shutil.rmtree(work_dir, ignore_errors=True)
             processes.wait_for_all()
+        if (folder / SECONDS_NAME).is_file():
+            self.seconds[role] = float(json.loads((folder / SECONDS_NAME).read_text()))
         kept = load_model(self.source(str(folder)))
         return LoadedModel(kept.model, kept.task, source)
 

@@ -27,7 +27,7 @@ from stable_forgetting.evaluation.values import ModelValues
 from stable_forgetting.models.load import LoadedModel, load_model, model_sha256, save_model
 from stable_forgetting.objectives import Objective
 from stable_forgetting.progress import Progress, SilentProgress
-from stable_forgetting.records import ModelEvaluation, ModelRole, RunRecord, write_record
+from stable_forgetting.records import ModelEvaluation, ModelRole, RunRecord, finetuning_phase, write_record
 from stable_forgetting.runs.check import (
     adapter_config,
     check_lengths,
@@ -207,7 +207,7 @@ def _unlearn_and_measure(
             "adapter": summary,
             "history": outcome.history,
             "certificate": checked,
-            "timings": clock.seconds,
+            "timings": clock.seconds | {finetuning_phase(role): s for role, s in models.seconds.items()},
             "peak_memory_bytes": peak_memory,
         }
     )
