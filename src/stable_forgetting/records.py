@@ -44,7 +44,7 @@ class MetricValue(_Record):
     """Number of examples behind the value."""
     low: float | None = None
     high: float | None = None
-    """95 % bootstrap interval over the examples."""
+    """95 % interval over the examples: Wilson's of a share, else a bootstrap's."""
     direction: Direction
     details: dict[str, float] = Field(default_factory=dict)
     """Further numbers of the same test, such as the KS statistic D beside its p-value."""

@@ -13,6 +13,7 @@ from PIL import Image
 
 from stable_forgetting.bench import Comparison, class_deletion, class_deletion_comparison
 from stable_forgetting.bench.image_table import ImageTable
+from stable_forgetting.bench.methods import method_changes
 from stable_forgetting.config import RunConfig
 from stable_forgetting.config.benchmark_options import ClassDeletionOptions, load_experiment, parse_benchmark
 from stable_forgetting.data.rows import Rows
@@ -113,14 +114,49 @@ def test_random_images_are_exactly_so_many_of_those_that_are_taught(compare: Any
     assert [row["label"] for row in again["forget"]] == [row["label"] for row in rows["forget"]]
 
 
-def test_an_image_that_is_there_twice_is_not_held_out_and_taught(compare: Any, tmp_path: Path) -> None:
+@pytest.fixture
+def twice(tmp_path: Path) -> tuple[Path, list[int]]:
+    """An archive whose last crab is a second copy of its first one, and the rows of all crabs."""
     arrays = dict(np.load(make_archive(tmp_path / "once.npz")))
-    crabs = np.flatnonzero(arrays["y_train"] == CLASSES.index("crab"))
+    crabs = np.flatnonzero(arrays["y_train"] == CLASSES.index("crab")).tolist()
     arrays["x_train"][crabs[-1]] = arrays["x_train"][crabs[0]]
     np.savez(tmp_path / "twice.npz", **arrays)
-    rows = rows_of(only(compare(data=str(tmp_path / "twice.npz"), random=7)))
-    assert {name: len(part) for name, part in rows.items()} == {"forget": 7, "retain": 47, "holdout": 5, "test": 18}
+    return tmp_path / "twice.npz", crabs
+
+
+def sizes_of(rows: dict[str, Rows]) -> dict[str, int]:
+    return {name: len(part) for name, part in rows.items()}
+
+
+def pixels_of(rows: Rows) -> set[bytes]:
+    return {row["image"].tobytes() for row in rows}
+
+
+def test_an_image_that_is_there_twice_is_not_held_out_and_taught(compare: Any, twice: Any) -> None:
+    rows = rows_of(only(compare(data=str(twice[0]), random=7)))
+    assert sizes_of(rows) == {"forget": 7, "retain": 47, "holdout": 5, "test": 18}
     assert "crab" not in classes_in(rows["holdout"])
+
+
+def test_an_image_that_is_there_twice_is_not_tested_and_taught(compare: Any, twice: Any) -> None:
+    rows = rows_of(only(compare(data=str(twice[0]), forget="eel", validation=True)))
+    assert sizes_of(rows) == {"forget": 8, "retain": 5 * 8, "test": 6 * 2 - 1}
+    assert not pixels_of(rows["test"]) & pixels_of(rows["retain"])
+
+
+def test_two_files_of_one_image_are_found(compare: Any, tmp_path: Path) -> None:
+    folder = make_folder(tmp_path / "pictures")
+    first, *_, last = sorted((folder / "crab").iterdir())
+    Image.open(first).save(last, compress_level=0)
+    assert last.read_bytes() != first.read_bytes()
+    rows = rows_of(only(compare(data=str(folder), forget="eel")))
+    assert sizes_of(rows) == {"forget": 8, "retain": 5 * 8, "test": 6 * 2 - 1}
+    assert str(last) not in {str(row["image"]) for part in rows.values() for row in part}
+
+
+def test_no_image_is_read_where_nothing_is_taught(compare: Any, monkeypatch: Any) -> None:
+    monkeypatch.setattr(ImageTable, "copies", lambda *_, **__: pytest.fail("images are read"))
+    assert sizes_of(rows_of(only(compare(forget="crab", finetuned=True))))["forget"] == NUM_TRAIN
 
 
 def test_rows_of_a_table_with_a_column_of_that_name_cannot_be_listed() -> None:
@@ -134,6 +170,42 @@ def test_listed_images_are_those(compare: Any, archive: Path, tmp_path: Path) ->
     rows = rows_of(only(compare(images=str(tmp_path / "asked.txt"))))
     images = np.load(archive)["x_train"]
     assert [row["image"].tolist() for row in rows["forget"]] == [images[1].tolist(), images[4].tolist()]
+
+
+def asked_rows(compare: Any, tmp_path: Path, numbers: list[int], **options: Any) -> tuple[dict[str, Rows], list[str]]:
+    """The sets when these rows are listed, and the notes."""
+    (tmp_path / "asked.txt").write_text("\n".join(map(str, numbers)))
+    comparison = compare(images=str(tmp_path / "asked.txt"), **options)
+    return rows_of(only(comparison)), list(comparison.notes)
+
+
+@pytest.mark.parametrize("validation", [False, True])
+def test_listed_images_are_forgotten_wherever_they_are_in_their_class(
+    compare: Any, archive: Path, tmp_path: Path, validation: bool
+) -> None:
+    arrays = np.load(archive)
+    crabs = np.flatnonzero(arrays["y_train"] == CLASSES.index("crab")).tolist()
+    rows, _ = asked_rows(compare, tmp_path, crabs[5:], validation=validation)
+    assert pixels_of(rows["forget"]) == {arrays["x_train"][row].tobytes() for row in crabs[5:]}
+    others = {"retain": 5 + 5 * 9, "holdout": 5, "test": 6 * NUM_TEST}
+    if validation:
+        others = {"retain": 5 + 5 * 7, "holdout": 5, "test": 5 * 2}
+    assert sizes_of(rows) == {"forget": 5, **others}
+    for name in others:
+        assert not pixels_of(rows[name]) & pixels_of(rows["forget"]), name
+
+
+@pytest.mark.parametrize("finetuned", [False, True])
+def test_a_listed_second_copy_is_forgotten_in_its_first_one(
+    compare: Any, twice: Any, tmp_path: Path, finetuned: bool
+) -> None:
+    data, crabs = twice
+    image = np.load(data)["x_train"][crabs[0]].tobytes()
+    rows, notes = asked_rows(compare, tmp_path, [crabs[-1], crabs[1]], data=str(data), finetuned=finetuned)
+    assert image in pixels_of(rows["forget"])
+    assert image not in pixels_of(rows["retain"])
+    assert len(rows["forget"]) == 2
+    assert any("1 of the listed images" in note for note in notes)
 
 
 def test_validation_measures_no_test_image(compare: Any) -> None:
@@ -222,6 +294,39 @@ def test_what_is_not_allowed_is_said(compare: Any, given: dict[str, Any], said: 
         compare(**given)
 
 
+@pytest.mark.parametrize(
+    ("place", "more", "instead"),
+    [
+        ("adapter.bound", {}, "--bounds or --methods"),
+        ("adapter", {}, "Change single settings of 'adapter' only. Use --bounds"),
+        ("objective.name", {}, "--objectives or --methods"),
+        ("adapter.omega", {"bounds": "sine,identity"}, "the method 'gradient_difference-identity-seed0' sets"),
+        ("training.seed", {}, "--seeds"),
+        ("training.learning_rate", {"learning_rates": "1e-3"}, "--learning-rates or --methods"),
+        ("model.name", {}, "--model"),
+        ("data.source.path", {}, "--data"),
+        ("name", {}, "--out"),
+        ("data.test.limit", {}, "evaluation.test_limit"),
+        ("data.forget", {}, "--forget, --superclass"),
+        ("data", {}, "'data.source' afterwards"),
+        ("data.holdout.limit", {"objectives": "calibrated"}, "--objectives"),
+        ("merge", {"sequence": True}, "--sequence"),
+    ],
+)
+def test_a_change_that_would_count_for_nothing_is_refused(
+    compare: Any, place: str, more: dict[str, Any], instead: str
+) -> None:
+    with pytest.raises(ConfigError, match=f"'{place}' cannot be changed for all runs.*{instead}"):
+        compare(forget="crab", set={place: 1}, **more)
+
+
+def test_changes_of_what_nothing_else_sets_count(compare: Any) -> None:
+    changes = {"adapter.omega": 7, "merge": True, "data.holdout": {"split": "test"}, "training.learning_rate": 0.5}
+    config = only(compare(forget="crab", set=changes))
+    assert (config.adapter.omega, config.merge, config.training.learning_rate) == (7, True, 0.5)
+    assert config.data.holdout is not None
+
+
 def test_the_hub_s_cifar100_is_found_by_its_short_name(compare: Any, monkeypatch: Any) -> None:
     """With the columns that uoft-cs/cifar100 has; one image of each class."""
     import datasets
@@ -278,7 +383,9 @@ def test_row_numbers_have_to_be_rows(compare: Any, tmp_path: Path) -> None:
 )
 def test_every_experiment_can_be_read_and_begins_with_its_command(path: Path) -> None:
     assert path.read_text().splitlines()[0] == f"# forget bench run {path.relative_to(EXPERIMENTS.parent)}"
-    assert load_experiment(path, {}).benchmark == path.parent.name.replace("_", "-")
+    options = load_experiment(path, {})
+    assert options.benchmark == path.parent.name.replace("_", "-")
+    assert method_changes(options, {"calibrated_chance": {}})
 
 
 def test_what_the_command_line_says_replaces_what_the_file_says(tmp_path: Path) -> None:

@@ -52,6 +52,8 @@ def test_named_methods_over_common_rates():
         ({"methods": "npo:sine,npo:sine"}, "named twice"),
         ({"methods": "npo:sine:1e-3", "learning_rates": "1e-4"}, "a learning rate of its own"),
         ({"methods": "npo:sine", "bounds": "clip"}, "bounds would count for nothing"),
+        ({"methods": "npo:sine:1e-3", "set": {"training.learning_rate": 1}}, "--learning-rates or --methods"),
+        ({"targets": "mlp,attention", "set": {"adapter.target_modules": "x"}}, "Use --targets"),
     ],
 )
 def test_methods_that_are_not_allowed(given, message):

@@ -82,6 +82,25 @@ def test_changes_replace_shared_settings() -> None:
     assert {config.training.learning_rate for config in changed.configs().values()} == {0.5}
 
 
+@pytest.mark.parametrize(
+    ("place", "instead"),
+    [
+        ("adapter.bound", "--bounds"),
+        ("adapter.seed", "--seeds"),
+        ("model.name", "--model"),
+        ("retain_model", "--retain"),
+    ],
+)
+def test_a_change_that_would_count_for_nothing_is_refused(place: str, instead: str) -> None:
+    with pytest.raises(ConfigError, match=f"'{place}' cannot be changed for all runs.*Use {instead}"):
+        tofu_comparison("forget10", set={place: 1})
+
+
+def test_a_change_of_a_set_counts() -> None:
+    changed = tofu_comparison("forget10", set={"data.forget.limit": 3})
+    assert {config.data.forget.limit for config in changed.configs().values()} == {3}
+
+
 def test_a_log_of_a_retain_model_replaces_it_as_well() -> None:
     given = next(iter(tofu_comparison(model="a/base", retain_log="TOFU_EVAL.json").configs().values()))
     assert (given.retain_log, given.retain_model, given.model.finetune) == ("TOFU_EVAL.json", None, None)

@@ -65,6 +65,22 @@ def test_random_images_of_a_folder(bench, tmp_path):
     assert sizes(record) == {"forget": 5, "retain": 6 * 7 - 5, "holdout": 6, "retain_test": 12}
 
 
+def test_listed_images_are_forgotten_to_the_last_one(bench, tmp_path):
+    (tmp_path / "asked.txt").write_text("\n".join(str(row) for row in range(54, 60)))
+    ended = bench(make_archive(tmp_path / "pictures.npz"), "--images", tmp_path / "asked.txt")
+    assert ended.code == 0, ended.err
+    (record,) = records().values()
+    found = sizes(record)
+    assert (found["forget"], found["forget"] + found["retain"] + found["holdout"]) == (6, 60)
+
+
+def test_a_change_that_the_methods_would_replace_is_one_sentence(bench, tmp_path):
+    ended = bench(make_archive(tmp_path / "pictures.npz"), "--forget", "crab", "--set", "adapter.bound=tanh")
+    assert ended.code == 2
+    assert "'adapter.bound' cannot be changed for all runs" in ended.err
+    assert not Path("runs").exists()
+
+
 def test_a_sequence_goes_on_from_the_merged_model(bench, tmp_path):
     ended = bench(make_archive(tmp_path / "pictures.npz"), "--forget", "crab,eel", "--sequence")
     assert ended.code == 0, ended.err

@@ -1,11 +1,13 @@
 """Arrays on disk: computed once, the same for every reader, and whole after a kill."""
 
 import multiprocessing
+import shutil
 
 import pytest
 import torch
 
 from stable_forgetting.data.array_store import ArrayStore
+from stable_forgetting.errors import DataError
 
 
 class Counting:
@@ -74,6 +76,24 @@ def test_a_kill_while_writing_costs_the_last_batch_at_most(tmp_path, damage):
     found, asked = read(ArrayStore(tmp_path / "s"), [7, 2, 1])
     assert_equal(found, [7, 2, 1])
     assert asked == []
+
+
+def test_a_store_that_is_deleted_in_use_begins_anew(tmp_path):
+    store = ArrayStore(tmp_path / "s")
+    before, _ = read(store, [1, 2])
+    shutil.rmtree(tmp_path / "s")
+    found, asked = read(store, [1, 7, 2])
+    assert_equal(before, [1, 2])
+    assert_equal(found, [1, 7, 2])
+    again, _ = read(ArrayStore(tmp_path / "s"), [7, 1])
+    assert_equal(again, [7, 1])
+    assert 1 in asked
+
+
+def test_a_folder_that_cannot_be_written_is_said(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(DataError, match=r"cannot be used.*Set STABLE_FORGETTING_CACHE"):
+        read(ArrayStore(tmp_path / "file" / "s"), [1])
 
 
 def test_another_shape_is_refused_and_nothing_is_lost(tmp_path):

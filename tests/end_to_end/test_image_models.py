@@ -90,6 +90,43 @@ def test_kept_images_are_read_and_not_scaled_again(problem, monkeypatch):
     assert [example.identity for example in first.retain] == [example.identity for example in second.retain]
 
 
+def test_images_that_find_no_room_are_scaled_when_they_are_needed(problem, monkeypatch):
+    """Neither pixels of files nor pixel values stay in memory; what they are is the same."""
+    kept = prepare(problem.config(data__num_classes=4), SilentProgress()).sets.retain
+    scaled = prepare(problem.config(data__num_classes=4, model__disk_cache_gib=0.0), SilentProgress()).sets.retain
+    assert [example.identity for example in kept] == [example.identity for example in scaled]
+    for example in [*kept, *scaled]:
+        assert not [value for value in example.__dict__.values() if isinstance(value, np.ndarray | torch.Tensor)]
+    assert torch.equal(scaled[0].pixel_values, kept[0].pixel_values)
+    assert np.array_equal(scaled[0].pixels, kept[0].pixels)
+
+
+def test_test_images_that_were_trained_on_are_left_out(problem, tmp_path, caplog):
+    images, labels = [], []
+    values = np.random.default_rng(1)
+    for number in range(40):
+        images.append(values.integers(0, 256, (8, 8, 3), dtype=np.uint8))
+        labels.append(number % 4)
+    test_images, test_labels = [*images[:1], *[image[::-1] for image in images]], [labels[0], *labels]
+    np.savez(
+        tmp_path / "all.npz",
+        x_train=np.stack(images),
+        y_train=np.array(labels),
+        x_test=np.stack(test_images),
+        y_test=np.array(test_labels),
+    )
+    data = {
+        "source": {"path": str(tmp_path / "all.npz")},
+        "forget": {"split": "train", "where": "label == 0"},
+        "retain": {"split": "train", "where": "label > 0"},
+        "test": {"split": "test", "where": "label >= 0"},
+    }
+    sets = prepare(problem.config(data=data), SilentProgress()).sets.by_name
+    assert len(sets["forget_test"]) == len(sets["holdout"]) == 10
+    assert len(sets["retain_test"]) == 30
+    assert "1 of 41 test images are also training images and are left out" in caplog.text
+
+
 def test_no_room_means_nothing_kept(problem, cache):
     prepare(problem.config(model__disk_cache_gib=1e-9), SilentProgress())
     assert not (cache / "images").exists()

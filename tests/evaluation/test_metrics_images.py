@@ -95,6 +95,19 @@ def test_probe_accuracies_are_made_of_its_own_predictions():
     )
 
 
+@pytest.mark.parametrize("name", ["forget_accuracy", "probe_forget_test_accuracy", "mia_entropy", "mia_confidence"])
+def test_a_share_of_nothing_has_an_interval(name):
+    """Of 12 images none: a bootstrap would have no width, so that every other share would differ from it clearly."""
+    own = make_scores("image")
+    wrong = (own.sets["forget"].likelihood.label + 1) % 4
+    own = with_columns(own, "forget", predicted=wrong, entropy=HIGH, nll_sum=LOW)
+    own = with_columns(with_columns(own, "retain", entropy=LOW, nll_sum=LOW), "retain_test", entropy=HIGH, nll_sum=HIGH)
+    own = with_probe(own, "forget_test", (own.sets["forget_test"].likelihood.label + 1) % 4)
+    found = evaluate_scores(own, None, **SETTINGS).metric(name)
+    assert (found.value, found.low, found.count) == (0, 0, 12)
+    assert found.high == pytest.approx(3.841459 / (12 + 3.841459), abs=1e-6)  # z² / (n + z²)
+
+
 def attacked(column, members, nonmembers, judged):
     """Values of an attack that learns from retain and retain test images and judges the forget set."""
     scores = make_scores("image")

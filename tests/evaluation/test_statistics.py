@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
+from scipy.stats import binomtest
 
 from reference.metric_twins import ks_statistic
 from stable_forgetting.errors import DataError
@@ -13,6 +14,7 @@ from stable_forgetting.evaluation.statistics import (
     ks_test,
     mean,
     ratio_of_sums,
+    wilson_interval,
 )
 
 NUMBERS = st.lists(st.integers(-3, 3).map(float), min_size=1, max_size=12)
@@ -70,6 +72,12 @@ def test_blocks_have_the_same_distribution_as_one_draw(monkeypatch):
     whole = bootstrap_interval(values, num_resamples=2000, seed=0)
     monkeypatch.setattr("stable_forgetting.evaluation.statistics._BLOCK", 400)
     np.testing.assert_allclose(bootstrap_interval(values, num_resamples=2000, seed=0), whole)
+
+
+@pytest.mark.parametrize(("right", "count"), [(0, 1), (0, 50), (3, 10), (49, 50), (50, 50), (871, 1000)])
+def test_interval_of_a_share_is_the_score_interval(right, count):
+    known = binomtest(right, count).proportion_ci(method="wilson")
+    assert wilson_interval(right / count, count) == pytest.approx((known.low, known.high), abs=1e-7)
 
 
 def test_degenerate_samples():

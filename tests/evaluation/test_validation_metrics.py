@@ -119,12 +119,23 @@ def test_quality_and_utility_equal_slow_twins(language_model, other_model, langu
     assert found["forget_quality"] == pytest.approx(p)
     assert found["retain_utility"] == pytest.approx(utility(own["retain"]))
     relative = utility(own["retain"]) / utility(whole["retain"])
-    assert found["forget_quality_and_utility"] == pytest.approx(min(1, p / 0.05) * min(1, relative))
+    assert p > 0.05
+    assert found["forget_quality_and_utility"] == pytest.approx((1 + min(1, relative)) / 2)
 
 
 @pytest.mark.parametrize(
     ("p", "utility", "expected"),
-    [(0.9, 0.4, 0.5), (0.06, 0.4, 0.5), (0.01, 0.4, 0.1), (0.5, 0.9, 1.0), (0.5, 0.0, 0.0)],
+    [
+        (0.9, 0.4, 0.75),
+        (0.06, 0.4, 0.75),
+        (0.01, 0.4, 0.1),
+        (0.01, 0.8, 0.1),
+        (0.5, 0.9, 1.0),
+        (0.5, 0.5, 0.8125),  # passes, and is better than the next one, which does not and keeps more
+        (0.04, 0.8, 0.4),
+        (0.05, 0.8, 0.5),
+        (0.051, 0.0, 0.5),
+    ],
 )
 def test_utility_decides_among_those_that_pass_and_p_among_those_that_do_not(monkeypatch, p, utility, expected):
     from stable_forgetting.evaluation import metrics_validation

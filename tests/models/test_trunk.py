@@ -35,17 +35,17 @@ SHAPE = {
 def vit():
     model = tiny_image_model()
     model.config.hidden_dropout_prob = model.config.attention_probs_dropout_prob = 0.0
-    return model.train()
+    return model
 
 
 def dinov2():
     torch.manual_seed(0)
-    return Dinov2ForImageClassification(Dinov2Config(**SHAPE, mlp_ratio=2))
+    return Dinov2ForImageClassification(Dinov2Config(**SHAPE, mlp_ratio=2)).eval()
 
 
 def deit():
     torch.manual_seed(0)
-    return DeiTForImageClassification(DeiTConfig(**SHAPE, intermediate_size=32))
+    return DeiTForImageClassification(DeiTConfig(**SHAPE, intermediate_size=32)).eval()
 
 
 FAMILIES = {"vit": (vit, 1), "dinov2": (dinov2, 2), "deit": (deit, 2)}
@@ -74,9 +74,31 @@ def test_the_same_logits(model_and_depth, tmp_path):
     torch.testing.assert_close(plain.predict(model, plain.collate(examples)).logits, expected, rtol=0, atol=0)
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_half_precision(model_and_depth, tmp_path, dtype):
+    model, depth = model_and_depth
+    model = model.to(dtype)
+    examples = image_set("retain", 4)
+    plain, kept = tasks(model, depth, tmp_path)
+    batch = plain.collate(examples)
+    batch["pixel_values"] = batch["pixel_values"].to(dtype)
+    expected = plain.predict(model, batch).logits
+    torch.testing.assert_close(kept.predict(model, kept.collate(examples)).logits, expected, rtol=1e-2, atol=1e-2)
+
+
+def test_a_trunk_that_is_trained_is_refused(tmp_path):
+    model = dinov2()
+    _, kept = tasks(model, 2, tmp_path)
+    batch = kept.collate(image_set("retain", 2))
+    with pytest.raises(AssertionError, match="its weights are trained"):
+        kept.predict(model.train(), batch)
+    with torch.no_grad():
+        kept.predict(model, batch)
+
+
 def test_the_same_gradients_under_adapters_above(model_and_depth, tmp_path):
     model, depth = model_and_depth
-    adapted = get_peft_model(model, BoundedLoraConfig(r=2, init_seed=0, layers_to_transform=[depth]))
+    adapted = get_peft_model(model, BoundedLoraConfig(r=2, init_seed=0, layers_to_transform=[depth])).train()
     with torch.no_grad():
         for name, weight in adapted.named_parameters():
             if weight.requires_grad and "_B" in name:

@@ -3,7 +3,6 @@
 import math
 
 import pytest
-from scipy.stats import binomtest
 
 from stable_forgetting.report.intervals import Estimate, average, difference, excludes_zero, judge, wilson
 
@@ -78,14 +77,6 @@ def test_mean_has_no_interval_if_one_run_has_none():
 def test_mean_of_nothing_raises():
     with pytest.raises(ValueError, match="not available"):
         average([])
-
-
-@pytest.mark.parametrize(("right", "count"), [(0, 1), (0, 50), (3, 10), (49, 50), (50, 50), (871, 1000)])
-def test_wilson_is_the_score_interval(right, count):
-    known = binomtest(right, count).proportion_ci(method="wilson")
-    found = wilson(right / count, count)
-    assert (found.value, found.count) == (right / count, count)
-    assert (found.low, found.high) == (pytest.approx(known.low, abs=1e-7), pytest.approx(known.high, abs=1e-7))
 
 
 def test_difference_of_two_shares_is_newcombe_s_interval():

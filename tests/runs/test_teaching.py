@@ -2,12 +2,25 @@
 
 import pytest
 import torch
+from peft import get_peft_model
+from transformers import (
+    CLIPConfig,
+    CLIPForImageClassification,
+    DeiTConfig,
+    DeiTForImageClassificationWithTeacher,
+    SiglipConfig,
+    SiglipForImageClassification,
+    SwinConfig,
+    SwinForImageClassification,
+)
 
+from stable_forgetting.adapters import BoundedLoraConfig
 from stable_forgetting.config import FinetuneConfig
 from stable_forgetting.errors import ModelError
+from stable_forgetting.models.heads import find_head, head_names
 from stable_forgetting.models.load import LoadedModel
 from stable_forgetting.models.tasks import ImageTask, LanguageTask
-from stable_forgetting.runs.teaching import head_names, teach
+from stable_forgetting.runs.teaching import teach
 from tiny_models import FakeTokenizer, image_set, language_set, tiny_image_model, tiny_language_model
 
 EXAMPLES = image_set("retain", 8)
@@ -95,7 +108,40 @@ def test_a_language_model_gets_adapters_and_keeps_its_head(tmp_path):
     assert all("mlp" in name for name in found)
 
 
-def test_a_model_without_a_head_is_refused():
-    assert head_names(tiny_image_model()) == ["classifier"]
-    with pytest.raises(ModelError, match="has no head"):
-        head_names(tiny_image_model().vit)
+@pytest.mark.parametrize("training", [{"trains": "head"}, {"trains": "adapter", "adapter": ADAPTER}, {"trains": "all"}])
+def test_a_finished_training_is_not_trained_on(tmp_path, training):
+    """A kill in the second training enters the first one again, whose last update must not be made twice."""
+    given = {**training, "epochs": 2.5, "schedule": "constant_with_warmup"}
+    first = taught(tmp_path, given)
+    again = taught(tmp_path, given)
+    assert all(torch.equal(first[name], again[name]) for name in first)
+
+
+def test_heads_are_found_under_adapters_and_in_every_family():
+    model = tiny_image_model()
+    assert head_names(model) == ["classifier"]
+    assert head_names(get_peft_model(model, BoundedLoraConfig())) == ["classifier"]
+    shape = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2}
+    vision = {**shape, "image_size": 8, "patch_size": 4}
+    distilled = DeiTForImageClassificationWithTeacher(DeiTConfig(**vision, num_labels=3))
+    assert head_names(distilled) == ["cls_classifier", "distillation_classifier"]
+    for clip in (
+        CLIPForImageClassification(CLIPConfig(vision_config=vision, num_labels=3)),
+        SiglipForImageClassification(SiglipConfig(vision_config=vision, num_labels=3)),
+    ):
+        assert head_names(clip) == ["classifier"]
+        assert find_head(clip) is clip.classifier
+    swin = SwinConfig(image_size=8, patch_size=2, embed_dim=8, depths=[1], num_heads=[2], num_labels=3)
+    assert head_names(SwinForImageClassification(swin)) == ["classifier"]
+
+
+def test_a_model_without_a_head_is_refused(tmp_path):
+    headless = tiny_image_model().vit
+    with pytest.raises(ModelError, match=r"has no head under one of the names.*trains to all"):
+        teach(
+            LoadedModel(headless, ImageTask(Pixels()), "tiny"),
+            EXAMPLES,
+            [FinetuneConfig(trains="head")],
+            work_dir=tmp_path,
+            disk_cache_gib=0,
+        )

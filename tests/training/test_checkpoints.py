@@ -14,6 +14,7 @@ from stable_forgetting.models.tasks import LanguageTask
 from stable_forgetting.objectives import build_objective
 from stable_forgetting.runs.unlearning import unlearn
 from stable_forgetting.training import Sets, TrainingOutcome, Validation, train
+from stable_forgetting.training.callbacks import CompleteCheckpoints
 from tiny_models import FakeTokenizer, language_set, tiny_language_model
 
 
@@ -63,6 +64,29 @@ class Training:
             output_dir=self.output_dir,
             **changes,
         )
+
+
+def trained_for(num_steps: int, output_dir) -> PeftModel:
+    """The model after so many of six steps."""
+    model = adapted_model()
+    training = Training(output_dir, settings(steps=6))
+    outcome = training.run(model, task=failing_after(num_steps + 1))
+    assert outcome.num_steps == num_steps
+    return model
+
+
+def failing_after(num_steps: int) -> LanguageTask:
+    """A task whose loss is not finite in the step after so many."""
+    task = LanguageTask(FakeTokenizer())
+    original, left = task.predict, iter(range(num_steps))
+
+    def predict(given, batch):
+        if next(left, None) is None:
+            raise NotFiniteError("the loss became nan")
+        return original(given, batch)
+
+    task.predict = predict
+    return task
 
 
 def logits_of(model) -> torch.Tensor:
@@ -153,18 +177,45 @@ def test_a_validation_that_is_not_finite_goes_back_to_an_earlier_step(tmp_path):
     assert "the adapter of step 2 was kept" in outcome.stopped
 
 
+@pytest.mark.parametrize(("values", "kept"), [([5, 2, 1], 1), ([2, 5, 1], 2), ([1, 2, 5], 3)])
+def test_with_a_best_metric_it_goes_back_to_the_best_step(tmp_path, values, kept):
+    training = Training(tmp_path, settings(steps=6, evaluate_every=1, best_metric="forget_nll"))
+    model = adapted_model()
+    outcome = training.run(model, validation=validation(values, error_at_end=True))
+    assert outcome.num_steps == kept
+    assert f"the adapter of step {kept} was kept" in outcome.stopped
+    assert same(model, trained_for(kept, tmp_path / "twin"))
+
+
+def test_the_best_step_is_not_gone_back_to_if_its_weights_give_what_is_not_finite(tmp_path):
+    training = Training(tmp_path, settings(steps=6, evaluate_every=1, best_metric="forget_nll"))
+    outcome = training.run(adapted_model(), validation=validation([1, 2, 5]), task=failing_after(3))
+    assert outcome.num_steps == 2
+
+
+class Killed(BaseException):
+    """In place of a kill: nothing in the package catches it."""
+
+
+def test_a_kill_before_a_checkpoint_is_complete_costs_one_of_them_only(tmp_path, monkeypatch):
+    mark = CompleteCheckpoints.on_save
+
+    def mark_or_die(self, args, state, control, **given):
+        if state.global_step == 4:
+            raise Killed
+        mark(self, args, state, control, **given)
+
+    monkeypatch.setattr(CompleteCheckpoints, "on_save", mark_or_die)
+    training = Training(tmp_path, settings(evaluate_every=1, best_metric="forget_nll"))
+    with pytest.raises(Killed):
+        training.run(adapted_model(), validation=validation([5, 1, 2, 3]))
+    assert {path.parent.name for path in tmp_path.glob("*/complete")} == {"checkpoint-1", "checkpoint-3"}
+
+
 def test_without_an_earlier_checkpoint_the_fresh_adapter_is_kept(tmp_path):
     """The only checkpoint, of step 1, holds the weights that gave the loss of step 2."""
-    model, task = adapted_model(), LanguageTask(FakeTokenizer())
-    original, left = task.predict, iter(range(1))
-
-    def predict(given, batch):
-        if next(left, None) is None:
-            raise NotFiniteError("the loss became nan in step 2")
-        return original(given, batch)
-
-    task.predict = predict
-    outcome = Training(tmp_path, settings()).run(model, task=task)
+    model = adapted_model()
+    outcome = Training(tmp_path, settings()).run(model, task=failing_after(1))
     assert (tmp_path / "checkpoint-1").is_dir()
     assert outcome.num_steps == 0
     assert "the fresh adapter was kept" in outcome.stopped

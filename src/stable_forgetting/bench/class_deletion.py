@@ -7,15 +7,23 @@ retain models, unlearning and evaluation are those of any other run: this file o
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from stable_forgetting.bench.comparison import Comparison
 from stable_forgetting.bench.image_table import ImageTable, TableNames, read_image_table
-from stable_forgetting.bench.methods import PROBLEMS_DIR, Changes, method_changes
-from stable_forgetting.bench.requests import Request, all_of, any_of, make_requests, none_of
+from stable_forgetting.bench.methods import PROBLEMS_DIR, Changes, method_changes, refuse_changes
+from stable_forgetting.bench.requests import (
+    Request,
+    all_of,
+    any_of,
+    class_requests,
+    image_request,
+    listed_rows,
+    none_of,
+)
 from stable_forgetting.config import apply_change, read_yaml
 from stable_forgetting.config.benchmark_options import ClassDeletionOptions
 from stable_forgetting.errors import ConfigError
@@ -29,6 +37,16 @@ TEST_SHARE = 0.2
 
 HOLDOUT_SHARE = 0.1
 """Part of the images of each class that no model is taught, where membership tests or targets need unseen images."""
+
+_INSTEAD = {
+    "data.forget": "--forget, --superclass, --random or --images",
+    "data.retain": "evaluation.retain_limit, which bounds what is measured,",
+    "data.test": "--validation, or evaluation.test_limit, which bounds what is measured,",
+    "data.holdout": "--objectives, of which some need one,",
+    "data.forgotten_before": "--sequence",
+    "merge": "--sequence, which needs merged models,",
+}
+"""What a request writes into the settings of its runs, and what to use in place of a change of it."""
 
 _TEMPLATE = PROBLEMS_DIR / "class_deletion.yaml"
 
@@ -58,7 +76,7 @@ def class_deletion_comparison(options: ClassDeletionOptions, out_dir: Path, *, p
     Args:
         options: Model, data, what is to be forgotten, and methods.
         out_dir: Where the runs will be: later steps of a sequence start from the merged models of earlier ones.
-        progress: Where the making of retain models is shown.
+        progress: Where the reading of the images and the making of retain models are shown.
 
     Returns:
         One method for each combination, named REQUEST-OBJECTIVE-BOUND-seedN; see `method_changes`.
@@ -71,50 +89,68 @@ def class_deletion_comparison(options: ClassDeletionOptions, out_dir: Path, *, p
     template = read_yaml(_TEMPLATE)
     table = read_image_table(options.data, TableNames(template["columns"], template["test_splits"], template["data"]))
     methods = method_changes(options, {"calibrated_chance": _target_of_chance(table.num_classes)})
-    names_images = options.random is not None or options.images is not None
-    unseen = options.makes_models and (names_images or _any_needs_holdout(methods))
-    division = divide(table, validation=options.validation, holdout=unseen)
-    requests = make_requests(options, table, division.taught)
+    requests, listed = class_requests(options, table), listed_rows(options, table)
+    unseen = options.makes_models and (options.names_images or _any_needs_holdout(methods))
+    _refuse_changes_of_sets(options, holdout=unseen)
     if options.retain_model is not None and len(requests) > 1:
         raise ConfigError(
             f"One retain model cannot serve {len(requests)} requests, because each forgets something else. "
             "Leave --retain-model out, or name one class, or several with --together."
         )
     shared = _shared_settings(options, table, template)
+    copies = table.copies(progress=progress) if options.makes_models or options.names_images else {}
+    asked = sorted({copies.get(row, row) for row in listed})
+    division = divide(table, validation=options.validation, holdout=unseen, leave_out=[*copies], keep=asked)
+    requests = requests or [image_request(options, table, asked, division.taught)]
     sets = {request.name: _sets(request, table, division) for request in requests}
     notes = _notes(table, division, options)
+    if repeated := len({*listed} & {*copies}):
+        notes.append(f"{repeated} of the listed images are in an earlier row already, and forgotten there.")
     if options.sequence:
         return _sequence(Comparison(shared, methods, notes=notes), sets, out_dir, progress)
     found = {f"{name}-{method}": {**sets[name], **changes} for name in sets for method, changes in methods.items()}
     return Comparison(shared, found, notes=notes)
 
 
-def divide(table: ImageTable, *, validation: bool, holdout: bool) -> Division:
+def divide(
+    table: ImageTable, *, validation: bool, holdout: bool, leave_out: Sequence[int] = (), keep: Sequence[int] = ()
+) -> Division:
     """Set images of each class aside, from its last one on: for testing, for validation, as holdout set.
-
-    An image that is there twice is taught once, so that what is forgotten or held out is not retained in a second copy.
 
     Args:
         table: The images.
         validation: Whether training images take the place of the test images.
         holdout: Whether there is to be a holdout set.
+        leave_out: Rows that are in no part: second copies of images, so that what is forgotten, held out or measured
+            is not taught in another copy.
+        keep: Rows that are taught wherever they are in their class, because they are to be forgotten.
 
     Returns:
         What is left to teach, and the parts.
     """
     label, end = table.columns["label"], 1.0
+    once = f"not {table.among_rows(leave_out)}" if leave_out else None
+    kept = table.among_rows(keep) if keep else None
+    aside = all_of(once, None if kept is None else none_of([kept]))
     test, test_split = None, table.test_split
-    if table.test_split is None:
-        test, end, test_split = _band(label, end, TEST_SHARE), end - TEST_SHARE, table.train_split
-    if validation:
-        test, end, test_split = _band(label, end, TEST_SHARE), end - TEST_SHARE, table.train_split
-    repeated = table.repeated_rows()
-    once = f"not {table.among_rows(repeated)}" if repeated else None
+    if validation or table.test_split is None:
+        test, end, test_split = all_of(_band(label, end, TEST_SHARE), aside), end - TEST_SHARE, table.train_split
     unseen = None
     if holdout:
-        unseen, end = all_of(_band(label, end, HOLDOUT_SHARE), once), end - HOLDOUT_SHARE
-    taught = None if end == 1 else f"share_in({label}) <= {end:g}"
+        unseen, end = all_of(_band(label, end, HOLDOUT_SHARE), aside), end - HOLDOUT_SHARE
+    taught = f"share_in({label}) <= {end:g}" if end < 1 else None
+    if taught is not None and kept is not None:
+        taught = any_of([taught, kept])
     return Division(all_of(taught, once), unseen, test, test_split)
+
+
+def _refuse_changes_of_sets(options: ClassDeletionOptions, *, holdout: bool) -> None:
+    """Refuse changes of the sets that are made here; others, such as another holdout set, may be given."""
+    not_written = set() if holdout else {"data.holdout"}
+    not_written |= set() if options.sequence else {"data.forgotten_before", "merge"}
+    for place, option in _INSTEAD.items():
+        if place not in not_written:
+            refuse_changes(options.set, [place], "what is to be forgotten", option)
 
 
 def _band(label: str, end: float, share: float) -> str:
@@ -194,7 +230,7 @@ def _notes(table: ImageTable, division: Division, options: ClassDeletionOptions)
             "For choosing settings: a fifth of each class's training images is measured in place of the test images."
         )
     if division.holdout is not None:
-        notes.append(f"No model is taught the images where {division.holdout}: they are the holdout set.")
+        notes.append("A tenth of the training images of each class is taught to no model: it is the holdout set.")
     return notes
 
 

@@ -1,21 +1,19 @@
-"""The images of a class deletion: which columns, classes and splits there are, without any pixel being read."""
+"""The images of a class deletion: which columns, classes and splits there are, and which images are there twice."""
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from pathlib import Path
 from typing import Any
 
-import numpy as np
-from PIL import Image
-
+from stable_forgetting.data.examples import pixels_sha256
 from stable_forgetting.data.rows import Rows, select_split
 from stable_forgetting.data.rules import POSITION
 from stable_forgetting.data.sources import load_rows
+from stable_forgetting.data.vision import read_pixels
 from stable_forgetting.errors import DataError, unknown_name
+from stable_forgetting.progress import Progress
 
 
 @dataclass(frozen=True, eq=False)
@@ -72,20 +70,28 @@ class ImageTable:
                 raise DataError(f"{self.path}: {unknown_name('superclass', name, by_name)}")
         return [by_name[name] for name in names]
 
-    def repeated_rows(self) -> list[int]:
-        """Numbers of the rows whose image is in an earlier row already.
+    def copies(self, *, progress: Progress) -> dict[int, int]:
+        """Rows whose image is in an earlier row already, whatever the two files look like: every image is read.
+
+        Args:
+            progress: Where the reading is shown.
+
+        Returns:
+            Number of the first row with the same pixels, by the number of the later row.
 
         Raises:
-            DataError: An image is of a kind that cannot be read, or its file is missing.
+            DataError: An image is of a kind that cannot be read, or its file is missing or damaged.
         """
-        seen: set[str] = set()
-        repeated = []
-        for number, row in enumerate(self.rows):
-            key = _content(row.get(self.columns["image"]), f"row {number} of {self.rows.source}")
-            if key in seen:
-                repeated.append(number)
-            seen.add(key)
-        return repeated
+        first: dict[str, int] = {}
+        found: dict[int, int] = {}
+        with progress.track("Looking for images that are there twice", len(self.rows)) as advance:
+            for number, row in enumerate(self.rows):
+                pixels = read_pixels(row.get(self.columns["image"]), f"row {number} of {self.rows.source}")
+                earlier = first.setdefault(pixels_sha256(pixels), number)
+                if earlier != number:
+                    found[number] = earlier
+                advance(1)
+        return found
 
     def among_rows(self, numbers: Sequence[int]) -> str:
         """Rule: the row has one of the numbers.
@@ -150,15 +156,3 @@ def read_image_table(data: str, names: TableNames) -> ImageTable:
         return ImageTable(path, rows, columns, num_classes)
     test_split = next((split for split in names.test_splits if split in splits), None)
     return ImageTable(path, select_split(rows, "train"), columns, num_classes, "train", test_split)
-
-
-def _content(image: Any, place: str) -> str:
-    """Hash of an image as it is stored: an array, a PIL image or the path of a file."""
-    if isinstance(image, str | Path):
-        if not Path(image).is_file():
-            raise DataError(f"There is no image file '{image}' ({place}). Check the path.")
-        return hashlib.sha256(Path(image).read_bytes()).hexdigest()
-    if not isinstance(image, np.ndarray | Image.Image):
-        raise DataError(f"The image in {place} is a {type(image).__name__}. Give a path, a PIL image or a uint8 array.")
-    shape = image.shape if isinstance(image, np.ndarray) else image.size
-    return hashlib.sha256(f"{shape}".encode() + image.tobytes()).hexdigest()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -15,6 +15,14 @@ from stable_forgetting.errors import ConfigError, unknown_name
 PROBLEMS_DIR = Path(__file__).parent / "problems"
 
 Changes = dict[str, Any]
+
+_OF_THE_BENCHMARK = {
+    "name": "--out, which names their folder,",
+    "model.name": "--model",
+    "retain_model": "--retain-model",
+    "data.source": "--data",
+}
+"""Places that follow from options of every benchmark, and those options."""
 
 
 def method_changes(
@@ -31,10 +39,13 @@ def method_changes(
         the name if there are several of them.
 
     Raises:
-        ConfigError: An objective, a bound or a group of layers is unknown, or one is named twice.
+        ConfigError: An objective, a bound or a group of layers is unknown, one is named twice, or a change
+            of all runs is of what options choose.
     """
     tables = read_yaml(PROBLEMS_DIR / "methods.yaml")
     objectives = {**tables["objectives"], **(own_objectives or {})}
+    for place, option in _OF_THE_BENCHMARK.items():
+        refuse_changes(options.set, [place], "the benchmark", option)
     found: dict[str, Changes] = {}
     several_rates = len(options.learning_rates or ()) > 1
     for (objective, bound, rate), target, seed in product(_combinations(options), options.targets, options.seeds):
@@ -44,17 +55,39 @@ def method_changes(
         name = "-".join([*parts, f"seed{seed}"])
         if name in found:
             raise ConfigError(f"The method '{name}' is named twice. Name each objective, bound, rate and seed once.")
-        found[name] = {
-            "objective.name": objective,
-            "adapter.bound": bound,
-            **_chosen("objective", objective, objectives),
-            **_chosen("bound", bound, tables["bounds"]),
-            **_chosen("group of layers", target, tables["targets"]),
-            **({} if rate is None else {"training.learning_rate": rate}),
-            "training.seed": seed,
-            "adapter.seed": seed,
+        by_option: dict[str, Changes] = {
+            "--objectives or --methods": {"objective.name": objective, **_chosen("objective", objective, objectives)},
+            "--bounds or --methods": {"adapter.bound": bound, **_chosen("bound", bound, tables["bounds"])},
+            "--targets": _chosen("group of layers", target, tables["targets"]),
+            "--learning-rates or --methods": {} if rate is None else {"training.learning_rate": rate},
+            "--seeds": {"training.seed": seed, "adapter.seed": seed},
         }
+        for option, changes in by_option.items():
+            refuse_changes(options.set, changes, f"the method '{name}'", option)
+        found[name] = {place: value for changes in by_option.values() for place, value in changes.items()}
     return found
+
+
+def refuse_changes(given: Mapping[str, Any], chosen: Iterable[str], who: str, option: str) -> None:
+    """Refuse changes of all runs that would count for nothing, because something else is put in their place.
+
+    Args:
+        given: Changes by place, such as ``adapter.bound``.
+        chosen: Places that are written after them: neither these nor what is below or above them can be changed.
+        who: What writes these places, in words.
+        option: What to use instead, such as ``--bounds``.
+
+    Raises:
+        ConfigError: A change is of such a place.
+    """
+    for place, written in product(given, chosen):
+        if not (f"{place}.".startswith(f"{written}.") or f"{written}.".startswith(f"{place}.")):
+            continue
+        single = "" if place.startswith(written) else f"Change single settings of '{place}' only. "
+        raise ConfigError(
+            f"'{place}' cannot be changed for all runs, because {who} sets '{written}' afterwards. {single}"
+            f"Use {option} instead."
+        )
 
 
 def _combinations(options: BenchmarkOptions) -> list[tuple[str, str, float | None]]:

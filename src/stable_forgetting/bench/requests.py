@@ -32,22 +32,19 @@ class Request:
     deleted_before: tuple[str, ...] = ()
 
 
-def make_requests(options: ClassDeletionOptions, table: ImageTable, trained_on: str | None) -> list[Request]:
-    """The requests, in order.
+def class_requests(options: ClassDeletionOptions, table: ImageTable) -> list[Request]:
+    """The requests of whole classes, in order; none if single images are to be forgotten.
 
     Args:
         options: What is to be forgotten.
         table: The images.
-        trained_on: Rule of the training images that models are taught; None: all of them.
 
     Raises:
         ConfigError: A class is named twice.
-        DataError: A class, a superclass or a row is not in the data, or fewer images are there than are to be drawn.
+        DataError: A class or a superclass is not in the data.
     """
-    if options.random is not None:
-        return [_random_request(options.random, table, trained_on)]
-    if options.images is not None:
-        return [_listed_request(Path(options.images), table)]
+    if options.names_images:
+        return []
     column = table.columns["class_name"]
     names = options.forget or ()
     values = table.class_values(names)
@@ -69,6 +66,52 @@ def make_requests(options: ClassDeletionOptions, table: ImageTable, trained_on: 
         )
         for number, request in enumerate(requests, 1)
     ]
+
+
+def listed_rows(options: ClassDeletionOptions, table: ImageTable) -> list[int]:
+    """Numbers of the rows that a file lists, if one is given.
+
+    Args:
+        options: What is to be forgotten.
+        table: The images.
+
+    Raises:
+        DataError: There is no such file, it is no list of numbers, or a row is not in the data.
+    """
+    if options.images is None:
+        return []
+    path = Path(options.images)
+    if not path.is_file():
+        raise DataError(f"No file at '{path}'. Give a text file with one row number of a training image per line.")
+    try:
+        numbers = [int(line) for line in path.read_text(encoding="utf-8").split()]
+    except ValueError as error:
+        raise DataError(f"'{path}' is no list of row numbers ({error}). Give one whole number per line.") from error
+    wrong = [number for number in numbers if not 0 <= number < len(table.rows)]
+    if wrong or not numbers:
+        found = f"row {wrong[0]}" if wrong else "no number"
+        raise DataError(f"'{path}' has {found}. Give numbers from 0 to {len(table.rows) - 1}, rows of training images.")
+    return numbers
+
+
+def image_request(
+    options: ClassDeletionOptions, table: ImageTable, asked: Sequence[int], trained_on: str | None
+) -> Request:
+    """The request of single images, whose classes stay.
+
+    Args:
+        options: What is to be forgotten.
+        table: The images.
+        asked: Numbers of the rows that a file lists; none: as many as are to be drawn at random.
+        trained_on: Rule of the training images that models are taught; None: all of them.
+
+    Raises:
+        DataError: Fewer images are taught than are to be drawn, or rows cannot be named.
+    """
+    if options.images is not None:
+        return Request(slug(Path(options.images).stem), table.among_rows(asked), deletes_classes=False)
+    assert options.random is not None
+    return _random_request(options.random, table, trained_on)
 
 
 def all_of(*rules: str | None) -> str | None:
@@ -111,17 +154,3 @@ def _random_request(count: int, table: ImageTable, trained_on: str | None) -> Re
             "Give a smaller number with --random."
         )
     return Request(f"random-{count}", f"random_place(0) < {found[count]}", deletes_classes=False)
-
-
-def _listed_request(path: Path, table: ImageTable) -> Request:
-    if not path.is_file():
-        raise DataError(f"No file at '{path}'. Give a text file with one row number of a training image per line.")
-    try:
-        numbers = [int(line) for line in path.read_text(encoding="utf-8").split()]
-    except ValueError as error:
-        raise DataError(f"'{path}' is no list of row numbers ({error}). Give one whole number per line.") from error
-    wrong = [number for number in numbers if not 0 <= number < len(table.rows)]
-    if wrong or not numbers:
-        found = f"row {wrong[0]}" if wrong else "no number"
-        raise DataError(f"'{path}' has {found}. Give numbers from 0 to {len(table.rows) - 1}, rows of training images.")
-    return Request(slug(path.stem), table.among_rows(numbers), deletes_classes=False)

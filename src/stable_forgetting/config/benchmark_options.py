@@ -100,7 +100,7 @@ class ClassDeletionOptions(BenchmarkOptions):
     random: Count | None = None
     """Number of training images, drawn at random; their classes stay."""
     images: str | None = None
-    """File with the row numbers of training images, from 0; their classes stay."""
+    """File with the row numbers of training images, from 0; all of them are forgotten, their classes stay."""
     together: bool = False
     """Delete all that is named in one request."""
     sequence: bool = False
@@ -109,6 +109,11 @@ class ClassDeletionOptions(BenchmarkOptions):
     """The model is a classifier of these classes already: it is the base model, and nothing is finetuned."""
     validation: bool = False
     """For choosing settings: the last fifth of the training images of each class takes the place of the test images."""
+
+    @property
+    def names_images(self) -> bool:
+        """Whether single images are to be forgotten, whose classes stay."""
+        return self.random is not None or self.images is not None
 
     @property
     def makes_models(self) -> bool:

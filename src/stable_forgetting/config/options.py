@@ -132,7 +132,7 @@ class EvaluationConfig(Section):
     validation_size: Count = 64
     """Examples of each set in validations during training."""
     num_resamples: Annotated[int, Field(ge=100)] = 1000
-    """Bootstrap resamples behind each interval."""
+    """Bootstrap resamples behind each interval but those of shares."""
     seed: int = 0
     """Of the subsets and the bootstrap."""
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any, Generic, Protocol, TypeVar
@@ -135,6 +135,39 @@ class ImageExample:
     def num_labels(self) -> int:
         """One: an image has one label."""
         return 1
+
+
+class ImageOnDemand(ImageExample):
+    """An image that is not held in memory: its pixels and its pixel values are had anew whenever they are looked at.
+
+    Args:
+        read: Gives the image as it came.
+        read_values: Gives the image as the model takes it.
+        label: Class index, from 0.
+        key: Hash of the pixels.
+        metadata: The other columns of the row.
+    """
+
+    def __init__(
+        self,
+        read: Callable[[], npt.NDArray[np.uint8]],
+        read_values: Callable[[], torch.Tensor],
+        label: int,
+        key: str,
+        metadata: Mapping[str, Any],
+    ) -> None:
+        # The fields of a frozen class are set past its guard, as its own __init__ does.
+        self.__dict__.update(_read=read, _read_values=read_values, label=label, key=key, metadata=metadata)
+
+    @property
+    def pixels(self) -> npt.NDArray[np.uint8]:
+        """The image as it came."""
+        return self.__dict__["_read"]()  # type: ignore[no-any-return]
+
+    @property
+    def pixel_values(self) -> torch.Tensor:
+        """The image as the model takes it."""
+        return self.__dict__["_read_values"]()  # type: ignore[no-any-return]
 
 
 def pixels_sha256(pixels: npt.NDArray[np.uint8]) -> str:

@@ -16,7 +16,7 @@ from PIL import Image, UnidentifiedImageError
 from torch import Tensor
 
 from stable_forgetting.data.array_store import ArrayStore
-from stable_forgetting.data.examples import ExampleSet, ImageExample, pixels_sha256
+from stable_forgetting.data.examples import ExampleSet, ImageExample, ImageOnDemand, pixels_sha256
 from stable_forgetting.data.rows import Row, Rows
 from stable_forgetting.errors import DataError
 
@@ -48,6 +48,7 @@ def image_examples(
     columns: ImageColumns | None = None,
     num_classes: int | None = None,
     store: ArrayStore | None = None,
+    in_memory: bool = True,
 ) -> ExampleSet[ImageExample]:
     """Image examples of all rows. Grey images get three equal channels, transparency is dropped.
 
@@ -57,8 +58,9 @@ def image_examples(
         name: Name of the set.
         columns: Which columns are read; None for ``image`` and ``label``.
         num_classes: Number of classes that the model tells apart; None: labels are not checked against it.
-        store: Where pixel values of this image processor are kept, so that an image is scaled once in its life and
-            not held in memory; None: nowhere.
+        store: Where pixel values of this image processor are kept, so that an image is scaled once in its life.
+        in_memory: Whether pixels and pixel values are held in memory. If not, images in files are read again when they
+            are looked at, and without a store scaled again, too.
 
     Returns:
         One example per row, in order. The other columns are in the examples' metadata.
@@ -72,21 +74,39 @@ def image_examples(
     for start in range(0, len(rows), _BATCH):
         numbers = range(start, min(start + _BATCH, len(rows)))
         places = [f"row {number} of the {name} set" for number in numbers]
-        pixels = [_read_pixels(rows[n].get(columns.image), place) for n, place in zip(numbers, places, strict=True)]
+        images = [rows[number].get(columns.image) for number in numbers]
+        pixels = [read_pixels(image, place) for image, place in zip(images, places, strict=True)]
         labels = [
             _read_label(rows[n].get(columns.label), num_classes, place)
             for n, place in zip(numbers, places, strict=True)
         ]
         metadata = [_other_columns(rows[number], columns) for number in numbers]
-        values = _processed(pixels, process, store)
-        examples += [ImageExample(*parts) for parts in zip(pixels, labels, values, metadata, strict=True)]
+        if in_memory:
+            values = _kept_values(pixels, process, store) if store else list(process(pixels))
+            examples += [ImageExample(*parts) for parts in zip(pixels, labels, values, metadata, strict=True)]
+            continue
+        readers = [_reader(*parts) for parts in zip(images, pixels, places, strict=True)]
+        scaled = _kept_values(pixels, process, store) if store else [None] * len(pixels)
+        examples += [
+            ImageOnDemand(read, _values_reader(read, process, value), label, pixels_sha256(image), other)
+            for read, value, label, image, other in zip(readers, scaled, labels, pixels, metadata, strict=True)
+        ]
     return ExampleSet(name, examples, rows.source)
 
 
-def _processed(pixels: list[Pixels], process: Process, store: ArrayStore | None) -> Sequence[Tensor]:
-    if store is None:
-        return list(process(pixels))
+def _kept_values(pixels: list[Pixels], process: Process, store: ArrayStore) -> list[Tensor]:
     return store.arrays([pixels_sha256(image) for image in pixels], lambda places: process([pixels[n] for n in places]))
+
+
+def _reader(image: Any, pixels: Pixels, place: str) -> Callable[[], Pixels]:
+    """Reads a file again; what came as an array or a PIL image is in memory anyhow."""
+    if isinstance(image, str | Path):
+        return lambda: _read_file(Path(image), place)
+    return lambda: pixels
+
+
+def _values_reader(read: Callable[[], Pixels], process: Process, kept: Tensor | None) -> Callable[[], Tensor]:
+    return lambda: process([read()])[0] if kept is None else kept
 
 
 def split_by_deleted_class(
@@ -122,7 +142,19 @@ def _require_columns(rows: Rows, columns: ImageColumns, name: str) -> None:
         )
 
 
-def _read_pixels(image: Any, place: str) -> Pixels:
+def read_pixels(image: Any, place: str) -> Pixels:
+    """Pixels of an image as models are given them.
+
+    Args:
+        image: PIL image, uint8 array (H, W), (H, W, 1), (H, W, 3) or (H, W, 4), or path of an image file.
+        place: Where it is, in words, for messages.
+
+    Returns:
+        (H, W, 3): grey images get three equal channels, transparency is dropped.
+
+    Raises:
+        DataError: It is none of these, or its file is missing or damaged.
+    """
     if isinstance(image, str | Path):
         return _read_file(Path(image), place)
     if isinstance(image, Image.Image):

@@ -19,7 +19,8 @@ from stable_forgetting.evaluation.likelihood import (
     inference,
     plain_batches,
 )
-from stable_forgetting.evaluation.linear_probe import find_head, probe_predictions, with_features
+from stable_forgetting.evaluation.linear_probe import probe_predictions, with_features
+from stable_forgetting.models.heads import find_head
 from stable_forgetting.models.tasks import Task
 
 SETS_WITH_CLASSES = ("forget", "forget_test")

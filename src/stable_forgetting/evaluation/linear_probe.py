@@ -9,14 +9,10 @@ from collections.abc import Iterable, Iterator
 from typing import Any
 
 import numpy as np
-from accelerate.utils import extract_model_from_parallel
 from torch import Tensor, nn
 
 from stable_forgetting.errors import DataError
 from stable_forgetting.evaluation.likelihood import Ints, ScoredBatch, Singles
-
-HEADS = ("classifier", "head")
-"""Names under which image classifiers of transformers keep their head."""
 
 PENALTY = 0.01
 """λ of the probe's penalty λ/2 · ‖W‖² on the mean loss. Being on the mean, it weighs the same however many images are
@@ -27,13 +23,6 @@ _TOLERANCE = 1e-3
 """Largest entry of the gradient at the end; a tenth of it takes three times as long and gives the same accuracy."""
 
 _MOST_ITERATIONS = 1000
-
-
-def find_head(model: nn.Module) -> nn.Module | None:
-    """The classifier's head, also under an adapter; None if it has none of the names in `HEADS`."""
-    unwrapped = extract_model_from_parallel(model)
-    found = (getattr(unwrapped, name, None) for name in HEADS)
-    return next((head for head in found if isinstance(head, nn.Module)), None)
 
 
 def with_features(

@@ -8,7 +8,7 @@ from typing import Literal
 
 from stable_forgetting.evaluation.columns import column
 from stable_forgetting.evaluation.scores import TaskName
-from stable_forgetting.evaluation.statistics import Floats, Interval, Statistic, bootstrap_interval
+from stable_forgetting.evaluation.statistics import Floats, Interval, Statistic, bootstrap_interval, wilson_interval
 from stable_forgetting.evaluation.values import Definitions, SetValues
 from stable_forgetting.records import Direction
 
@@ -73,6 +73,14 @@ class MetricInputs:
         if self.num_resamples == 0:
             return None
         return bootstrap_interval(*groups, statistic=statistic, num_resamples=self.num_resamples, seed=self.seed)
+
+    def share(self, flags: Floats) -> Measurement:
+        """Share of the examples with a 1, (N,) of 0 and 1 (0.5 where undecided), with its score interval.
+
+        A bootstrap has no width where all examples are alike, which would make every difference to them a clear one.
+        """
+        value = float(flags.mean())
+        return Measurement(value, len(flags), wilson_interval(value, len(flags)) if self.num_resamples else None)
 
 
 @dataclass(frozen=True)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from dataclasses import replace
 
 import numpy as np
 
@@ -69,7 +70,7 @@ def _attack(name: str, column: str, score: Callable[[Floats, Floats, Floats], Fl
         members, nonmembers = draw_balanced(*known, seed=inputs.seed)
         called = score(members, nonmembers, inputs.column("forget", column))
         details = {"num_members": float(len(members)), "num_nonmembers": float(len(nonmembers))}
-        return Measurement(float(mean(called)), len(called), inputs.interval(called, statistic=mean), details)
+        return replace(inputs.share(called), details=details)
 
     return Metric(
         name=name,
@@ -108,33 +109,33 @@ def _mia_loss(inputs: MetricInputs) -> Measurement:
 _ACCURACY = Means(
     "accuracy",
     "correct",
-    ("forget", "forget_test", "retain", "retain_test"),
-    "higher",
+    {"forget": "retain", "forget_test": "retain", "retain": "higher", "retain_test": "higher"},
     (0.0, 1.0),
     "Whether the most likely class is the right one.",
     tasks=("image",),
+    flags=True,
 )
 
 _FORGOTTEN_BEFORE = Means(
     "accuracy",
     "correct",
-    ("forgotten_before",),
-    "lower",
+    {"forgotten_before": "retain"},
     (0.0, 1.0),
     "Whether the most likely class is the right one.",
     tasks=("image",),
     listed_with=("forgotten_before",),
+    flags=True,
 )
 
 _PROBE = Means(
     "accuracy",
     "probe_correct",
-    ("forget_test", "retain_test"),
-    "higher",
+    {"forget_test": "retain", "retain_test": "higher"},
     (0.0, 1.0),
     "Whether a linear probe on the model's features, trained on forget and retain set, finds the right class.",
     tasks=("image",),
     prefix="probe_",
+    flags=True,
 )
 
 IMAGE_METRICS: tuple[Metric, ...] = (

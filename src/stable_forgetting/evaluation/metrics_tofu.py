@@ -44,8 +44,7 @@ _MEANS = (
     Means(
         "truth_ratio",
         "forget_truth_ratio_score",
-        ("forget",),
-        "higher",
+        {"forget": "retain"},
         (0.0, 1.0),
         "min(R, 1/R), R the probability of wrong answers over that of the paraphrased right one.",
         listed_with=_PARTS,
@@ -53,8 +52,7 @@ _MEANS = (
     Means(
         "truth_ratio",
         "truth_ratio_score",
-        ("retain",),
-        "higher",
+        {"retain": "higher"},
         (0.0, 1.0),
         "max(0, 1 − R), R the probability of wrong answers over that of the paraphrased right one.",
         listed_with=_PARTS,
@@ -62,8 +60,7 @@ _MEANS = (
     Means(
         "truth_ratio",
         "answer_truth_ratio_score",
-        _GENERAL_SETS,
-        "higher",
+        dict.fromkeys(_GENERAL_SETS, "higher"),
         (0.0, 1.0),
         "max(0, 1 − R), R the probability of wrong answers over that of the right one.",
         listed_with=_PARTS,
@@ -71,8 +68,7 @@ _MEANS = (
     Means(
         "probability",
         "normalized_probability",
-        _GENERAL_SETS,
-        "higher",
+        dict.fromkeys(_GENERAL_SETS, "higher"),
         (0.0, 1.0),
         "Probability of the right answer as a share of that of all answers to choose from.",
         listed_with=_PARTS,
@@ -80,8 +76,7 @@ _MEANS = (
     Means(
         "rouge_l_recall",
         "rouge_l_recall",
-        _GENERAL_SETS,
-        "higher",
+        dict.fromkeys(_GENERAL_SETS, "higher"),
         (0.0, 1.0),
         "Share of the right answer's words in the longest common subsequence with the greedy answer, words stemmed.",
         listed_with=_PARTS,

@@ -97,16 +97,18 @@ def retain_utility(values: MetricInputs, columns: Columns) -> float:
 
 
 def _forget_quality_and_utility(inputs: ValidationInputs) -> float:
-    """min(1, p / 0.05) · min(1, U / U of the base model), p the forget quality and U the retain utility.
+    """P / 0.1 if the forget quality p is at most 0.05, else (1 + min(1, U / U of the base model)) / 2, U the utility.
 
-    Range 0 to 1, higher is better. A p above 0.05 says only that the test cannot tell the two models apart, and if they
-    are alike every p is equally likely: more of it is no merit. So among the checkpoints that pass, the utility
-    decides; among those that do not, mostly p, which spans many orders of magnitude. A utility above the base model's
-    is no merit either: the base model was taught everything.
+    Range 0 to 1, higher is better; up to 0.5 for those that do not pass, from 0.5 on for those that do. A p above 0.05
+    says only that the test cannot tell the two models apart, and if they are alike every p is equally likely: more of
+    it is no merit. So among the checkpoints that pass, the utility decides, and among those that do not, p. A utility
+    above the base model's is no merit either: the base model was taught everything.
     """
     assert inputs.base_utility
-    utility = retain_utility(inputs.values, inputs.columns)
-    return min(1.0, inputs.end("forget_quality") / PASSING_P) * min(1.0, utility / inputs.base_utility)
+    p = inputs.end("forget_quality")
+    if p <= PASSING_P:
+        return p / PASSING_P / 2
+    return (1 + min(1.0, retain_utility(inputs.values, inputs.columns) / inputs.base_utility)) / 2
 
 
 def _tow_train(inputs: ValidationInputs) -> float:

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Literal
 
 from stable_forgetting.evaluation.metric import Measurement, Metric, MetricInputs, Need
 from stable_forgetting.evaluation.privacy import auc_of_lower
 from stable_forgetting.evaluation.scores import TaskName
 from stable_forgetting.evaluation.statistics import ks_test, mean
+from stable_forgetting.records import Direction
 
 
 @dataclass(frozen=True)
@@ -19,24 +19,24 @@ class Means:
     Args:
         suffix: The metric's name is the prefix, the set's name, an underscore, and this.
         column: Name of the column.
-        sets: Sets that it is taken over.
-        better: Which way is better on sets that are kept; on the others the retain model's value is the target.
+        sets: Sets that it is taken over, and which way is better on each.
         range: Smallest and largest value.
         description: What the value is.
         tasks: Kinds of models that have it.
         listed_with: See `Metric`.
         prefix: Put before the metric's name.
+        flags: Whether the column has only 0 and 1, so that the mean is a share.
     """
 
     suffix: str
     column: str
-    sets: tuple[str, ...]
-    better: Literal["higher", "lower"]
+    sets: Mapping[str, Direction]
     range: tuple[float, float]
     description: str
     tasks: tuple[TaskName, ...] = ("language",)
     listed_with: tuple[str, ...] = ()
     prefix: str = ""
+    flags: bool = False
 
     def metrics(self) -> list[Metric]:
         """One metric for each set."""
@@ -44,14 +44,14 @@ class Means:
             Metric(
                 name=f"{self.prefix}{name}_{self.suffix}",
                 tasks=self.tasks,
-                direction="retain" if name.startswith(("forget", "forgotten", "holdout")) else self.better,
+                direction=direction,
                 needs=(Need(name, self.column),),
                 range=self.range,
                 description=f"{self.description} Mean over the {name} set.",
-                function=_mean_over(name, self.column),
+                function=_share_over(name, self.column) if self.flags else _mean_over(name, self.column),
                 listed_with=self.listed_with,
             )
-            for name in self.sets
+            for name, direction in self.sets.items()
         ]
 
 
@@ -61,6 +61,10 @@ def _mean_over(set_name: str, column: str) -> Callable[[MetricInputs], Measureme
         return Measurement(float(mean(values)), len(values), inputs.interval(values, statistic=mean))
 
     return measure
+
+
+def _share_over(set_name: str, column: str) -> Callable[[MetricInputs], Measurement]:
+    return lambda inputs: inputs.share(inputs.column(set_name, column))
 
 
 def attack_metric(

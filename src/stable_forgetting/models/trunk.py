@@ -11,6 +11,7 @@ import hashlib
 import json
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedConfig
 
-from stable_forgetting.data.array_store import ArrayStore
+from stable_forgetting.data.array_store import HAS_LOCKS, ArrayStore
 from stable_forgetting.data.examples import ImageExample
 
 FAMILIES = frozenset({"vit", "deit", "dinov2", "dinov2_with_registers"})
@@ -27,6 +28,10 @@ and Swin's blocks need to know the image's size as well."""
 
 _RANDOM = ("hidden_dropout_prob", "attention_probs_dropout_prob", "attention_dropout", "drop_path_rate")
 """Entries of a config that make a forward pass random in training."""
+
+
+CACHE_FORMAT = 1
+"""Grows whenever the same trunk would be given other outputs than before."""
 
 
 class _Reached(Exception):  # noqa: N818  (no error: it ends a forward pass where nothing more is needed)
@@ -56,10 +61,8 @@ class FrozenTrunk:
         self._stores: dict[torch.Size, ArrayStore] = {}
 
     @property
-    def is_frozen(self) -> bool:
-        """Whether nothing in it is trained."""
-        parts = [self.embeddings, *self.blocks]
-        return not any(weight.requires_grad for part in parts for weight in part.parameters())
+    def _dtype(self) -> torch.dtype:
+        return next(self.embeddings.parameters()).dtype
 
     def outputs(self, examples: Sequence[ImageExample]) -> list[Tensor]:
         """What the trunk gives for each image, (T, D) each, float32, on the processor."""
@@ -80,9 +83,13 @@ class FrozenTrunk:
     @contextmanager
     def skipped(self) -> Iterator[None]:
         """Within, the model takes the trunk's outputs in place of pixel values."""
+        parts = (self.embeddings, *self.blocks)
+        if self.model.training and torch.is_grad_enabled():
+            trained = [weight for part in parts for weight in part.parameters() if weight.requires_grad]
+            assert not trained, "the outputs of a trunk are kept, but its weights are trained"
         with ExitStack() as stack:
-            for part in (self.embeddings, *self.blocks):
-                stack.enter_context(_passing_on(part))
+            for part in parts:
+                stack.enter_context(_passing_on(part, self._dtype))
             yield
 
     def output_size(self, image: Tensor) -> int:
@@ -108,7 +115,9 @@ class FrozenTrunk:
 
     def _sha256(self) -> str:
         """Hash of all that decides on the outputs, but for the images."""
-        structure = json.dumps([_structure(self.model.config), self.options], sort_keys=True, default=str)
+        device = next(self.embeddings.parameters()).device.type
+        made_by = [CACHE_FORMAT, *(version(name) for name in ("torch", "transformers")), device]
+        structure = json.dumps([made_by, _structure(self.model.config), self.options], sort_keys=True, default=str)
         digest = hashlib.sha256(structure.encode())
         for part in (self.embeddings, *self.blocks):
             for name, value in sorted(part.state_dict().items()):
@@ -131,7 +140,8 @@ def find_trunk(model: Any, num_blocks: int, options: dict[str, Any], root: Path)
         `FAMILIES`, or if its forward pass is random in training.
     """
     config = model.config
-    if num_blocks < 1 or config.model_type not in FAMILIES or any(getattr(config, name, 0) for name in _RANDOM):
+    is_random = any(getattr(config, name, 0) for name in _RANDOM)
+    if not HAS_LOCKS or num_blocks < 1 or config.model_type not in FAMILIES or is_random:
         return None
     parent = next((module for module in model.modules() if "embeddings" in dict(module.named_children())), None)
     if parent is None:
@@ -150,10 +160,10 @@ def _structure(config: Any) -> dict[str, Any]:
 
 
 @contextmanager
-def _passing_on(part: nn.Module) -> Iterator[None]:
+def _passing_on(part: nn.Module, dtype: torch.dtype) -> Iterator[None]:
     """Let a module give its first input as its output; a `forward` of its own that it had is put back afterwards."""
     own = part.__dict__.get("forward")
-    part.forward = lambda hidden, *_, **__: hidden
+    part.forward = lambda hidden, *_, **__: hidden.to(dtype)
     try:
         yield
     finally:

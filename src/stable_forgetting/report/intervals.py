@@ -14,15 +14,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
+from stable_forgetting.evaluation.statistics import wilson_interval
 from stable_forgetting.records import Direction
 
 Judgement = Literal["better", "worse", "unclear", "not judged"]
 
 _T_QUANTILES = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262)
 """97.5 % quantile of Student's t for 1 to 9 degrees of freedom."""
-
-_NORMAL_QUANTILE = 1.959964
-"""97.5 % quantile of the normal distribution."""
 
 
 @dataclass(frozen=True)
@@ -85,24 +83,11 @@ def _student_t(degrees: int) -> float:
 
 
 def wilson(share: float, count: int) -> Estimate:
-    """A share of some examples with its 95 % score interval, which is sound for few examples and for shares of 0 and 1.
+    """A share of some examples with its score interval; see `wilson_interval`.
 
-    E. B. Wilson, *Journal of the American Statistical Association* 1927; with `difference` it makes Newcombe's hybrid
-    score interval (*Statistics in Medicine* 1998, method 10).
-
-    Args:
-        share: From 0 to 1.
-        count: Number of examples, at least 1.
-
-    Example:
-        >>> estimate = wilson(1.0, 10)
-        >>> round(estimate.low, 3), round(estimate.high, 3)
-        (0.722, 1.0)
+    With `difference` it makes Newcombe's hybrid score interval (*Statistics in Medicine* 1998, method 10).
     """
-    square = _NORMAL_QUANTILE**2
-    middle = (share + square / (2 * count)) / (1 + square / count)
-    half = math.sqrt(share * (1 - share) / count + square / (4 * count**2)) * _NORMAL_QUANTILE / (1 + square / count)
-    return Estimate(share, max(0.0, middle - half), min(1.0, middle + half), count)
+    return Estimate(share, *wilson_interval(share, count), count)
 
 
 def difference(first: Estimate, second: Estimate) -> Estimate:

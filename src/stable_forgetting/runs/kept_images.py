@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import json
+import logging
+import math
 from collections.abc import Mapping
+from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
 import numpy as np
@@ -11,16 +14,18 @@ from peft import PeftModel
 
 from stable_forgetting import processes
 from stable_forgetting.adapters.families import block_number
-from stable_forgetting.data.array_store import ArrayStore
+from stable_forgetting.data.array_store import HAS_LOCKS, ArrayStore
 from stable_forgetting.data.rows import Rows
 from stable_forgetting.models.load import LoadedModel, cache_dir
 from stable_forgetting.models.tasks import ImageTask, Task
-from stable_forgetting.models.trunk import FrozenTrunk, find_trunk
+from stable_forgetting.models.trunk import find_trunk
 from stable_forgetting.runs.cache import content_hash
 from stable_forgetting.runs.sets import Sets, process_with
 
-_BYTES_PER_GIB = 2**30
 _FLOAT_BYTES = 4
+_SQUARE = np.zeros((64, 64, 3), dtype=np.uint8)
+
+logger = logging.getLogger(__name__)
 
 
 def pixel_store(task: Task, rows: Mapping[str, Rows], limit_gib: float) -> ArrayStore | None:
@@ -31,14 +36,36 @@ def pixel_store(task: Task, rows: Mapping[str, Rows], limit_gib: float) -> Array
         rows: The sets.
         limit_gib: Room on disk in GiB.
     """
-    if not isinstance(task, ImageTask):
+    if not isinstance(task, ImageTask) or not HAS_LOCKS or limit_gib == 0:
         return None
-    values = process_with(task)([np.zeros((64, 64, 3), dtype=np.uint8)])
+    shape = tuple(process_with(task)([_SQUARE])[0].shape)
     count = sum(len(found) for found in rows.values())
-    if count * values[0].numel() * _FLOAT_BYTES > limit_gib * _BYTES_PER_GIB:
+    if not _fits(f"The {count} scaled images", count * math.prod(shape), limit_gib):
         return None
-    key = json.loads(json.dumps(task.processor.to_dict(), default=str, sort_keys=True))
-    return ArrayStore(cache_dir() / "images" / content_hash({"processor": key}), batch_size=256)
+    processor = task.processor
+    made_by = {name: _version(name) for name in ("pillow", "torchvision")}
+    key = {"processor": processor.to_dict(), "class": type(processor).__qualname__, "shape": shape, **made_by}
+    name = content_hash(json.loads(json.dumps(key, default=str, sort_keys=True)))
+    return ArrayStore(cache_dir() / "images" / name, batch_size=256)
+
+
+def _fits(what: str, num_floats: int, limit_gib: float) -> bool:
+    gib = num_floats * _FLOAT_BYTES / 2**30
+    if gib > limit_gib:
+        logger.warning(
+            "%s take %.1f GiB, more than model.disk_cache_gib = %g: they are computed anew whenever they are needed.",
+            what,
+            gib,
+            limit_gib,
+        )
+    return gib <= limit_gib
+
+
+def _version(package: str) -> str | None:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return None
 
 
 def with_kept_trunk(loaded: LoadedModel, num_blocks: int, num_images: int, limit_gib: float) -> LoadedModel:
@@ -51,16 +78,15 @@ def with_kept_trunk(loaded: LoadedModel, num_blocks: int, num_images: int, limit
         limit_gib: Room on disk in GiB.
     """
     task = loaded.task
-    if not isinstance(task, ImageTask) or processes.shards_models():
+    if not isinstance(task, ImageTask) or limit_gib == 0 or processes.shards_models():
         return loaded
     trunk = find_trunk(loaded.model, num_blocks, task.options, cache_dir() / "activations")
-    if trunk is None or num_images * _bytes_per_image(trunk, task) > limit_gib * _BYTES_PER_GIB:
+    if trunk is None:
+        return loaded
+    size = trunk.output_size(process_with(task)([_SQUARE]))
+    if not _fits(f"The outputs of {num_blocks} frozen blocks for {num_images} images", num_images * size, limit_gib):
         return loaded
     return LoadedModel(loaded.model, task.with_trunk(trunk), loaded.source)
-
-
-def _bytes_per_image(trunk: FrozenTrunk, task: ImageTask) -> int:
-    return trunk.output_size(process_with(task)([np.zeros((64, 64, 3), dtype=np.uint8)])) * _FLOAT_BYTES
 
 
 def first_adapted_block(model: PeftModel) -> int:

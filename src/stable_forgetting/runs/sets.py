@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from dataclasses import dataclass
 from itertools import combinations
 from typing import Any
@@ -21,6 +22,8 @@ from stable_forgetting.data.vision import ImageColumns, image_examples, split_by
 from stable_forgetting.errors import DataError
 from stable_forgetting.models.tasks import LanguageTask, Task
 from stable_forgetting.records import SetIdentity
+
+logger = logging.getLogger(__name__)
 
 DUPLICATES_ALLOWED = 0.05
 """Largest share of test images that may also be training images: CIFAR-100, for one, has such duplicates."""
@@ -136,6 +139,7 @@ def make_sets(
                 columns=columns_of_images,
                 num_classes=classes,
                 store=pixels,
+                in_memory=False,
             )
     for first, second in combinations([name for name in ("forget", "retain", "holdout") if name in sets], 2):
         check_no_overlap(sets[first], sets[second])
@@ -144,27 +148,34 @@ def make_sets(
             check_no_overlap(sets["forget"], sets[name])
     if isinstance(task, LanguageTask):
         return Sets(sets)
-    _check_test_images(sets)
     return Sets(_with_test_parts(sets))
 
 
-def _check_test_images(sets: dict[str, ExampleSet[Any]]) -> None:
-    """Refuse test images that were trained on; the few duplicates that real data sets have are let through."""
-    if "test" not in sets:
-        return
+def _without_taught(test: ExampleSet[Any], sets: dict[str, ExampleSet[Any]]) -> ExampleSet[Any]:
+    """Test images that nothing was trained on: the few duplicates that real data sets have are left out, and said.
+
+    Raises:
+        DataError: There are so many that the wrong images were given.
+    """
     trained_on = {example.key for name in ("forget", "retain") for example in sets[name]}
-    shared = [index for index, example in enumerate(sets["test"]) if example.key in trained_on]
-    if len(shared) > DUPLICATES_ALLOWED * len(sets["test"]):
+    shared = [index for index, example in enumerate(test) if example.key in trained_on]
+    if len(shared) > DUPLICATES_ALLOWED * len(test):
         raise DataError(
-            f"{len(shared)} of {len(sets['test'])} test images are in the forget or retain set (first: {shared[0]}), "
+            f"{len(shared)} of {len(test)} test images are in the forget or retain set (first: {shared[0]}), "
             "so they test nothing. Give other images as data.test."
         )
+    if not shared:
+        return test
+    logger.warning("%d of %d test images are also training images and are left out.", len(shared), len(test))
+    left = [example for example in test if example.key not in trained_on]
+    return ExampleSet(test.name, left, test.source)
 
 
 def _with_test_parts(sets: dict[str, ExampleSet[Any]]) -> dict[str, ExampleSet[Any]]:
     test = sets.pop("test", None)
     if test is None:
         return sets
+    test = _without_taught(test, sets)
     forget_test, retain_test = split_by_deleted_class(test, sets["forget"], sets["retain"])
     if forget_test is not None:
         sets["forget_test"] = forget_test

@@ -12,6 +12,7 @@ from torch import nn
 from stable_forgetting.config import FinetuneConfig
 from stable_forgetting.data.examples import ExampleSet
 from stable_forgetting.errors import ModelError, NotFiniteError
+from stable_forgetting.models.heads import HEADS, head_names
 from stable_forgetting.models.load import LoadedModel
 from stable_forgetting.models.tasks import ImageTask
 from stable_forgetting.progress import Progress
@@ -74,7 +75,7 @@ def _prepared(loaded: LoadedModel, settings: FinetuneConfig) -> LoadedModel:
     model = loaded.model
     if settings.trains == "all":
         return loaded
-    heads = head_names(model) if isinstance(loaded.task, ImageTask) else []
+    heads = _known_heads(model) if isinstance(loaded.task, ImageTask) else []
     if settings.trains == "adapter":
         adapter = bounded_config(settings.adapter, modules_to_save=heads or None)
         return LoadedModel(get_peft_model(model, adapter), loaded.task, loaded.source)
@@ -84,18 +85,12 @@ def _prepared(loaded: LoadedModel, settings: FinetuneConfig) -> LoadedModel:
     return loaded
 
 
-def head_names(model: nn.Module) -> list[str]:
-    """Names of the modules that stand beside a model's backbone: the head of an image classifier.
-
-    Raises:
-        ModelError: There are none.
-    """
-    backbone = getattr(model, "base_model_prefix", "")
-    names = [name for name, part in model.named_children() if name != backbone and any(True for _ in part.parameters())]
-    if not names or not hasattr(model, backbone):
+def _known_heads(model: nn.Module) -> list[str]:
+    names = head_names(model)
+    if not names:
         raise ModelError(
-            f"The model {type(model).__name__} has no head beside its backbone that could be trained alone. Set "
-            "model.finetune.trains to all."
+            f"The model {type(model).__name__} has no head under one of the names {', '.join(HEADS)} that could be "
+            "trained alone. Set model.finetune.trains to all."
         )
     return names
 

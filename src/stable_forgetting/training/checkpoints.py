@@ -6,9 +6,10 @@ import json
 import logging
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
-from peft import get_peft_model_state_dict, load_peft_weights, set_peft_model_state_dict
+from peft import PeftModel, get_peft_model_state_dict, load_peft_weights, set_peft_model_state_dict
 from torch import nn
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
@@ -72,7 +73,7 @@ def finished_earlier(
     if stopped is None and _step(checkpoint) < num_steps:
         return None
     best = state["best_global_step"] if keeps_best else None
-    kept = _best_checkpoint(checkpoint.parent, best) if best else checkpoint
+    kept = best_checkpoint(checkpoint.parent, best) if best else checkpoint
     return TrainingOutcome(_step(kept), history, stopped), kept
 
 
@@ -89,12 +90,16 @@ def _stop_reason(history: Sequence[StepRecord], rules: Sequence[Stop]) -> str | 
     return None
 
 
-def _best_checkpoint(output_dir: Path, step: int) -> Path:
-    """The best checkpoint under its name in this folder: the path in the state is wrong once the folder was moved."""
+def best_checkpoint(output_dir: Path, step: int) -> Path:
+    """The best checkpoint under its name in this folder: the path in the state is wrong once the folder was moved.
+
+    Raises:
+        RunDirectoryError: It is not there, or not complete.
+    """
     best = output_dir / f"{PREFIX_CHECKPOINT_DIR}-{step}"
     if not (best / COMPLETE_NAME).is_file():
         raise RunDirectoryError(
-            f"The best checkpoint '{best}' of a finished training is missing or incomplete, but its adapter is the "
+            f"The best checkpoint '{best}' of this training is missing or incomplete, but its adapter is the "
             "result. Restore it, or train again in another output_dir."
         )
     return best
@@ -105,9 +110,12 @@ def adapter_weights(model: nn.Module) -> dict[str, torch.Tensor]:
     return {name: value.detach().clone() for name, value in get_peft_model_state_dict(model).items()}
 
 
-def load_adapter(model: nn.Module, checkpoint: Path) -> None:
-    """Give a model the adapter of a checkpoint, in place."""
-    set_peft_model_state_dict(model, load_peft_weights(str(checkpoint)))
+def load_weights(model: Any, checkpoint: Path) -> None:
+    """Give a model the trained weights of a checkpoint, in place: those of its adapter, if it has one."""
+    if isinstance(model, PeftModel):
+        set_peft_model_state_dict(model, load_peft_weights(str(checkpoint)))
+    else:
+        model.load_state_dict(type(model).from_pretrained(checkpoint, dtype=model.dtype).state_dict())
 
 
 def go_back(
@@ -118,7 +126,7 @@ def go_back(
     Args:
         model: Model with an adapter.
         fresh: The adapter before the training.
-        checkpoint: The last checkpoint known to be good; None: go back to the fresh adapter.
+        checkpoint: The best checkpoint, or the last one known to be good; None: go back to the fresh adapter.
         error: What happened.
 
     Returns:
@@ -130,7 +138,7 @@ def go_back(
         kept = "the fresh adapter was kept, because no earlier checkpoint is known to be good"
     else:
         step = _step(checkpoint)
-        load_adapter(model, checkpoint)
+        load_weights(model, checkpoint)
         kept = f"the adapter of step {step} was kept"
     logger.warning("Training stopped: %s; %s.", error, kept)
     return step, f"{error}; {kept}. Lower training.learning_rate or set training.max_grad_norm."

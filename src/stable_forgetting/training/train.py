@@ -32,11 +32,12 @@ from stable_forgetting.training.callbacks import (
 )
 from stable_forgetting.training.checkpoints import (
     adapter_weights,
+    best_checkpoint,
     check_no_checkpoints,
     finished_earlier,
     go_back,
     last_complete_checkpoint,
-    load_adapter,
+    load_weights,
 )
 from stable_forgetting.training.history import TrainingOutcome, step_records
 from stable_forgetting.training.trainer import ForgetConstants, UnlearnTrainer, Validation
@@ -72,8 +73,8 @@ def train(
 ) -> TrainingOutcome:
     """Train the trainable parameters of a model on an objective, in place.
 
-    A loss or gradient that is not finite ends the training; a model with an adapter then gets back the last complete
-    checkpoint before the weights that gave it (or the fresh adapter), and the outcome says so. The model's `forward`
+    A loss or gradient that is not finite ends the training; a model with an adapter then gets back the best or else the
+    last complete checkpoint before the weights that gave it (or the fresh adapter), and the outcome says so. The model's `forward`
     is its own again afterwards, without the autocast of bfloat16.
 
     Several processes divide every batch, so that their number changes results by rounding only.
@@ -113,7 +114,6 @@ def train(
     )
     rules = StopRules([_stop(rule) for rule in settings.stop])
     bar = ProgressBar(progress if progress and processes.is_main_process() else SilentProgress(), description)
-    has_adapter = isinstance(model, PeftModel)
     adapters = adapter_callbacks(model, settings.max_weight)
     trainer = UnlearnTrainer(
         model,
@@ -128,12 +128,12 @@ def train(
     )
     checkpoint = processes.agree(last_complete_checkpoint(output_dir)) if resume else None
     keeps_best = settings.best_metric is not None
-    if has_adapter and checkpoint is not None:
+    if checkpoint is not None:
         per_epoch = math.ceil(len(batches) / settings.gradient_accumulation)
         length = settings.steps or math.ceil(settings.epochs * per_epoch)
         finished = finished_earlier(checkpoint, rules.rules, num_steps=length, keeps_best=keeps_best)
         if finished is not None:
-            load_adapter(model, finished[1])
+            load_weights(model, finished[1])
             return finished[0]
     gone_back = None
     try:
@@ -160,10 +160,18 @@ def _train_or_go_back(trainer: UnlearnTrainer, checkpoint: Path | None, output_d
     except NotFiniteError as error:
         if fresh is None:
             raise
-        # The checkpoint of the current step, if any, holds the very weights that gave what is not finite.
-        good = processes.agree(last_complete_checkpoint(output_dir, before=trainer.state.global_step))
-        return go_back(model, fresh, good, error)
+        return go_back(model, fresh, processes.agree(_good_checkpoint(trainer, output_dir)), error)
     return None
+
+
+def _good_checkpoint(trainer: UnlearnTrainer, output_dir: Path) -> Path | None:
+    """The best checkpoint, or the last one, before the weights that gave what is not finite."""
+    state = trainer.state
+    best = state.best_global_step if trainer.args.load_best_model_at_end else None
+    # The checkpoint of the current step, if any, holds those very weights.
+    if best and best < state.global_step:
+        return best_checkpoint(output_dir, best)
+    return last_complete_checkpoint(output_dir, before=state.global_step)
 
 
 def finetune(
@@ -242,7 +250,8 @@ def training_arguments(
         eval_steps=evaluate_every,
         save_strategy="steps",
         save_steps=evaluate_every if keep_best else settings.save_every,
-        save_total_limit=2,
+        # The oldest is deleted before the newest is complete, and the best one may be neither of the last two.
+        save_total_limit=3 if keep_best else 2,
         load_best_model_at_end=keep_best,
         metric_for_best_model=settings.best_metric,
         greater_is_better=greater_is_better,
