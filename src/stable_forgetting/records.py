@@ -143,6 +143,15 @@ class AdapterSummary(_Record):
     num_base: int
 
 
+class CheckpointChoice(_Record):
+    """By what the checkpoint was chosen during the training."""
+
+    metrics: list[str]
+    """Validation metrics of the best checkpoint and of the rules that wait for a peak."""
+    counts: dict[str, int]
+    """Examples of each set that they looked at, all of them among those that are measured at the end."""
+
+
 class Environment(_Record):
     """Where the run was executed."""
 
@@ -181,6 +190,8 @@ class RunRecord(_Record):
     """Identity (hash of weights or name and revision) of each model."""
     sets: list[SetIdentity] = Field(default_factory=list)
     adapter: AdapterSummary | None = None
+    choice: CheckpointChoice | None = None
+    """None: no metric chose the checkpoint."""
     history: list[StepRecord] = Field(default_factory=list)
     certificate: list[LayerCertificate] = Field(default_factory=list)
     evaluations: list[ModelEvaluation] = Field(default_factory=list)
@@ -190,7 +201,7 @@ class RunRecord(_Record):
     class_accuracies: list[ClassAccuracy] = Field(default_factory=list)
     """Image classifiers: one entry for each class, by its number."""
     timings: dict[str, float] = Field(default_factory=dict)
-    """Seconds of each phase."""
+    """Seconds of each phase; of unlearning those of its updates, over all resumes and without validations."""
     peak_memory_bytes: int | None = None
     """Of the unlearning alone: on the GPU, else of the whole process; None where it cannot be measured."""
     per_example_paths: dict[ModelRole, str] = Field(default_factory=dict)

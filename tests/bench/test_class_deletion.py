@@ -308,7 +308,7 @@ def test_what_is_not_allowed_is_said(compare: Any, given: dict[str, Any], said: 
         ("name", {}, "--out"),
         ("data.test.limit", {}, "evaluation.test_limit"),
         ("data.forget", {}, "--forget, --superclass"),
-        ("data", {}, "'data.source' afterwards"),
+        ("data", {}, "sets 'data.source'"),
         ("data.holdout.limit", {"objectives": "calibrated"}, "--objectives"),
         ("merge", {"sequence": True}, "--sequence"),
     ],

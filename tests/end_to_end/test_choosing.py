@@ -17,7 +17,7 @@ from stable_forgetting.runs import prepare, run
 from stable_forgetting.runs.check import check_config
 from stable_forgetting.runs.unlearning import unlearn
 from stable_forgetting.runs.validation import validation_on
-from stable_forgetting.training.callbacks import Measured, Stop
+from stable_forgetting.training.stop_rules import Measured, Stop
 
 CHOSEN = {
     "training__evaluate_every": 2,
@@ -66,6 +66,8 @@ def test_the_best_validation_is_what_the_run_ends_with(chosen):
     best = next(step for step, found in validations.items() if found["forget_quality_and_utility"] == max(scores))
     kept = (run_dir / "checkpoints" / f"checkpoint-{best}" / "adapter_model.safetensors").read_bytes()
     assert (run_dir / "adapter" / "adapter_model.safetensors").read_bytes() == kept
+    assert record.choice.metrics == ["forget_quality_and_utility", "forget_quality"]
+    assert record.choice.counts == {"forget": 8, "retain": 12}
     assert record.stopped is not None
     assert len(record.history) < 12
     qualities = [Measured(step, found["forget_quality"]) for step, found in validations.items()]
@@ -85,6 +87,7 @@ def test_a_validation_of_all_examples_says_what_the_evaluation_of_the_same_weigh
 def test_validations_change_nothing_of_the_training(tofu, chosen, tmp_path):
     record, _ = chosen
     plain = run(tofu(training__steps=12), tmp_path / "run")
+    assert plain.choice is None
     losses = [step.loss for step in record.history]
     assert losses == [step.loss for step in plain.history][: len(losses)]
 

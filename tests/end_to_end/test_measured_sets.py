@@ -152,11 +152,12 @@ def test_tofu_is_an_ordinary_config(problem):
     assert all(example.paraphrased is not None for name in ("forget", "retain") for example in measured[name])
 
 
-def test_images_have_no_questions_about_the_world():
+@pytest.mark.parametrize("name", ["retain_evaluation", "real_authors", "world_facts"])
+def test_images_have_no_measured_sets_of_language(name):
     from stable_forgetting.config import parse_config
 
-    data = {"source": {"path": "builtin:digits"}, "forget": {"where": "label == 1"}, "world_facts": {"path": "x.csv"}}
-    with pytest.raises(ConfigError, match=r"data\.world_facts: only language models have it"):
+    data = {"source": {"path": "builtin:digits"}, "forget": {"where": "label == 1"}, name: {"path": "x.csv"}}
+    with pytest.raises(ConfigError, match=rf"data\.{name}: only language models have it"):
         parse_config({"task": "image", "model": {"name": "builtin:digits"}, "data": data})
 
 

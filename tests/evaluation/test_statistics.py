@@ -14,8 +14,8 @@ from stable_forgetting.evaluation.statistics import (
     ks_test,
     mean,
     ratio_of_sums,
-    wilson_interval,
 )
+from stable_forgetting.wilson import wilson_interval
 
 NUMBERS = st.lists(st.integers(-3, 3).map(float), min_size=1, max_size=12)
 

@@ -43,7 +43,10 @@ def test_a_loss_within_its_interval_is_no_damage():
     record = rate_run("identity", 1e-3, 0)
     few = [entry.model_copy(update={"count": 20}) for entry in record.class_accuracies]
     rows = class_rows(only_method(record.model_copy(update={"class_accuracies": few})))
-    assert class_sentence(rows).startswith("0 of 9 kept classes lose more accuracy than the interval of the change.")
+    assert class_sentence(rows) == (
+        "0 of 9 kept classes lose more accuracy than the interval of the change. Each interval stands by itself: about "
+        "0.23 would lose so much by chance."
+    )
     cells = {line.name: line.change for line in class_lines(rows)}
     assert (cells["eight"].text, cells["eight"].small, cells["eight"].mark) == ("−12.0", "no clear change", "")
     with_more_images = class_rows(only_method(record))

@@ -5,6 +5,7 @@ from sample_rates import RATES, rate_comparison, rate_run
 from sample_records import comparison, image_run, language_run
 
 from stable_forgetting.records import MetricValue
+from stable_forgetting.report.canvas import line_style
 from stable_forgetting.report.gaps import gap_table
 from stable_forgetting.report.rate_charts import draw_plane, draw_rates
 from stable_forgetting.report.rates import rate_panels, rate_plane
@@ -68,20 +69,44 @@ def test_the_rate_of_finetuning_is_no_rate_of_unlearning():
     assert rate_plane(group_of([record, record.model_copy(update={"name": "other", "config": other})])) is None
 
 
+def quality_run(rate, quality, seed=0):
+    """A run with model utility and a forget quality."""
+    record = language_run("gd-sine", seed)
+    more = [
+        MetricValue(name="model_utility", value=0.6, direction="higher"),
+        MetricValue(name="forget_quality", value=quality, direction="higher"),
+    ]
+    evaluations = [
+        entry.model_copy(update={"metrics": entry.metrics + more if entry.role == "unlearned" else entry.metrics})
+        for entry in record.evaluations
+    ]
+    config = record.config | {"training": record.config["training"] | {"learning_rate": rate}}
+    return record.model_copy(update={"name": f"lr{rate:g}-seed{seed}", "config": config, "evaluations": evaluations})
+
+
+def test_p_values_have_a_geometric_mean_and_those_of_0_are_named():
+    records = [quality_run(rate, p, seed) for rate, ps in QUALITIES.items() for seed, p in enumerate(ps)]
+    panel = rate_panels(group_of(records))[1]
+    (line,) = panel.lines
+    assert [point.mean for point in line.points] == [(1e-4, pytest.approx(1e-5)), (1e-3, pytest.approx(0.2))]
+    assert panel.left_out == (f"{line.label} at 0.01",)
+    (figure,) = [f for f in build_page(summarize(records)).groups[0].figures if f.title.startswith("Forget quality")]
+    assert figure.caption.startswith("Geometric mean over the seeds")
+    assert figure.caption.endswith(f"Not drawn, because a value is 0: {line.label} at 0.01.")
+
+
+QUALITIES = {1e-4: (1e-9, 0.1), 1e-3: (0.2, 0.2), 1e-2: (0.5, 0.0)}
+"""p of two seeds by learning rate."""
+
+
+def test_many_lines_have_a_style_of_their_own():
+    styles = [line_style(place) for place in range(36)]
+    assert len({(style.colour, style.dash) for style in styles}) == 36
+    assert len({(style.colour, style.marker) for style in styles}) == 36
+
+
 def test_language_uses_utility_and_forget_quality_where_they_are():
-    records = []
-    for rate, quality in ((1e-4, 1e-9), (1e-3, 0.2)):
-        record = language_run("gd-sine")
-        more = [
-            MetricValue(name="model_utility", value=0.6, direction="higher"),
-            MetricValue(name="forget_quality", value=quality, direction="higher"),
-        ]
-        evaluations = [
-            entry.model_copy(update={"metrics": entry.metrics + more if entry.role == "unlearned" else entry.metrics})
-            for entry in record.evaluations
-        ]
-        config = record.config | {"training": record.config["training"] | {"learning_rate": rate}}
-        records.append(record.model_copy(update={"name": f"lr{rate:g}", "config": config, "evaluations": evaluations}))
+    records = [quality_run(1e-4, 1e-9), quality_run(1e-3, 0.2)]
     group = group_of(records)
     assert rate_plane(group).keep_label == "Model utility"
     panels = rate_panels(group)

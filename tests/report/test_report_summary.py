@@ -3,7 +3,7 @@
 import pytest
 from sample_records import comparison, failed_run, image_run, language_run
 
-from stable_forgetting.records import MetricValue, RunRecord
+from stable_forgetting.records import CheckpointChoice, MetricValue, RunRecord
 from stable_forgetting.report.glossary import (
     DEFINED_METRICS,
     GROUP_TITLES,
@@ -172,3 +172,18 @@ def _with_metric(record: RunRecord, role: str, metric: MetricValue) -> RunRecord
         for entry in record.evaluations
     ]
     return record.model_copy(update={"evaluations": entries})
+
+
+def test_a_chosen_checkpoint_is_said_to_be_chosen():
+    record = language_run("gd-sine")
+    assert "Checkpoint" not in {v.topic for v in method_verdicts(summarize([record]).groups[0].methods[0])}
+    choice = CheckpointChoice(metrics=["forget_nll", "retain_nll"], counts={"forget": 64, "retain": 1200})
+    (found,) = [
+        verdict
+        for verdict in method_verdicts(summarize([record.model_copy(update={"choice": choice})]).groups[0].methods[0])
+        if verdict.topic == "Checkpoint"
+    ]
+    assert found.sentence == (
+        f"Chosen during training by {define('forget_nll').label} and {define('retain_nll').label} on 64 forget and "
+        "1,200 retain examples that are among those measured here: the values are a little better than on others."
+    )

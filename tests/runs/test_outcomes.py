@@ -67,6 +67,15 @@ def test_classes_are_measured_on_test_images_and_on_training_images_where_there_
             assert entry.count == count
 
 
+def test_a_class_whose_test_images_were_not_measured_is_left_out():
+    """Of class 0 there is one test image, which the limit has left out: its training images would say another thing."""
+    scores = make_scores()
+    for values in scores.values():
+        values.sets["retain_test"].likelihood.label[:] = 1
+    entries = class_accuracies(make_sets(), scores)
+    assert [(entry.label, entry.images) for entry in entries] == [(1, "test"), (2, "training"), (3, "test")]
+
+
 def test_without_test_images_all_classes_are_measured_on_training_images():
     names = ("forget", "retain")
     entries = class_accuracies(make_sets(names), make_scores(names))

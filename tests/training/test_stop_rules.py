@@ -7,10 +7,12 @@ from pydantic import ValidationError
 
 from stable_forgetting.adapters import BoundedLoraConfig
 from stable_forgetting.config import StopRule, TrainingConfig
+from stable_forgetting.errors import ConfigError
 from stable_forgetting.models.tasks import LanguageTask
 from stable_forgetting.objectives import build_objective
+from stable_forgetting.runs.validation import wrong_metrics
 from stable_forgetting.training import Sets, TrainingOutcome, Validation, train
-from stable_forgetting.training.callbacks import Measured, Stop
+from stable_forgetting.training.stop_rules import Measured, Stop
 from tiny_models import FakeTokenizer, language_set, tiny_language_model
 
 VALUES = [0.001, 0.2, 0.6, 0.4, 0.7, 0.5, 0.3, 0.9]
@@ -62,6 +64,39 @@ def test_the_sentence_names_the_values():
 def test_settings_that_say_nothing_are_refused(given, problem):
     with pytest.raises(ValidationError, match=problem):
         StopRule(metric="forget_quality", **given)
+
+
+def train_on(tmp_path, values: list[float], *, less_is_better: bool = False, **rule) -> TrainingOutcome:
+    remaining = iter(values)
+    return train(
+        adapted_model(),
+        LanguageTask(FakeTokenizer()),
+        build_objective("gradient_difference"),
+        Sets(language_set("forget", 6, 1), language_set("retain", 10, 2)),
+        settings=TrainingConfig(
+            steps=4, learning_rate=1e-2, evaluate_every=1, save_every=1, stop=[StopRule(metric="x", **rule)]
+        ),
+        output_dir=tmp_path,
+        validation=Validation(lambda _: {"x": next(remaining)}, {"x": not less_is_better}),
+    )
+
+
+def test_the_peak_of_what_should_fall_is_refused(tmp_path):
+    with pytest.raises(ConfigError, match=r"'peak' for x, but of that less is better.*Use 'above' or 'below'"):
+        train_on(tmp_path, [], less_is_better=True, peak=0.5)
+    assert wrong_metrics(TrainingConfig(stop=[StopRule(metric="retain_nll", peak=1)]), "language") == [
+        "training.stop has 'peak' for retain_nll, but of that less is better: falling is what it should do. Use "
+        "'above' or 'below', or another metric."
+    ]
+    assert wrong_metrics(TrainingConfig(stop=[StopRule(metric="retain_nll", above=1)]), "language") == []
+
+
+@pytest.mark.parametrize("rule", [{"above": 5}, {"below": -5}, {"peak": 5}])
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
+def test_a_metric_that_is_not_finite_goes_back_to_the_step_before(tmp_path, rule, value):
+    outcome = train_on(tmp_path, [1, 2, value], **rule)
+    assert outcome.num_steps == 2
+    assert outcome.stopped.startswith(f"the validation metric 'x' became {value} in step 3; the adapter of step 2")
 
 
 class Killed(BaseException):

@@ -4,7 +4,7 @@ import shutil
 
 import pytest
 import torch
-from peft import get_peft_model
+from peft import LoraConfig, get_peft_model
 
 from reference.adapter_twins import clipped_entries
 from stable_forgetting.adapters import BoundedLoraConfig, adapter_statistics
@@ -106,3 +106,10 @@ def test_modules_that_are_trained_whole_are_not_clipped(tmp_path):
 def test_a_model_without_an_adapter_is_refused(tmp_path):
     with pytest.raises(ConfigError, match=r"training\.max_weight is 1, but the model has no adapter"):
         train_adapter(tmp_path, model=tiny_language_model(), max_weight=1.0)
+
+
+def test_an_adapter_of_another_kind_is_refused(tmp_path):
+    """Nothing of it would be clipped."""
+    model = get_peft_model(tiny_language_model(), LoraConfig(target_modules=["up_proj"]))
+    with pytest.raises(ConfigError, match=r"training\.max_weight is 1, but the model has no adapter"):
+        train_adapter(tmp_path, model=model, max_weight=1.0)

@@ -85,8 +85,7 @@ def refuse_changes(given: Mapping[str, Any], chosen: Iterable[str], who: str, op
             continue
         single = "" if place.startswith(written) else f"Change single settings of '{place}' only. "
         raise ConfigError(
-            f"'{place}' cannot be changed for all runs, because {who} sets '{written}' afterwards. {single}"
-            f"Use {option} instead."
+            f"'{place}' cannot be changed for all runs, because {who} sets '{written}'. {single}Use {option} instead."
         )
 
 

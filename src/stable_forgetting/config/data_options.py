@@ -47,7 +47,7 @@ class DataConfig(Section):
     retain: SourceConfig = SourceConfig()
     """Without path and rule: everything in `source` that no other set takes."""
     retain_evaluation: SourceConfig | None = None
-    """Retain examples that are measured; they may be among those of `retain`. None: those of `retain`."""
+    """Language: retain examples that are measured; they may be among those of `retain`. None: those of `retain`."""
     holdout: SourceConfig | None = None
     """Unseen examples of the forget set's kind: membership attacks and calibrated targets need them."""
     test: SourceConfig | None = None

@@ -11,7 +11,8 @@ if TYPE_CHECKING:
 MEASURED_ONLY = ("retain_evaluation", "forgotten_before", "real_authors", "world_facts")
 """Sets that nothing is taught from."""
 
-_LANGUAGE_ONLY = ("real_authors", "world_facts")
+_LANGUAGE_ONLY = ("retain_evaluation", "real_authors", "world_facts")
+"""For images the attacks take the measured retain images for members, so these have to be the taught ones."""
 
 _OF_A_PATH = ("subset", "prompt", "answer", "paraphrased", "perturbed", "text", "messages", "image", "label")
 """Settings that a set without a path has from `data.source`."""

@@ -6,11 +6,14 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Literal
 
+import numpy as np
+
 from stable_forgetting.evaluation.columns import column
 from stable_forgetting.evaluation.scores import TaskName
-from stable_forgetting.evaluation.statistics import Floats, Interval, Statistic, bootstrap_interval, wilson_interval
+from stable_forgetting.evaluation.statistics import Floats, Interval, Statistic, bootstrap_interval
 from stable_forgetting.evaluation.values import Definitions, SetValues
 from stable_forgetting.records import Direction
+from stable_forgetting.wilson import wilson_interval
 
 ModelOfNeed = Literal["own", "retain", "base"]
 """The measured model itself, the retain model, or the base model."""
@@ -63,6 +66,10 @@ class MetricInputs:
             self._known[need] = column(self.sets(model)[set_name], name, self.definitions)
         return self._known[need]
 
+    def pairs(self, set_name: str, name: str, other: ModelOfNeed = "retain") -> Floats:
+        """A column of this and of another model side by side, (N, 2), so that resamples keep them together."""
+        return np.stack([self.column(set_name, name), self.column(set_name, name, other)], axis=1)
+
     def sets(self, model: ModelOfNeed) -> Mapping[str, SetValues]:
         """Sets of one of the models."""
         found: Mapping[str, SetValues] = getattr(self, model)
@@ -79,8 +86,9 @@ class MetricInputs:
 
         A bootstrap has no width where all examples are alike, which would make every difference to them a clear one.
         """
-        value = float(flags.mean())
-        return Measurement(value, len(flags), wilson_interval(value, len(flags)) if self.num_resamples else None)
+        value, count = float(flags.mean()), len(flags)
+        interval = Interval(*wilson_interval(value, count)) if self.num_resamples else None
+        return Measurement(value, count, interval)
 
 
 @dataclass(frozen=True)

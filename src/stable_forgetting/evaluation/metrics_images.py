@@ -6,8 +6,6 @@ import math
 from collections.abc import Callable
 from dataclasses import replace
 
-import numpy as np
-
 from stable_forgetting.evaluation.classification import h_score, js_divergence, tug_of_war
 from stable_forgetting.evaluation.metric import Measurement, Metric, MetricInputs, Need
 from stable_forgetting.evaluation.patterns import Means
@@ -23,15 +21,12 @@ _TOW_SETS = ("forget", "retain", "retain_test")
 
 
 def _tow(inputs: MetricInputs) -> Measurement:
-    pairs = [
-        np.stack([inputs.column(name, "correct"), inputs.column(name, "correct", "retain")], axis=1)
-        for name in _TOW_SETS
-    ]
+    pairs = [inputs.pairs(name, "correct") for name in _TOW_SETS]
     return Measurement(float(tug_of_war(*pairs)), sum(map(len, pairs)), inputs.interval(*pairs, statistic=tug_of_war))
 
 
 def _h_score(inputs: MetricInputs) -> Measurement:
-    forget = np.stack([inputs.column("forget_test", "correct", model) for model in ("own", "base")], axis=1)
+    forget = inputs.pairs("forget_test", "correct", "base")
     kept = inputs.column("retain_test", "correct")
     value, count = float(h_score(forget, kept)), len(forget) + len(kept)
     details = {"drop": float(forget[:, 1].mean() - forget[:, 0].mean()), "kept": float(kept.mean())}

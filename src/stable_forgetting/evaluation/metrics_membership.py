@@ -5,8 +5,6 @@ from __future__ import annotations
 import math
 from functools import partial
 
-import numpy as np
-
 from stable_forgetting.evaluation.membership import privacy_leakage
 from stable_forgetting.evaluation.metric import Measurement, Metric, MetricInputs, Need
 from stable_forgetting.evaluation.patterns import attack_metric
@@ -19,7 +17,7 @@ _SETS = ("forget", "holdout")
 
 def _both_models(inputs: MetricInputs, column: str) -> list[Floats]:
     """Column of forget and holdout set under this and the retain model, each (N, 2)."""
-    return [np.stack([inputs.column(name, column), inputs.column(name, column, "retain")], axis=1) for name in _SETS]
+    return [inputs.pairs(name, column) for name in _SETS]
 
 
 def _counts(members: Floats, nonmembers: Floats) -> dict[str, float]:

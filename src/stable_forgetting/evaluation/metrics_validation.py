@@ -28,7 +28,9 @@ PASSING_P = 0.05
 Columns = Mapping[str, frozenset[str]]
 """Names of the columns that can be had, by set."""
 
-_SETS = ("forget", "retain")
+VALIDATED_SETS = ("forget", "retain")
+"""Sets of which validations measure a part."""
+
 _UTILITY_COLUMNS = tuple(name for name in UTILITY_PARTS["retain"] if name != "rouge_l_recall")
 _ALTERNATIVES = frozenset({"truth_ratio", "truth_ratio_score"})
 """Columns that need a paraphrased answer and wrong ones beside every right one."""
@@ -112,11 +114,7 @@ def _forget_quality_and_utility(inputs: ValidationInputs) -> float:
 
 
 def _tow_train(inputs: ValidationInputs) -> float:
-    values = inputs.values
-    pairs = [
-        np.stack([values.column(name, "correct"), values.column(name, "correct", "retain")], axis=1) for name in _SETS
-    ]
-    return float(tug_of_war(*pairs))
+    return float(tug_of_war(*(inputs.values.pairs(name, "correct") for name in VALIDATED_SETS)))
 
 
 def _of_the_end(name: str, *, greater_is_better: bool, tasks: tuple[TaskName, ...]) -> ValidationMetric:
@@ -155,7 +153,7 @@ VALIDATION_METRICS: dict[str, ValidationMetric] = {
     ),
     "tow_train": ValidationMetric(
         True,
-        tuple(Need(name, "correct", model) for model in ("own", "retain") for name in _SETS),
+        tuple(Need(name, "correct", model) for model in ("own", "retain") for name in VALIDATED_SETS),
         _tow_train,
         _IMAGE,
     ),

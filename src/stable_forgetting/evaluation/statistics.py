@@ -23,9 +23,6 @@ Statistic = Callable[..., Floats]
 LEVEL = 0.95
 """Coverage of every interval."""
 
-_NORMAL_QUANTILE = 1.959964
-"""97.5 % quantile of the normal distribution."""
-
 _BLOCK = 4_000_000
 """Numbers drawn at once: keeps a bootstrap over many examples within some 100 MB."""
 
@@ -134,26 +131,6 @@ def bootstrap_interval(
 def _sorted_rows(sample: Floats) -> Floats:
     columns = sample.reshape(len(sample), -1)
     return np.asarray(sample[np.lexsort(columns.T[::-1])])
-
-
-def wilson_interval(share: float, count: int) -> Interval:
-    """Score interval of a share of some examples, which is sound for few examples and for shares of 0 and 1.
-
-    E. B. Wilson, *Journal of the American Statistical Association* 1927.
-
-    Args:
-        share: From 0 to 1.
-        count: Number of examples, at least 1.
-
-    Example:
-        >>> low, high = wilson_interval(1.0, 10)
-        >>> round(low, 3), round(high, 3)
-        (0.722, 1.0)
-    """
-    square = _NORMAL_QUANTILE**2
-    middle = (share + square / (2 * count)) / (1 + square / count)
-    half = math.sqrt(share * (1 - share) / count + square / (4 * count**2)) * _NORMAL_QUANTILE / (1 + square / count)
-    return Interval(max(0.0, middle - half), min(1.0, middle + half))
 
 
 def ks_test(first: Sequence[float] | Floats, second: Sequence[float] | Floats) -> KsResult:

@@ -18,6 +18,7 @@ from stable_forgetting.evaluation.alternatives import score_answers
 from stable_forgetting.evaluation.likelihood import LikelihoodScores, score_examples
 from stable_forgetting.evaluation.metric import MetricInputs
 from stable_forgetting.evaluation.metrics_validation import (
+    VALIDATED_SETS,
     VALIDATION_METRICS,
     VALIDATION_NAMES,
     Columns,
@@ -31,9 +32,6 @@ from stable_forgetting.evaluation.scores import ModelScores, SetScores, TaskName
 from stable_forgetting.evaluation.suite import check_same_examples
 from stable_forgetting.evaluation.values import Definitions, SetValues, values_of
 from stable_forgetting.models.tasks import LanguageTask, Task
-
-SETS = ("forget", "retain")
-"""Sets of which a part is measured."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -76,17 +74,17 @@ def validation_data(
         DataError: The retain model was measured on other examples.
     """
     references = retain or {}
-    check_same_examples({name: _described(sets[name]) for name in SETS}, references)
-    columns = {name: columns_of_examples(sets[name]) for name in SETS}
-    of_retain = {name: columns_of_values(references[name]) for name in SETS if name in references}
-    positions = {name: subset_positions(len(sets[name]), size, seed) for name in SETS}
+    check_same_examples({name: _described(sets[name]) for name in VALIDATED_SETS}, references)
+    columns = {name: columns_of_examples(sets[name]) for name in VALIDATED_SETS}
+    of_retain = {name: columns_of_values(references[name]) for name in VALIDATED_SETS if name in references}
+    positions = {name: subset_positions(len(sets[name]), size, seed) for name in VALIDATED_SETS}
     base_utility = None
     if base is not None:
         base_utility = retain_utility(_inputs({"retain": base["retain"].rows(positions["retain"])}, {}), columns)
     kind: TaskName = "image" if "correct" in columns["forget"] else "language"
     names = [name for name in VALIDATION_NAMES[kind] if missing(name, columns, of_retain) is None]
     return ValidationData(
-        parts={name: subset(sets[name], size, seed) for name in SETS},
+        parts={name: subset(sets[name], size, seed) for name in VALIDATED_SETS},
         names=tuple(name for name in names if base_utility or name != "forget_quality_and_utility"),
         columns=columns,
         retain={name: references[name].rows(positions[name]) for name in of_retain},

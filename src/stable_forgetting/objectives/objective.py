@@ -52,7 +52,11 @@ class Objective:
 OBJECTIVES: dict[str, tuple[str | None, str | None, str]] = {
     "ascent": ("ascent", None, "ascend on the forget set alone: the simplest, and the least stable"),
     "gradient_difference": ("ascent", "nll", "ascend on the forget set, descend on the retain set: the paper's"),
-    "bounded_ascent": ("bounded_ascent", "nll", "ascend until a limit, and descend on the retain set: GS-LoRA's"),
+    "bounded_ascent": (
+        "bounded_ascent",
+        "nll",
+        "ascend to a limit, descend on the retain set: after GS-LoRA, per example",
+    ),
     "kl": ("ascent", "kl", "ascend on the forget set, stay near the base model on the retain set"),
     "npo": ("npo", "nll", "negative preference optimisation: ascent that fades once an example is forgotten"),
     "calibrated": ("calibrated", "nll", "move each forget example to the likelihood of unseen data, no further"),

@@ -12,7 +12,7 @@ import math
 import re
 import warnings
 from collections.abc import Sequence
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
@@ -57,6 +57,20 @@ _LETTER_WIDTH, _HANDLE_WIDTH = 5.0, 36.0
 """Points of a letter of a legend, and of the line before it with the room between columns."""
 LEGEND_ROW = 0.18
 """Inches of a row of a legend."""
+
+
+class LineStyle(NamedTuple):
+    """How one of several lines is drawn."""
+
+    colour: str
+    dash: Any
+    marker: str
+
+
+def line_style(place: int) -> LineStyle:
+    """Style of the line at this place, from 0; no two of the first 36 are alike."""
+    other = (place + place // len(SERIES)) % len(DASHES)  # one further in each round of the colours
+    return LineStyle(SERIES[place % len(SERIES)], DASHES[other], MARKERS[other])
 
 
 def new_figure(height: float) -> tuple[Figure, Any]:

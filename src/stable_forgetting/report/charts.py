@@ -14,16 +14,16 @@ from stable_forgetting.report.canvas import (
     INK,
     LEGEND_ROW,
     LIMIT,
-    MARKERS,
     SERIES,
     SETTINGS,
     legend_columns,
+    line_style,
     new_figure,
     set_log,
     to_svg,
     whiskers,
 )
-from stable_forgetting.report.series import Bar, Panel, Point, Scatter
+from stable_forgetting.report.series import Bar, Curve, Panel, Point, Scatter
 from stable_forgetting.report.wording import number
 
 _HEIGHT = 2.5
@@ -45,7 +45,7 @@ def draw_panel(panel: Panel, prefix: str) -> str:
         columns = legend_columns(labels) if labels else 1
         figure, axes = new_figure(_HEIGHT + LEGEND_ROW * max(0, math.ceil(len(labels) / columns) - 1))
         for curve in panel.curves:
-            _draw_curve(axes, panel, curve.colour % len(SERIES), curve.label, curve.steps, curve.values)
+            _draw_curve(axes, panel, curve)
         if panel.limit is not None:
             axes.axhline(panel.limit, color=LIMIT, linewidth=1.1, linestyle=DASHES[1])
             axes.annotate(
@@ -99,22 +99,20 @@ def draw_bars(bars: Sequence[Bar], prefix: str) -> str:
         return to_svg(figure, prefix, text)
 
 
-def _draw_curve(
-    axes: Any, panel: Panel, colour: int, label: str | None, steps: Sequence[float], values: Sequence[float]
-) -> None:
+def _draw_curve(axes: Any, panel: Panel, curve: Curve) -> None:
+    pairs = list(zip(curve.steps, curve.values, strict=True))
     if panel.log:
-        kept = [(step, value) for step, value in zip(steps, values, strict=True) if value > 0]
-        steps, values = [step for step, _ in kept], [value for _, value in kept]
-    few = len(steps) <= 12
+        pairs = [(step, value) for step, value in pairs if value > 0]
+    style = line_style(curve.colour)
     axes.plot(
-        steps,
-        values,
-        color=SERIES[colour],
-        linestyle=DASHES[colour],
+        [step for step, _ in pairs],
+        [value for _, value in pairs],
+        color=style.colour,
+        linestyle=style.dash,
         linewidth=1.4,
-        marker=MARKERS[colour] if few else "",
+        marker=style.marker if len(pairs) <= 12 else "",
         markersize=3.5,
-        label=label or "_nolegend_",
+        label=curve.label or "_nolegend_",
     )
 
 
@@ -123,7 +121,8 @@ def _draw_point(axes: Any, point: Point, place: int | None) -> None:
     if place is None:
         colour, marker, size = INK, {"base": "X", "retain": "*"}[point.role], 9.0
     else:
-        colour, marker, size = SERIES[place % len(SERIES)], MARKERS[place % len(MARKERS)], 6.0
+        style = line_style(place)
+        colour, marker, size = style.colour, style.marker, 6.0
     axes.errorbar(
         [point.forget.value],
         [point.retain.value],

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -82,7 +81,7 @@ def charted_classes(rows: Sequence[ClassRow]) -> list[ClassRow]:
 
 
 def class_sentence(rows: Sequence[ClassRow]) -> str:
-    """How many kept classes lost more than their interval, and how many would by chance."""
+    """How many kept classes lost more than their interval, and how many are to be expected by chance."""
     kept = [row for row in rows if not row.deleted]
     lost = [row for row in kept if excludes_zero(row.change) and row.change.value < 0]
     if not kept:
@@ -91,7 +90,7 @@ def class_sentence(rows: Sequence[ClassRow]) -> str:
     noun, verb = "class" if len(kept) == 1 else "classes", "loses" if len(lost) == 1 else "lose"
     return (
         f"{len(lost)} of {len(kept)} kept {noun} {verb} more accuracy than the interval of the change{worst}. "
-        f"Each interval stands by itself: up to {math.ceil(FALSE_LOSSES * len(kept))} would lose so much by chance."
+        f"Each interval stands by itself: about {FALSE_LOSSES * len(kept):.2g} would lose so much by chance."
     )
 
 

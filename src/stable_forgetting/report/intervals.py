@@ -14,8 +14,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from stable_forgetting.evaluation.statistics import wilson_interval
 from stable_forgetting.records import Direction
+from stable_forgetting.wilson import wilson_interval
 
 Judgement = Literal["better", "worse", "unclear", "not judged"]
 

@@ -11,14 +11,12 @@ from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
 
 from stable_forgetting.records import ModelRole
 from stable_forgetting.report.canvas import (
-    DASHES,
     INK,
     LEGEND_ROW,
-    MARKERS,
     MUTED,
-    SERIES,
     SETTINGS,
     legend_columns,
+    line_style,
     new_figure,
     set_log,
     to_svg,
@@ -94,9 +92,10 @@ def _draw_legend(figure: Figure, labels: Sequence[str]) -> None:
 def _draw_line(axes: Any, line: RateLine) -> None:
     """The means, joined; where there are several seeds also the single runs, faintly."""
     xs, ys = zip(*(point.mean for point in line.points), strict=True)
+    style = line_style(line.colour)
     axes.plot(
-        xs, ys, color=_colour(line), linestyle=DASHES[line.colour % len(DASHES)], linewidth=1.2,
-        marker=_marker(line), markersize=_SMALLEST, label=line.label,
+        xs, ys, color=style.colour, linestyle=style.dash, linewidth=1.2,
+        marker=style.marker, markersize=_SMALLEST, label=line.label,
     )  # fmt: skip
     runs = [run for point in line.points if len(point.runs) > 1 for run in point.runs]
     _draw_marks(axes, line, runs, size=3.5, alpha=0.4)
@@ -105,8 +104,9 @@ def _draw_line(axes: Any, line: RateLine) -> None:
 def _draw_marks(
     axes: Any, line: RateLine, pairs: Sequence[tuple[float, float]], *, size: float, alpha: float = 1.0
 ) -> None:
+    style = line_style(line.colour)
     for x, y in pairs:
-        axes.plot([x], [y], color=_colour(line), marker=_marker(line), markersize=size, alpha=alpha, linestyle="")
+        axes.plot([x], [y], color=style.colour, marker=style.marker, markersize=size, alpha=alpha, linestyle="")
 
 
 def _draw_level(axes: Any, role: ModelRole, value: float) -> None:
@@ -115,14 +115,6 @@ def _draw_level(axes: Any, role: ModelRole, value: float) -> None:
         f"{role} model", (1, value), xycoords=("axes fraction", "data"), xytext=(0, 3),
         textcoords="offset points", ha="right", color=MUTED,
     )  # fmt: skip
-
-
-def _colour(line: RateLine) -> str:
-    return SERIES[line.colour % len(SERIES)]
-
-
-def _marker(line: RateLine) -> str:
-    return MARKERS[line.colour % len(MARKERS)]
 
 
 def _words(lines: Sequence[RateLine]) -> str:

@@ -5,9 +5,9 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
-from statistics import fmean
+from statistics import fmean, geometric_mean
 
 from stable_forgetting.records import ModelRole, RunRecord
 from stable_forgetting.report.glossary import HEADLINES, define
@@ -25,7 +25,7 @@ class RatePoint:
     rate: float | None
     """None if the record holds none."""
     mean: tuple[float, float]
-    """Mean over the seeds of x and y."""
+    """Mean over the seeds of x and y; of a metric on a logarithmic axis the geometric mean."""
     runs: tuple[tuple[float, float], ...]
     """x and y of each run."""
 
@@ -60,6 +60,8 @@ class RatePanel:
     lines: tuple[RateLine, ...]
     references: tuple[tuple[ModelRole, float], ...]
     """Role and value of base and retain model, where they have one."""
+    left_out: tuple[str, ...] = ()
+    """Points of 0, which have no place on a logarithmic axis."""
 
 
 def rate_plane(group: GroupSummary) -> RatePlane | None:
@@ -86,24 +88,37 @@ def rate_panels(group: GroupSummary) -> list[RatePanel]:
         return []
     panels = []
     for metric in _score_metrics(group):
-        lines = tuple(
-            line for colour, (label, methods) in enumerate(families) if (line := _line(label, colour, methods, metric))
-        )
+        log = metric in LOG_METRICS
+        found = [_line(label, colour, methods, metric) for colour, (label, methods) in enumerate(families)]
+        lines, left_out = _without_zeros(found) if log else (found, [])
         roles: tuple[ModelRole, ...] = ("base", "retain")
         references = tuple((role, value) for role in roles if (value := _first(group, role, metric)) is not None)
-        if lines:
-            panels.append(RatePanel(f"rate-{metric}", define(metric).label, metric in LOG_METRICS, lines, references))
+        drawn = tuple(line for line in lines if line.points)
+        if drawn:
+            label = define(metric).label
+            panels.append(RatePanel(f"rate-{metric}", label, log, drawn, references, tuple(left_out)))
     return panels
 
 
-def _line(label: str, colour: int, methods: Sequence[MethodSummary], metric: str) -> RateLine | None:
+def _line(label: str, colour: int, methods: Sequence[MethodSummary], metric: str) -> RateLine:
+    average = _geometric_mean if metric in LOG_METRICS else fmean
     points = [
-        _point(method, partial(_pair_with_rate, metric=metric))
+        _point(method, partial(_pair_with_rate, metric=metric), average)
         for method in methods
         if learning_rate(method.records[0]) is not None
     ]
-    found = tuple(point for point in points if point is not None)
-    return RateLine(label, colour, found) if found else None
+    return RateLine(label, colour, tuple(point for point in points if point is not None))
+
+
+def _geometric_mean(values: Sequence[float]) -> float:
+    return geometric_mean(values) if min(values) > 0 else 0.0
+
+
+def _without_zeros(lines: Sequence[RateLine]) -> tuple[list[RateLine], list[str]]:
+    """The lines without points of 0, and what those are."""
+    kept = [replace(line, points=tuple(point for point in line.points if point.mean[1] > 0)) for line in lines]
+    left_out = [f"{line.label} at {point.rate:g}" for line in lines for point in line.points if point.mean[1] <= 0]
+    return kept, left_out
 
 
 def _families(group: GroupSummary) -> list[tuple[str, list[MethodSummary]]]:
@@ -156,11 +171,15 @@ def _is_measured(group: GroupSummary, metric: str) -> bool:
     return any((row := method.row(metric)) is not None and row.unlearned.estimate for method in group.methods)
 
 
-def _point(method: MethodSummary, values: Callable[[RunRecord], tuple[float, float] | None]) -> RatePoint | None:
+def _point(
+    method: MethodSummary,
+    values: Callable[[RunRecord], tuple[float, float] | None],
+    average: Callable[[Sequence[float]], float] = fmean,
+) -> RatePoint | None:
     runs = [pair for record in method.records if (pair := values(record)) is not None]
     if not runs:
         return None
-    mean = (fmean(x for x, _ in runs), fmean(y for _, y in runs))
+    mean = (fmean(x for x, _ in runs), average([y for _, y in runs]))
     return RatePoint(learning_rate(method.records[0]), mean, tuple(runs))
 
 

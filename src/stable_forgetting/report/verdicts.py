@@ -25,9 +25,9 @@ class Verdict:
 
 
 def method_verdicts(method: MethodSummary) -> list[Verdict]:
-    """What one method did: how it ended, forgetting, keeping, privacy, the bound, and what the run says itself."""
+    """What one method did: its end, choice, forgetting, keeping, privacy, the bound, and what the run says itself."""
     task = method.records[0].task
-    verdicts = list(_ending(method))
+    verdicts = [*_ending(method), *_choice(method)]
     for metric in HEADLINES[task]:
         row = method.row(metric)
         if row is not None:
@@ -37,6 +37,19 @@ def method_verdicts(method: MethodSummary) -> list[Verdict]:
         verdicts.append(certificate_verdict(certified))
     said = dict.fromkeys(sentence for record in method.records for sentence in record.verdicts)
     return verdicts + [Verdict("The run notes", sentence) for sentence in said]
+
+
+def _choice(method: MethodSummary) -> Iterable[Verdict]:
+    """That the checkpoint was chosen by examples on which the method is then measured."""
+    choice = method.records[0].choice
+    if choice is not None:
+        names = " and ".join(define(metric).label for metric in choice.metrics)
+        counts = " and ".join(f"{count:,} {name}" for name, count in choice.counts.items())
+        yield Verdict(
+            "Checkpoint",
+            f"Chosen during training by {names} on {counts} examples that are among those measured here: the values "
+            "are a little better than on others.",
+        )
 
 
 def group_verdicts(group: GroupSummary) -> list[Verdict]:

@@ -26,7 +26,7 @@ from stable_forgetting.report.page_data import (
     Term,
 )
 from stable_forgetting.report.rate_charts import draw_plane, draw_rates
-from stable_forgetting.report.rates import rate_panels, rate_plane
+from stable_forgetting.report.rates import RatePanel, rate_panels, rate_plane
 from stable_forgetting.report.series import (
     Panel,
     certificate_bars,
@@ -42,9 +42,7 @@ _PLANE_CAPTION = (
     "Each line is one method through its learning rates, mean over the seeds: the larger the point, the higher the "
     "rate. Faint points are single runs. The retain model (star) is the place to reach."
 )
-_RATES_CAPTION = (
-    "Mean over the seeds; faint points are single runs. A flat line is a method that forgives a wrong rate."
-)
+_RATES_CAPTION = "over the seeds; faint points are single runs. A flat line is a method that forgives a wrong rate."
 
 
 def build_page(summary: Summary) -> PageData:
@@ -88,11 +86,16 @@ def _group_figures(group: GroupSummary, anchor: str) -> Iterable[Figure]:
         yield Figure("Forgetting against keeping", _PLANE_CAPTION, draw_plane(plane, f"{anchor}-plane"))
     for rates in rate_panels(group):
         title = f"{rates.label} by learning rate"
-        yield Figure(title, _RATES_CAPTION, draw_rates(rates, f"{anchor}-{rates.key}"))
+        yield Figure(title, _rates_caption(rates), draw_rates(rates, f"{anchor}-{rates.key}"))
     if scatter is not None:
         caption = "Each method with its 95 % intervals. The retain model (star) is the place to reach."
         yield Figure("Forgetting against keeping", caption, draw_scatter(scatter, f"{anchor}-scatter"))
     yield from (_figure(panel, f"{anchor}-{panel.key}") for panel in comparison_panels(group))
+
+
+def _rates_caption(panel: RatePanel) -> str:
+    zeros = f" Not drawn, because a value is 0: {'; '.join(panel.left_out)}." if panel.left_out else ""
+    return f"{'Geometric mean' if panel.log else 'Mean'} {_RATES_CAPTION}{zeros}"
 
 
 def _figure(panel: Panel, prefix: str) -> Figure:

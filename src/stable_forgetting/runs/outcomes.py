@@ -111,13 +111,16 @@ def class_names(sets: Sets) -> dict[int, str]:
 def class_accuracies(sets: Sets, scores: Mapping[ModelRole, ModelScores]) -> list[ClassAccuracy]:
     """Accuracy of each model on each class, on test images where the class has any; empty for language.
 
+    A class is left out if it has test images of which none was measured, because only some were to be.
+
     Args:
-        sets: The sets that the models were taught and measured with.
+        sets: The sets that the models were taught with, and test images of all classes that have some.
         scores: Values of each model.
     """
     if next(iter(scores.values())).task != "image":
         return []
     labels = {name: {example.label for example in sets.by_name[name]} for name in ("forget", "retain")}
+    tested = {example.label for name in dict(_IMAGES)["test"] for example in sets.by_name.get(name, ())}
     found: dict[int, ClassAccuracy] = {}
     for images, names in _IMAGES:
         measured = {role: _predictions(values, names) for role, values in scores.items()}
@@ -133,7 +136,8 @@ def class_accuracies(sets: Sets, scores: Mapping[ModelRole, ModelScores]) -> lis
                 count=int(count),
                 accuracy={role: values[int(kind)] for role, values in accuracies.items()},
             )
-            found.setdefault(entry.label, entry)
+            if images == "test" or entry.label not in tested:
+                found[entry.label] = entry
     return [found[kind] for kind in sorted(found)]
 
 

@@ -51,7 +51,7 @@ from stable_forgetting.runs.outcomes import (
 )
 from stable_forgetting.runs.scoring import kept_scores, measured_sets, reference_scores, score, write_scores
 from stable_forgetting.runs.sets import Sets, load_set_rows, make_sets, num_classes
-from stable_forgetting.runs.validation import check_validation, validation_of_run
+from stable_forgetting.runs.validation import check_validation, checkpoint_choice, validation_of_run
 from stable_forgetting.training import Sets as TrainingSets
 from stable_forgetting.training import TrainingOutcome, train
 
@@ -180,11 +180,12 @@ def _unlearn_and_measure(
         scores["base"] = _reference(base, "base", models)
         pretrained = _pretrained_likelihood(models, objective)
     reset_peak_memory()
-    with clock.phase("unlearning"):
-        unlearned, outcome = _train_adapter(base, models, objective, scores, pretrained, directory, resume)
-        # Called by all: reading the weights of a shared model makes every process let go of gathered ones.
-        unlearned.model.save_pretrained(directory.adapter, is_main_process=processes.is_main_process())
-        peak_memory = peak_memory_bytes()
+    unlearned, outcome = _train_adapter(base, models, objective, scores, pretrained, directory, resume)
+    if outcome.seconds is not None:
+        clock.seconds["unlearning"] = outcome.seconds
+    # Called by all: reading the weights of a shared model makes every process let go of gathered ones.
+    unlearned.model.save_pretrained(directory.adapter, is_main_process=processes.is_main_process())
+    peak_memory = peak_memory_bytes()
     with clock.phase("evaluation"):
         scores["unlearned"] = kept_scores(
             directory.scores("unlearned"),
@@ -205,6 +206,7 @@ def _unlearn_and_measure(
             "stopped": outcome.stopped,
             "models": identities,
             "adapter": summary,
+            "choice": checkpoint_choice(sets, config),
             "history": outcome.history,
             "certificate": checked,
             "timings": clock.seconds | {finetuning_phase(role): s for role, s in models.seconds.items()},

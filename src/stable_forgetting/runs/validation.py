@@ -10,6 +10,7 @@ from stable_forgetting.config import RunConfig, TrainingConfig
 from stable_forgetting.errors import ConfigError, unknown_name
 from stable_forgetting.evaluation import ModelScores, ValidationData, validation_data, validation_metrics
 from stable_forgetting.evaluation.metrics_validation import (
+    VALIDATED_SETS,
     VALIDATION_METRICS,
     VALIDATION_NAMES,
     columns_of_examples,
@@ -19,11 +20,12 @@ from stable_forgetting.evaluation.metrics_validation import (
 from stable_forgetting.evaluation.scores import TaskName
 from stable_forgetting.evaluation.values import ModelValues, SetValues, values_of
 from stable_forgetting.models.tasks import Task
-from stable_forgetting.records import ModelRole
+from stable_forgetting.records import CheckpointChoice, ModelRole
 from stable_forgetting.runs.models import logged_retain_values
 from stable_forgetting.runs.scoring import measured_sets, merged_adapters
 from stable_forgetting.runs.sets import Sets
 from stable_forgetting.training import Validation
+from stable_forgetting.training.stop_rules import wrong_peaks
 
 
 def named_metrics(training: TrainingConfig) -> list[str]:
@@ -33,9 +35,20 @@ def named_metrics(training: TrainingConfig) -> list[str]:
 
 
 def wrong_metrics(training: TrainingConfig, task: TaskName) -> list[str]:
-    """One sentence for each name that no validation metric of the task has."""
+    """One sentence for each name that no metric of the task has, and for each peak of one that should fall."""
     known = VALIDATION_NAMES[task]
-    return [unknown_name("validation metric", name, known) for name in named_metrics(training) if name not in known]
+    unknown = [unknown_name("validation metric", name, known) for name in named_metrics(training) if name not in known]
+    return unknown + wrong_peaks(training.stop, {name: VALIDATION_METRICS[name].greater_is_better for name in known})
+
+
+def checkpoint_choice(sets: Sets, config: RunConfig) -> CheckpointChoice | None:
+    """By what a run's checkpoint is chosen; None without a best metric and a rule that waits for a peak."""
+    training, settings = config.training, config.evaluation
+    metrics = [rule.metric for rule in training.stop if rule.peak is not None]
+    metrics = list(dict.fromkeys(([training.best_metric] if training.best_metric else []) + metrics))
+    measured = measured_sets(sets, settings).by_name
+    counts = {name: min(settings.validation_size, len(measured[name])) for name in VALIDATED_SETS}
+    return CheckpointChoice(metrics=metrics, counts=counts) if metrics else None
 
 
 def check_validation(sets: Sets, config: RunConfig) -> None:
@@ -46,7 +59,7 @@ def check_validation(sets: Sets, config: RunConfig) -> None:
         DataError: The log of a retain model is missing or no such log.
     """
     measured = measured_sets(sets, config.evaluation).by_name
-    own = {name: columns_of_examples(measured[name]) for name in ("forget", "retain")}
+    own = {name: columns_of_examples(measured[name]) for name in VALIDATED_SETS}
     logged = logged_retain_values(config)
     if logged is not None:
         retain = {name: columns_of_values(values) for name, values in logged.sets.items()}

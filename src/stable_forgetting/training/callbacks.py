@@ -1,13 +1,11 @@
-"""Callbacks of a training: checkpoints, statistics, stop rules, finite gradients, weight clipping, progress."""
+"""Callbacks of a training: checkpoints, statistics, finite gradients, weight clipping, time, progress."""
 
 from __future__ import annotations
 
-import math
-from collections.abc import Sequence
+import time
 from contextlib import ExitStack
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from peft import PeftModel
@@ -19,6 +17,7 @@ from stable_forgetting import processes
 from stable_forgetting.adapters import BoundedLoraLinear, adapter_statistics
 from stable_forgetting.errors import ConfigError, NotFiniteError
 from stable_forgetting.progress import Advance, Progress
+from stable_forgetting.training.history import SECONDS, training_seconds
 
 COMPLETE_NAME = "complete"
 """Marker that is written when everything else of a checkpoint is: a kill may leave half a checkpoint behind."""
@@ -83,16 +82,16 @@ def adapter_callbacks(model: nn.Module, max_weight: float | None) -> list[Traine
         max_weight: Limit of the entries of A and B; None: there is none.
 
     Raises:
-        ConfigError: There is a limit but no adapter.
+        ConfigError: There is a limit but no bounded adapter (plain LoRA is one, with the bound ``identity``).
     """
-    if isinstance(model, PeftModel):
-        return [*([] if max_weight is None else [WeightClipping(max_weight)]), AdapterHistory()]
-    if max_weight is not None:
+    is_bounded = any(isinstance(layer, BoundedLoraLinear) for layer in model.modules())
+    if max_weight is not None and not is_bounded:
         raise ConfigError(
             f"training.max_weight is {max_weight:g}, but the model has no adapter whose entries could be clipped. "
             "Attach one with get_peft_model(model, BoundedLoraConfig(...)), or leave training.max_weight out."
         )
-    return []
+    clipping = [] if max_weight is None else [WeightClipping(max_weight)]
+    return [*clipping, AdapterHistory()] if isinstance(model, PeftModel) else []
 
 
 class AdapterHistory(TrainerCallback):  # type: ignore[misc]
@@ -110,71 +109,32 @@ class AdapterHistory(TrainerCallback):  # type: ignore[misc]
         entry["saturated_share"] = statistics.saturated_share
 
 
-class Measured(NamedTuple):
-    """A validation metric after a step."""
+class TrainingTime(TrainerCallback):  # type: ignore[misc]
+    """Logs the seconds of training behind each step: those before a resume are counted, those of validations are not.
 
-    step: int
-    value: float
-
-
-@dataclass(frozen=True)
-class Stop:
-    """A stop rule: the training ends when a validation metric has passed a value, or has passed one and falls again.
-
-    Args:
-        metric: Name of the metric.
-        above: Ends it when the metric is greater.
-        below: Ends it when the metric is smaller.
-        peak: Ends it when the metric's best is greater, and `patience` validations since then are below the best.
-        patience: At least 1.
+    A checkpoint keeps them with the rest of the log, so that updates which a kill has undone are counted once.
     """
 
-    metric: str
-    above: float = math.inf
-    below: float = -math.inf
-    peak: float = math.inf
-    patience: int = 1
+    def __init__(self) -> None:
+        self._start: float | None = None
+        self._logged = 0.0
 
-    def reason(self, found: Sequence[Measured]) -> str | None:
-        """What is said of a training that this rule ends after the last of the validations so far; None: it goes on.
+    def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        """Start the clock at what the steps so far have taken; it stands still if that is not known."""
+        before = training_seconds(state.log_history) if state.global_step else 0.0
+        self._start = None if before is None else time.perf_counter() - before
 
-        It depends on nothing else, so that a resumed training ends where an uninterrupted one does.
+    def on_log(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        """Put the time beside a step's other numbers."""
+        entry = state.log_history[-1]
+        if "loss" in entry and self._start is not None:
+            self._logged = time.perf_counter()
+            entry[SECONDS] = self._logged - self._start
 
-        Args:
-            found: The metric's values in order, at least one.
-        """
-        step, value = found[-1]
-        if value > self.above:
-            return f"stop rule: {self.metric} above {self.above:g} ({value:.4g} in step {step})"
-        if value < self.below:
-            return f"stop rule: {self.metric} below {self.below:g} ({value:.4g} in step {step})"
-        best = max(measured.value for measured in found)
-        last_best = max(place for place, measured in enumerate(found) if measured.value == best)
-        if best <= self.peak or len(found) - 1 - last_best < self.patience:
-            return None
-        return (
-            f"stop rule: {self.metric} was above {self.peak:g} and falls again "
-            f"({best:.4g} in step {found[last_best].step}, {value:.4g} in step {step})"
-        )
-
-
-class StopRules(TrainerCallback):  # type: ignore[misc]
-    """Ends the training when one of the rules applies; `reason` then says which."""
-
-    def __init__(self, rules: Sequence[Stop]) -> None:
-        self.rules = tuple(rules)
-        self.reason: str | None = None
-
-    def on_evaluate(self, args: Any, state: Any, control: Any, metrics: dict[str, float], **_: Any) -> None:
-        """Try all rules on the validations so far, of which a checkpoint's state keeps those before it."""
-        for rule in self.rules:
-            name = f"eval_{rule.metric}"
-            found = [Measured(entry["step"], entry[name]) for entry in state.log_history if name in entry]
-            reason = rule.reason(found)
-            if reason is not None:
-                self.reason = reason
-                control.should_training_stop = True
-                control.should_save = True
+    def on_evaluate(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        """Leave out what has passed since the step was logged, which it is right before it is validated."""
+        if self._start is not None:
+            self._start += time.perf_counter() - self._logged
 
 
 class ProgressBar(TrainerCallback):  # type: ignore[misc]

@@ -15,8 +15,9 @@ from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
 from stable_forgetting.errors import NotFiniteError, RunDirectoryError
 from stable_forgetting.records import StepRecord
-from stable_forgetting.training.callbacks import COMPLETE_NAME, Measured, Stop
-from stable_forgetting.training.history import TrainingOutcome, step_records
+from stable_forgetting.training.callbacks import COMPLETE_NAME
+from stable_forgetting.training.history import TrainingOutcome, step_records, training_seconds
+from stable_forgetting.training.stop_rules import Measured, Stop
 
 logger = logging.getLogger(__name__)
 
@@ -73,8 +74,8 @@ def finished_earlier(
     if stopped is None and _step(checkpoint) < num_steps:
         return None
     best = state["best_global_step"] if keeps_best else None
-    kept = best_checkpoint(checkpoint.parent, best) if best else checkpoint
-    return TrainingOutcome(_step(kept), history, stopped), kept
+    kept = _best_checkpoint(checkpoint.parent, best) if best else checkpoint
+    return TrainingOutcome(_step(kept), history, stopped, training_seconds(state["log_history"])), kept
 
 
 def _stop_reason(history: Sequence[StepRecord], rules: Sequence[Stop]) -> str | None:
@@ -90,12 +91,24 @@ def _stop_reason(history: Sequence[StepRecord], rules: Sequence[Stop]) -> str | 
     return None
 
 
-def best_checkpoint(output_dir: Path, step: int) -> Path:
-    """The best checkpoint under its name in this folder: the path in the state is wrong once the folder was moved.
+def good_checkpoint(output_dir: Path, *, before: int, best_step: int | None) -> Path | None:
+    """The best or else the last complete checkpoint of the steps before this one, or None.
+
+    Args:
+        output_dir: Where the checkpoints are.
+        before: Step whose weights are not good.
+        best_step: Step of the best checkpoint; None if no metric says which is best.
 
     Raises:
-        RunDirectoryError: It is not there, or not complete.
+        RunDirectoryError: The best checkpoint is not there.
     """
+    if best_step is not None and best_step < before:
+        return _best_checkpoint(output_dir, best_step)
+    return last_complete_checkpoint(output_dir, before=before)
+
+
+def _best_checkpoint(output_dir: Path, step: int) -> Path:
+    """The best checkpoint under its name in this folder: the path in the state is wrong once the folder was moved."""
     best = output_dir / f"{PREFIX_CHECKPOINT_DIR}-{step}"
     if not (best / COMPLETE_NAME).is_file():
         raise RunDirectoryError(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from stable_forgetting.records import StepRecord, finite_or_none
@@ -16,11 +16,23 @@ class TrainingOutcome:
         num_steps: Optimizer updates behind the weights that the model has now.
         history: One record per update.
         stopped: Why the training ended early, or None.
+        seconds: What the updates took, those before a resume included and validations left out; None if not known.
     """
 
     num_steps: int
     history: list[StepRecord]
     stopped: str | None = None
+    seconds: float | None = field(default=None, compare=False)
+
+
+SECONDS = "training_seconds"
+"""Name, in the Trainer's log, of the seconds of training behind a step."""
+
+
+def training_seconds(log_history: list[dict[str, Any]]) -> float | None:
+    """Seconds behind the last update of the Trainer's log; None if there is none, or its time was not logged."""
+    steps = [entry for entry in log_history if "loss" in entry]
+    return steps[-1].get(SECONDS) if steps else None
 
 
 def step_records(log_history: list[dict[str, Any]]) -> list[StepRecord]:

@@ -15,7 +15,7 @@ from torch import nn
 from transformers import TrainingArguments
 
 from stable_forgetting import processes
-from stable_forgetting.config import FinetuneConfig, StopRule, TrainingConfig
+from stable_forgetting.config import FinetuneConfig, TrainingConfig
 from stable_forgetting.data.examples import ExampleSet
 from stable_forgetting.data.pairs import ForgetRetainBatches, PairedExamples
 from stable_forgetting.errors import ConfigError, NotFiniteError, unknown_name
@@ -26,20 +26,20 @@ from stable_forgetting.training.callbacks import (
     CompleteCheckpoints,
     FiniteGradients,
     ProgressBar,
-    Stop,
-    StopRules,
+    TrainingTime,
     adapter_callbacks,
 )
 from stable_forgetting.training.checkpoints import (
     adapter_weights,
-    best_checkpoint,
     check_no_checkpoints,
     finished_earlier,
     go_back,
+    good_checkpoint,
     last_complete_checkpoint,
     load_weights,
 )
-from stable_forgetting.training.history import TrainingOutcome, step_records
+from stable_forgetting.training.history import TrainingOutcome, step_records, training_seconds
+from stable_forgetting.training.stop_rules import Stop, StopRules, wrong_peaks
 from stable_forgetting.training.trainer import ForgetConstants, UnlearnTrainer, Validation
 
 
@@ -74,8 +74,8 @@ def train(
     """Train the trainable parameters of a model on an objective, in place.
 
     A loss or gradient that is not finite ends the training; a model with an adapter then gets back the best or else the
-    last complete checkpoint before the weights that gave it (or the fresh adapter), and the outcome says so. The model's `forward`
-    is its own again afterwards, without the autocast of bfloat16.
+    last complete checkpoint before the weights that gave it (or the fresh adapter), and the outcome says so. Afterwards
+    the model's `forward` is its own again, without the autocast of bfloat16.
 
     Several processes divide every batch, so that their number changes results by rounding only.
 
@@ -96,8 +96,9 @@ def train(
 
     Raises:
         NotFiniteError: In a training without an adapter, where there is nothing to go back to.
-        ConfigError: A stop rule or the best metric names a metric that the validation does not have, or validations
-            are asked for and there is nothing to measure, or weights are to be clipped without an adapter.
+        ConfigError: A stop rule or the best metric names a metric that the validation does not have, a rule waits for
+            the peak of one of which less is better, validations are asked for and there is nothing to measure, or
+            weights are to be clipped without a bounded adapter.
         RunDirectoryError: `output_dir` holds checkpoints that are not to be resumed, or lacks the best one.
     """
     greater_is_better = _greater_is_better(settings, validation)
@@ -112,7 +113,7 @@ def train(
         seed=settings.seed,
         draws_forget=objective.uses_forget,
     )
-    rules = StopRules([_stop(rule) for rule in settings.stop])
+    rules = StopRules([Stop.of(rule) for rule in settings.stop])
     bar = ProgressBar(progress if progress and processes.is_main_process() else SilentProgress(), description)
     adapters = adapter_callbacks(model, settings.max_weight)
     trainer = UnlearnTrainer(
@@ -124,7 +125,7 @@ def train(
         batches=batches,
         constants=sets.constants,
         validation=validation if settings.evaluate_every else None,
-        callbacks=[CompleteCheckpoints(), FiniteGradients(), rules, bar, *adapters],
+        callbacks=[CompleteCheckpoints(), FiniteGradients(), TrainingTime(), rules, bar, *adapters],
     )
     checkpoint = processes.agree(last_complete_checkpoint(output_dir)) if resume else None
     keeps_best = settings.best_metric is not None
@@ -143,7 +144,7 @@ def train(
     state = trainer.state
     best_step = state.best_global_step if keeps_best else None
     kept_step, stopped = gone_back or (best_step or state.global_step, rules.reason)
-    return TrainingOutcome(kept_step, step_records(state.log_history), stopped)
+    return TrainingOutcome(kept_step, step_records(state.log_history), stopped, training_seconds(state.log_history))
 
 
 def _train_or_go_back(trainer: UnlearnTrainer, checkpoint: Path | None, output_dir: Path) -> tuple[int, str] | None:
@@ -160,18 +161,11 @@ def _train_or_go_back(trainer: UnlearnTrainer, checkpoint: Path | None, output_d
     except NotFiniteError as error:
         if fresh is None:
             raise
-        return go_back(model, fresh, processes.agree(_good_checkpoint(trainer, output_dir)), error)
+        state = trainer.state
+        # The checkpoint of the current step, if any, holds the very weights that gave what is not finite.
+        good = good_checkpoint(output_dir, before=state.global_step, best_step=state.best_global_step)
+        return go_back(model, fresh, processes.agree(good), error)
     return None
-
-
-def _good_checkpoint(trainer: UnlearnTrainer, output_dir: Path) -> Path | None:
-    """The best checkpoint, or the last one, before the weights that gave what is not finite."""
-    state = trainer.state
-    best = state.best_global_step if trainer.args.load_best_model_at_end else None
-    # The checkpoint of the current step, if any, holds those very weights.
-    if best and best < state.global_step:
-        return best_checkpoint(output_dir, best)
-    return last_complete_checkpoint(output_dir, before=state.global_step)
 
 
 def finetune(
@@ -296,9 +290,7 @@ def _greater_is_better(settings: TrainingConfig, validation: Validation | None) 
     for name in names:
         if name not in known:
             raise ConfigError(unknown_name("validation metric", name, known))
+    wrong = wrong_peaks(settings.stop, known)
+    if wrong:
+        raise ConfigError(" ".join(wrong))
     return known[settings.best_metric] if settings.best_metric else None
-
-
-def _stop(rule: StopRule) -> Stop:
-    given = {name: limit for name in ("above", "below", "peak") if (limit := getattr(rule, name)) is not None}
-    return Stop(rule.metric, **given, patience=rule.patience)

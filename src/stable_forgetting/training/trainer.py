@@ -44,7 +44,7 @@ class Validation:
     """Metrics on validation data, for stop rules and the best checkpoint.
 
     Args:
-        measure: From the model to its metrics by name.
+        measure: From the model to its metrics by name, all finite.
         greater_is_better: The names, and for each whether more is better.
     """
 
@@ -211,10 +211,17 @@ class UnlearnTrainer(Trainer):  # type: ignore[misc]  # transformers is not type
         super().log(logs, start_time)
 
     def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
-        """Validation metrics, with the prefix that transformers expects: the same in every process."""
+        """Validation metrics, with the prefix that transformers expects: the same in every process.
+
+        Raises:
+            NotFiniteError: A metric is infinite or not a number, so that it can be compared with nothing.
+        """
         if self.validation is None:
             return {}
         measured = processes.agree(self.validation.measure(self.model))
+        for name, value in measured.items():
+            if not math.isfinite(value):
+                raise NotFiniteError(f"the validation metric '{name}' became {value} in step {self.state.global_step}")
         metrics = {f"eval_{name}": value for name, value in measured.items()}
         self.log(dict(metrics))
         self.control: TrainerControl = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
