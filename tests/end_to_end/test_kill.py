@@ -76,7 +76,7 @@ def test_a_killed_finetuning_ends_with_the_same_bits(problem, tmp_path, monkeypa
     folders = cache / "models"
 
     def half_way() -> bool:
-        return any(complete_checkpoints(folder) for folder in folders.glob("*.training"))
+        return any(complete_checkpoints(folder) for folder in folders.glob("*.training/training-0"))
 
     kill_when(["run", config_path, "--out", killed], half_way, cache)
     assert not (killed / "checkpoints").exists()

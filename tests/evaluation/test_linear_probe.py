@@ -12,7 +12,8 @@ from reference.metric_twins import probe_by_hand
 from stable_forgetting.data.examples import ExampleSet, ImageExample
 from stable_forgetting.errors import DataError
 from stable_forgetting.evaluation.images import score_images
-from stable_forgetting.evaluation.linear_probe import PENALTY, find_head, probe_predictions
+from stable_forgetting.evaluation.linear_probe import PENALTY, probe_predictions
+from stable_forgetting.models.heads import find_head
 from stable_forgetting.models.tasks import ImageTask
 
 NAMES = ("forget", "retain", "forget_test", "retain_test", "holdout")

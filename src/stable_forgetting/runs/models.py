@@ -61,8 +61,8 @@ class RunModels:
     progress: Progress
     num_frozen_blocks: int = 0
     seconds: dict[str, float] = field(default_factory=dict)
-    """What finetuning the base and the retain model took, by role, also where they come from the cache; of one that was
-    interrupted, only the last part."""
+    """What finetuning the base and the retain model took, by role, also where they come from the cache; not known of
+    one that was interrupted."""
 
     @property
     def taught_to_base(self) -> ExampleSet[Any]:
@@ -126,8 +126,8 @@ class RunModels:
         self.loaded.model.to("cpu")  # the student is a second copy: one of them is enough on the device
         if not processes.agree(folder.is_dir()):
             _check_can_teach(self.config)
-            start = time.perf_counter()
             work_dir = folder.with_name(f"{folder.name}.training")
+            is_first, start = not work_dir.exists(), time.perf_counter()
             student = teach(
                 load_model(replace(configured_source(self.config, self.classes), dtype="float32")),
                 taught,
@@ -140,7 +140,8 @@ class RunModels:
             student.model.to(getattr(torch, self.config.model.dtype))
             if processes.is_main_process():
                 save_model(student, folder)
-                write_text(folder / SECONDS_NAME, json.dumps(time.perf_counter() - start))
+                if is_first:
+                    write_text(folder / SECONDS_NAME, json.dumps(time.perf_counter() - start))
                 shutil.rmtree(work_dir, ignore_errors=True)
             processes.wait_for_all()
         if (folder / SECONDS_NAME).is_file():
