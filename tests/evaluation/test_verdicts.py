@@ -72,6 +72,11 @@ def test_images():
     assert verdicts(base, images("unlearned", 0.60, 0.20), retain)[0].startswith("The model collapsed")
 
 
+def test_what_stays_did_not_rise():
+    kept = verdicts(BASE, language("unlearned", 0.11, 0.9602, 2.3), RETAIN)[0]
+    assert kept.endswith("retained probability stayed at 0.960.")
+
+
 def test_images_are_judged_by_test_images_if_there_are_any():
     base = images("base", 0.95, 0.99, retain_test_accuracy=0.9)
     unlearned = images("unlearned", 0.0, 0.99, retain_test_accuracy=0.3)

@@ -107,8 +107,10 @@ def _value(metric: MetricValue) -> float:
 
 
 def _change(before: MetricValue, after: MetricValue) -> str:
-    verb = "fell" if _value(after) < _value(before) else "rose"
-    return f"{verb} from {_value(before):.3f} to {_value(after):.3f}"
+    first, second = f"{_value(before):.3f}", f"{_value(after):.3f}"
+    if first == second:
+        return f"stayed at {second}"
+    return f"{'fell' if _value(after) < _value(before) else 'rose'} from {first} to {second}"
 
 
 def _beside(target: MetricValue | None) -> str:
