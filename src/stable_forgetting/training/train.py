@@ -105,14 +105,7 @@ def train(
     if not resume:
         check_no_checkpoints(output_dir)
     processes.wait_for_all()  # every process has looked at the folder before one writes to it
-    batches = ForgetRetainBatches(
-        num_forget=len(sets.forget) if sets.forget else None,
-        num_retain=len(sets.retain) if sets.retain and objective.uses_retain else None,
-        forget_batch_size=settings.forget_batch_size,
-        retain_batch_size=settings.retain_batch_size,
-        seed=settings.seed,
-        draws_forget=objective.uses_forget,
-    )
+    batches = _batches(objective, sets, settings)
     rules = StopRules([Stop.of(rule) for rule in settings.stop])
     bar = ProgressBar(progress if progress and processes.is_main_process() else SilentProgress(), description)
     adapters = adapter_callbacks(model, settings.max_weight)
@@ -145,6 +138,17 @@ def train(
     best_step = state.best_global_step if keeps_best else None
     kept_step, stopped = gone_back or (best_step or state.global_step, rules.reason)
     return TrainingOutcome(kept_step, step_records(state.log_history), stopped, training_seconds(state.log_history))
+
+
+def _batches(objective: Objective, sets: Sets, settings: TrainingConfig) -> ForgetRetainBatches:
+    return ForgetRetainBatches(
+        num_forget=len(sets.forget) if sets.forget else None,
+        num_retain=len(sets.retain) if sets.retain and objective.uses_retain else None,
+        forget_batch_size=settings.forget_batch_size,
+        retain_batch_size=settings.retain_batch_size,
+        seed=settings.seed,
+        draws_forget=objective.uses_forget,
+    )
 
 
 def _train_or_go_back(trainer: UnlearnTrainer, checkpoint: Path | None, output_dir: Path) -> tuple[int, str] | None:
