@@ -28,6 +28,15 @@ def test_mean_interval_is_near_the_normal_one():
     assert high == pytest.approx(values.mean() + half, abs=0.01)
 
 
+def test_no_interval_of_a_ratio_whose_resamples_reach_zero():
+    def ratio(above, below):
+        with np.errstate(divide="ignore", invalid="ignore"):
+            return above.mean(axis=1) / below.mean(axis=1)
+
+    assert bootstrap_interval([1.0, 2.0], [0.0, 1.0], statistic=ratio, num_resamples=200, seed=0) is None
+    assert bootstrap_interval([1.0, 2.0], [0.5, 1.0], statistic=ratio, num_resamples=200, seed=0) is not None
+
+
 def test_covers_the_true_mean_about_as_often_as_it_says():
     generator = np.random.default_rng(0)
     hits = 0

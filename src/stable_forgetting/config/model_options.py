@@ -72,8 +72,8 @@ class ModelConfig(Section):
     image_size: Count | None = None
     """Images: pixels of a side that images are scaled to. None: what the model's image processor says."""
     disk_cache_gib: NotNegative = 8.0
-    """Images: room on disk, in GiB, for the scaled images of a run, and as much for what the blocks below the first
-    adapter make of them; what would take more is not kept. 0: nothing is."""
+    """Room on disk, in GiB, for the scaled images of a run, and as much for what the blocks below the first adapter
+    make of images and texts; what would take more is not kept. 0: nothing is."""
     finetune: list[FinetuneConfig] | None = None
     """If given, `name` is only the pretrained model: base and retain model are made from it by finetuning, and kept.
     One training, or several that follow on each other, such as the head first and then adapters."""

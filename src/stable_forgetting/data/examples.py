@@ -76,6 +76,11 @@ class LanguageExample:
         return hashlib.sha256(f"{self.key} {self.num_prompt_tokens} {self.input_ids}".encode()).hexdigest()
 
     @property
+    def input_sha256(self) -> str:
+        """Hash of the tokens alone: what a model reads."""
+        return hashlib.sha256(f"{self.input_ids}".encode()).hexdigest()
+
+    @property
     def alternatives(self) -> tuple[LanguageExample, ...]:
         """The paraphrased answer, if there is one, and the wrong answers: measured, never taught."""
         return (*(() if self.paraphrased is None else (self.paraphrased,)), *self.perturbed)

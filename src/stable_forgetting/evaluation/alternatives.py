@@ -14,6 +14,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 from torch import nn
+from torch.nn.utils.rnn import pad_sequence
 
 from stable_forgetting.data.examples import ExampleSet, LanguageExample
 from stable_forgetting.evaluation.likelihood import (
@@ -108,19 +109,22 @@ def answer_batches(
         chosen = order[begin : begin + batch_size]
         prompts = None
         if can_share:
-            prompts = read_prompts(model, [families[index][0].input_ids[: shared[index]] for index in chosen], device)
+            whole = task.inputs([families[index][0] for index in chosen])
+            with task.reading():
+                read = [row[: shared[index]] for row, index in zip(whole, chosen, strict=True)]
+                prompts = read_prompts(model, read, device)
         if prompts is None or not prompts.can_be_copied:
             yield from plain_batches(model, task, answers, batch_size, device)
             return
         rows = [(row, place) for row, index in enumerate(chosen) for place in range(starts[index], starts[index + 1])]
-        unread = {place: answers[place].input_ids[shared[chosen[row]] :] for row, place in rows}
-        by_length = [rows[number] for number in longest_first([len(unread[place]) for _, place in rows])]
+        num_unread = [len(answers[place].input_ids) - shared[chosen[row]] for row, place in rows]
+        by_length = [rows[number] for number in longest_first(num_unread)]
         for start in range(0, len(by_length), batch_size):
             part = by_length[start : start + batch_size]
             places = [place for _, place in part]
-            labels = [answers[place].num_labels for place in places]
             source = prompts.rows(torch.tensor([row for row, _ in part], device=device))
-            yield places, _predict(model, task, source, [unread[place] for place in places], labels)
+            num_read = [shared[chosen[row]] for row, _ in part]
+            yield places, _predict(model, task, source, [answers[place] for place in places], num_read)
 
 
 def common_prompt(family: Family) -> int:
@@ -138,20 +142,19 @@ def _predict(
     model: nn.Module,
     task: LanguageTask,
     prompts: ReadPrompts,
-    unread: Sequence[Sequence[int]],
-    num_labels: Sequence[int],
+    answers: Sequence[LanguageExample],
+    num_read: Sequence[int],
 ) -> Predictions:
-    """Predictions of the last `num_labels` of the tokens that follow each prompt."""
-    longest = max(map(len, unread)) - 1
-    input_ids = torch.zeros(len(unread), longest, dtype=torch.long)
-    labels = torch.full_like(input_ids, IGNORED)
-    mask = torch.zeros_like(input_ids)
-    for row, (tokens, count) in enumerate(zip(unread, num_labels, strict=True)):
-        length = len(tokens) - 1
-        input_ids[row, :length] = torch.tensor(tokens[:-1])
-        labels[row, length - count : length] = torch.tensor(tokens[-count:])
-        mask[row, :length] = 1
+    """Predictions of the labels of answers, of which the first `num_read` tokens, the prompt, were read."""
+    unread = [row[start:-1] for row, start in zip(task.inputs(answers), num_read, strict=True)]
+    labels = []
+    for answer, start in zip(answers, num_read, strict=True):
+        following = torch.tensor(answer.input_ids[start + 1 :])
+        following[: -answer.num_labels] = IGNORED
+        labels.append(following)
+    mask = pad_sequence([torch.ones_like(row) for row in labels], batch_first=True)
     device = prompts.attention_mask.device
     attention_mask = torch.cat([prompts.attention_mask, mask.to(device)], dim=1)
-    inputs = model_inputs(model, input_ids.to(device), attention_mask)
-    return task.predict_next(model, {**inputs, "past_key_values": prompts.cache, "use_cache": True}, labels.to(device))
+    inputs = model_inputs(model, pad_sequence(unread, batch_first=True).to(device), attention_mask)
+    next_tokens = pad_sequence(labels, batch_first=True, padding_value=IGNORED).to(device)
+    return task.predict_next(model, {**inputs, "past_key_values": prompts.cache, "use_cache": True}, next_tokens)

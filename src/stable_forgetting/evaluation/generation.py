@@ -54,7 +54,7 @@ def greedy_answers(
         ModelError: A prompt and its answer do not fit into the model's positions, or the model keeps no cache.
     """
     examples = example_set.examples
-    prompts = [example.input_ids[: example.num_prompt_tokens] for example in examples]
+    prompts = [torch.tensor(example.input_ids[: example.num_prompt_tokens]) for example in examples]
     _check_positions(model, max(map(len, prompts)), max_new_tokens)
     # A model that knows an answer ends it where the right one ends: a batch of equally long ones ends together.
     order = longest_first([example.num_labels for example in examples])

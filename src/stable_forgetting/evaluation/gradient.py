@@ -30,6 +30,7 @@ def gradient_norms(
         progress: Told after each example.
     """
     norms = []
+    task = task.with_trunk(None)  # weights of frozen blocks count as well
     with without_dropout(model) as device, _all_trainable(model) as weights:
         for example in example_set:
             batch = {name: tensor.to(device) for name, tensor in task.collate([example]).items()}

@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from accelerate.utils import extract_model_from_parallel
 from torch import Tensor, nn
+from torch.nn.utils.rnn import pad_sequence
 from transformers.cache_utils import DynamicCache, DynamicLayer, DynamicSlidingWindowLayer
 
 
@@ -48,28 +49,25 @@ class ReadPrompts:
         return ReadPrompts(self.attention_mask[chosen], cache)
 
 
-def read_prompts(model: nn.Module, prompts: Sequence[Sequence[int]], device: torch.device) -> ReadPrompts:
-    """Let a model read prompts of at least one token each.
+def read_prompts(model: nn.Module, prompts: Sequence[Tensor], device: torch.device) -> ReadPrompts:
+    """Let a model read prompts of at least one token each, given as `LanguageTask.inputs` gives them.
 
     Returns:
         What it keeps of them; the cache is None if the model has none.
     """
-    input_ids, attention_mask = left_padded(prompts, device)
-    inputs = model_inputs(model, input_ids, attention_mask, logits_to_keep=1)
-    outputs = model(**inputs, use_cache=True)
+    inputs, attention_mask = left_padded(prompts, device)
+    outputs = model(**model_inputs(model, inputs, attention_mask, logits_to_keep=1), use_cache=True)
     return ReadPrompts(attention_mask, getattr(outputs, "past_key_values", None))
 
 
-def left_padded(prompts: Sequence[Sequence[int]], device: torch.device) -> tuple[Tensor, Tensor]:
-    """Input tokens and attention mask, (E, S) each."""
-    longest = max(map(len, prompts))
-    # Padding holds token 0, which every vocabulary has: the mask hides it.
-    input_ids = torch.zeros(len(prompts), longest, dtype=torch.long)
-    attention_mask = torch.zeros_like(input_ids)
-    for row, prompt in enumerate(prompts):
-        input_ids[row, longest - len(prompt) :] = torch.tensor(prompt)
-        attention_mask[row, longest - len(prompt) :] = 1
-    return input_ids.to(device), attention_mask.to(device)
+def left_padded(prompts: Sequence[Tensor], device: torch.device) -> tuple[Tensor, Tensor]:
+    """Inputs, (E, S, ...), and attention mask, (E, S), of prompts, (tokens, ...) each.
+
+    Padding holds token 0, which every vocabulary has: the mask hides it.
+    """
+    inputs = pad_sequence(list(prompts), batch_first=True, padding_side="left")
+    read = [torch.ones(len(prompt), dtype=torch.long) for prompt in prompts]
+    return inputs.to(device), pad_sequence(read, batch_first=True, padding_side="left").to(device)
 
 
 def model_inputs(model: nn.Module, input_ids: Tensor, attention_mask: Tensor, **optional: Any) -> dict[str, Any]:
@@ -77,7 +75,7 @@ def model_inputs(model: nn.Module, input_ids: Tensor, attention_mask: Tensor, **
 
     Args:
         model: The model; without position embeddings it takes no `position_ids`, and is not given any.
-        input_ids: (E, T), tokens that it has not seen yet.
+        input_ids: (E, T), tokens that it has not seen yet, or what a trunk makes of them, (E, T, D).
         attention_mask: (E, S + T), of these and all before them.
         **optional: Further inputs that are given if the model takes them.
     """

@@ -103,7 +103,8 @@ def bootstrap_interval(
         seed: Of the resampling.
 
     Returns:
-        The interval, or None if a group has one example only: a single example says nothing about the spread.
+        The interval, or None if a group has one example only, which says nothing about the spread, or if the statistic
+        of some resample is infinite or not defined, as a ratio to 0 is.
 
     Raises:
         DataError: A group is empty or has values that are not finite.
@@ -123,8 +124,11 @@ def bootstrap_interval(
         rows = min(block, num_resamples - start)
         drawn = [sample[generator.integers(len(sample), size=(rows, len(sample)))] for sample in samples]
         found.append(statistic(*drawn))
+    resampled = np.concatenate(found)
+    if not np.isfinite(resampled).all():
+        return None
     tail = (1 - LEVEL) / 2
-    low, high = np.quantile(np.concatenate(found), [tail, 1 - tail])
+    low, high = np.quantile(resampled, [tail, 1 - tail])
     return Interval(float(low), float(high))
 
 

@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any, Literal, Protocol
 
 import numpy as np
 import torch
 from accelerate.utils import extract_model_from_parallel
 from torch import Tensor, nn
+from torch.nn.utils.rnn import pad_sequence
 
 from stable_forgetting.data.examples import Example, ImageExample, LanguageExample
 from stable_forgetting.models.predictions import Predictions
@@ -42,6 +43,10 @@ class Task(Protocol):
         """One forward pass: the model's predictions at the label positions."""
         ...
 
+    def with_trunk(self, trunk: FrozenTrunk | None) -> Task:
+        """The same task with the outputs of a frozen part kept; None: with the whole model run each time."""
+        ...
+
 
 class LanguageTask:
     """Causal language models: label positions are the answer tokens and the end token.
@@ -49,25 +54,42 @@ class LanguageTask:
     Args:
         tokenizer: A transformers tokenizer; it needs a pad token, whose id is never looked at again: the attention
             mask comes from lengths, so that a pad token equal to the end token does no harm.
+        trunk: The frozen part below the first block that changes, if its outputs are kept: it then runs once for each
+            text, and the model reads its outputs, (T, D), wherever it would read token ids, (T,).
     """
 
     name: Literal["language"] = "language"
 
-    def __init__(self, tokenizer: Any) -> None:
+    def __init__(self, tokenizer: Any, *, trunk: FrozenTrunk | None = None) -> None:
         self.tokenizer = tokenizer
+        self.trunk = trunk
+
+    def with_trunk(self, trunk: FrozenTrunk | None) -> LanguageTask:
+        """The same task with the outputs of a frozen part kept."""
+        return LanguageTask(self.tokenizer, trunk=trunk)
+
+    def inputs(self, examples: Sequence[LanguageExample]) -> list[Tensor]:
+        """What the model reads of each example: token ids, (T,), or what the trunk makes of them, (T, D)."""
+        input_ids = [torch.tensor(example.input_ids) for example in examples]
+        if self.trunk is None:
+            return input_ids
+        return self.trunk.outputs(input_ids, [example.input_sha256 for example in examples])
+
+    def reading(self) -> AbstractContextManager[None]:
+        """Within, the model reads what `inputs` gives."""
+        return nullcontext() if self.trunk is None else self.trunk.skipped()
 
     def collate(self, examples: Sequence[LanguageExample]) -> Batch:
-        """Pad on the right: input_ids, attention_mask and labels, (E, T) each."""
-        shape = (len(examples), max(len(example.input_ids) for example in examples))
-        input_ids = torch.full(shape, int(self.tokenizer.pad_token_id))
-        attention_mask = torch.zeros(shape, dtype=torch.long)
-        labels = torch.full(shape, IGNORED)
-        for row, example in enumerate(examples):
-            length, start = len(example.input_ids), example.num_prompt_tokens
-            input_ids[row, :length] = torch.tensor(example.input_ids)
-            attention_mask[row, :length] = 1
-            labels[row, start:length] = input_ids[row, start:length]
-        return {"input_ids": input_ids, "attention_mask": attention_mask, "labels": labels}
+        """Pad on the right: input_ids, (E, T), or with a trunk (E, T, D); attention_mask and labels, (E, T) each."""
+        labels = [torch.tensor(example.input_ids) for example in examples]
+        for row, example in zip(labels, examples, strict=True):
+            row[: example.num_prompt_tokens] = IGNORED
+        fill = 0 if self.trunk is not None else int(self.tokenizer.pad_token_id)
+        return {
+            "input_ids": pad_sequence(self.inputs(examples), batch_first=True, padding_value=fill),
+            "attention_mask": pad_sequence([torch.ones_like(row) for row in labels], batch_first=True),
+            "labels": pad_sequence(labels, batch_first=True, padding_value=IGNORED),
+        }
 
     def predict(self, model: nn.Module, batch: Batch) -> Predictions:
         """Predictions of each answer token from the tokens before it.
@@ -88,11 +110,12 @@ class LanguageTask:
         """
         counts = labels != IGNORED
         head = _output_head(model)
-        if head is None:
-            logits = model(**inputs).logits[:, : labels.shape[1]][counts]
-        else:
-            with _head_only_at(head, counts):
-                logits = model(**inputs).logits[0]
+        with self.reading():
+            if head is None:
+                logits = model(**inputs).logits[:, : labels.shape[1]][counts]
+            else:
+                with _head_only_at(head, counts):
+                    logits = model(**inputs).logits[0]
         return Predictions(
             logits=logits,
             labels=labels[counts],
@@ -165,7 +188,9 @@ class ImageTask:
 
     def collate(self, examples: Sequence[ImageExample]) -> Batch:
         """Stack pixel_values (E, C, H, W), or what the trunk makes of them, and labels (E,)."""
-        arrays = [example.pixel_values for example in examples] if self.trunk is None else self.trunk.outputs(examples)
+        arrays = [example.pixel_values for example in examples]
+        if self.trunk is not None:
+            arrays = self.trunk.outputs(arrays, [example.values_sha256 for example in examples])
         return {
             "pixel_values": torch.stack(arrays),
             "labels": torch.tensor([example.label for example in examples]),

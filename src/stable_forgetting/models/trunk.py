@@ -1,8 +1,10 @@
-"""The trunk of a vision transformer: what lies below the first block that changes, run once for each image.
+"""The trunk of a transformer: what lies below the first block that changes, run once for each image or text.
 
-While nothing in it is trained and images are not varied at random, the trunk gives the same for an image in every
+While nothing in it is trained and images are not varied at random, the trunk gives the same for an example in every
 epoch, in every evaluation, and under every adapter of the blocks above. Its outputs are kept on disk, by the trunk's
-weights and the image, and shared by all models with the same trunk.
+weights and the example, and shared by all models with the same trunk.
+
+T = tokens or patches of an example, D = width of the model.
 """
 
 from __future__ import annotations
@@ -20,11 +22,13 @@ from torch import Tensor, nn
 from transformers import PreTrainedConfig
 
 from stable_forgetting.data.array_store import HAS_LOCKS, ArrayStore
-from stable_forgetting.data.examples import ImageExample
 
-FAMILIES = frozenset({"vit", "deit", "dinov2", "dinov2_with_registers"})
+IMAGE_FAMILIES = frozenset({"vit", "deit", "dinov2", "dinov2_with_registers"})
 """Families whose blocks pass on hidden states and nothing else, from one list, behind a module of embeddings. BEiT's
 and Swin's blocks need to know the image's size as well."""
+
+LANGUAGE_FAMILIES = frozenset({"llama", "mistral", "qwen2", "qwen3"})
+"""The same of language models, with rotary positions. Gemma's model changes what its embeddings give it."""
 
 _RANDOM = ("hidden_dropout_prob", "attention_probs_dropout_prob", "attention_dropout", "drop_path_rate")
 """Entries of a config that make a forward pass random in training."""
@@ -46,16 +50,25 @@ class FrozenTrunk:
         model: The model, with or without adapters above the trunk.
         embeddings: Its module of embeddings.
         blocks: The first blocks, at least one.
-        options: Further arguments of the model's forward pass.
+        input_name: The argument of the model's forward pass that the embeddings read.
+        options: Further arguments of it.
         root: The folder of all trunks' outputs.
     """
 
     def __init__(
-        self, model: nn.Module, embeddings: nn.Module, blocks: Sequence[nn.Module], options: dict[str, Any], root: Path
+        self,
+        model: nn.Module,
+        embeddings: nn.Module,
+        blocks: Sequence[nn.Module],
+        *,
+        input_name: str,
+        options: dict[str, Any],
+        root: Path,
     ) -> None:
         self.model = model
         self.embeddings = embeddings
         self.blocks = list(blocks)
+        self.input_name = input_name
         self.options = options
         self._folder = root / self._sha256()[:24]
         self._stores: dict[torch.Size, ArrayStore] = {}
@@ -64,41 +77,52 @@ class FrozenTrunk:
     def _dtype(self) -> torch.dtype:
         return next(self.embeddings.parameters()).dtype
 
-    def outputs(self, examples: Sequence[ImageExample]) -> list[Tensor]:
-        """What the trunk gives for each image, (T, D) each, float32, on the processor."""
-        keys = [example.values_sha256 for example in examples]
+    def outputs(self, inputs: Sequence[Tensor], keys: Sequence[str]) -> list[Tensor]:
+        """What the trunk gives for each example, (T, D) each, float32, on the processor.
 
-        def compute(places: list[int]) -> Tensor:
-            return self._run(torch.stack([examples[place].pixel_values for place in places]))
+        Args:
+            inputs: Pixel values (C, H, W) or token ids (T,) of each example. Examples of one shape run together, so
+                that nothing is padded.
+            keys: One for each of them; equal keys mean equal inputs.
+        """
+        by_shape: dict[torch.Size, list[int]] = {}
+        for place, values in enumerate(inputs):
+            by_shape.setdefault(values.shape, []).append(place)
+        found: dict[int, Tensor] = {}
+        for shape, places in by_shape.items():
 
-        return self._store(examples[0].pixel_values.shape).arrays(keys, compute)
+            def compute(chosen: list[int], places: list[int] = places) -> Tensor:
+                return self._run(torch.stack([inputs[places[number]] for number in chosen]))
 
-    def _store(self, image_shape: torch.Size) -> ArrayStore:
-        """A store of its own for each size of images, because the outputs differ in length."""
-        if image_shape not in self._stores:
-            name = "x".join(str(length) for length in image_shape)
-            self._stores[image_shape] = ArrayStore(self._folder / name)
-        return self._stores[image_shape]
+            arrays = self._store(shape).arrays([keys[place] for place in places], compute)
+            found |= dict(zip(places, arrays, strict=True))
+        return [found[place] for place in range(len(inputs))]
+
+    def _store(self, shape: torch.Size) -> ArrayStore:
+        """A store of its own for each size of examples, because the outputs differ in length."""
+        if shape not in self._stores:
+            self._stores[shape] = ArrayStore(self._folder / "x".join(map(str, shape)))
+        return self._stores[shape]
 
     @contextmanager
     def skipped(self) -> Iterator[None]:
-        """Within, the model takes the trunk's outputs in place of pixel values."""
+        """Within, the model takes the trunk's outputs in place of pixel values or token ids."""
         parts = (self.embeddings, *self.blocks)
         if self.model.training and torch.is_grad_enabled():
             trained = [weight for part in parts for weight in part.parameters() if weight.requires_grad]
             assert not trained, "the outputs of a trunk are kept, but its weights are trained"
         with ExitStack() as stack:
-            for part in parts:
-                stack.enter_context(_passing_on(part, self._dtype))
+            for number, part in enumerate(parts):
+                stack.enter_context(_passing_on(part, number - 1, self._dtype))
             yield
 
-    def output_size(self, image: Tensor) -> int:
-        """Numbers in the output for one image, (1, C, H, W)."""
-        return self._run(image)[0].numel()
+    def output_size(self, example: Tensor) -> int:
+        """Numbers in the output for one example, pixel values (C, H, W) or token ids (T,)."""
+        return self._run(example[None])[0].numel()
 
-    def _run(self, images: Tensor) -> Tensor:
+    def _run(self, inputs: Tensor) -> Tensor:
         weight = next(self.embeddings.parameters())
-        images = images.to(weight.device, weight.dtype)
+        inputs = inputs.to(weight.device, weight.dtype if inputs.is_floating_point() else inputs.dtype)
 
         def stop(_: nn.Module, __: Any, output: Tensor) -> None:
             raise _Reached(output)
@@ -106,7 +130,7 @@ class FrozenTrunk:
         handle = self.blocks[-1].register_forward_hook(stop)
         try:
             with torch.no_grad():
-                self.model(pixel_values=images, **self.options)
+                self.model(**{self.input_name: inputs}, **self.options)
         except _Reached as reached:
             return reached.output
         finally:
@@ -114,7 +138,7 @@ class FrozenTrunk:
         raise AssertionError("the model did not run its own blocks")
 
     def _sha256(self) -> str:
-        """Hash of all that decides on the outputs, but for the images."""
+        """Hash of all that decides on the outputs, but for the examples."""
         device = next(self.embeddings.parameters()).device.type
         made_by = [CACHE_FORMAT, *(version(name) for name in ("torch", "transformers")), device]
         structure = json.dumps([made_by, _structure(self.model.config), self.options], sort_keys=True, default=str)
@@ -130,40 +154,61 @@ def find_trunk(model: Any, num_blocks: int, options: dict[str, Any], root: Path)
     """The trunk of a model, or None where its outputs cannot be kept.
 
     Args:
-        model: An image classifier.
+        model: An image classifier or a causal language model.
         num_blocks: Blocks of the trunk.
         options: Further arguments of the model's forward pass.
         root: The folder of all trunks' outputs.
 
     Returns:
         None if there are no blocks below the first one that changes, if the model is of another family than
-        `FAMILIES`, or if its forward pass is random in training.
+        `IMAGE_FAMILIES` and `LANGUAGE_FAMILIES`, or if its forward pass is random in training.
     """
     config = model.config
     is_random = any(getattr(config, name, 0) for name in _RANDOM)
-    if not HAS_LOCKS or num_blocks < 1 or config.model_type not in FAMILIES or is_random:
+    if not HAS_LOCKS or num_blocks < 1 or is_random:
         return None
-    parent = next((module for module in model.modules() if "embeddings" in dict(module.named_children())), None)
+    if config.model_type in IMAGE_FAMILIES:
+        embeddings_name, input_name = "embeddings", "pixel_values"
+    elif config.model_type in LANGUAGE_FAMILIES:
+        embeddings_name, input_name, options = "embed_tokens", "input_ids", {**options, "use_cache": False}
+    else:
+        return None
+    parent = next((module for module in model.modules() if embeddings_name in dict(module.named_children())), None)
     if parent is None:
         return None
     lists = [part for part in parent.modules() if isinstance(part, nn.ModuleList)]
     blocks = next((part for part in lists if len(part) == config.num_hidden_layers), None)
     if blocks is None:
         return None
-    return FrozenTrunk(model, parent.embeddings, list(blocks)[:num_blocks], options, root)
+    embeddings, first = parent.get_submodule(embeddings_name), list(blocks)[:num_blocks]
+    return FrozenTrunk(model, embeddings, first, input_name=input_name, options=options, root=root)
 
 
 def _structure(config: Any) -> dict[str, Any]:
     """Entries of a config that its family has of its own: not what training, saving or another head leave in it."""
-    own = type(config)().to_dict().keys() - PreTrainedConfig().to_dict().keys()
+    own = type(config)().to_dict().keys() - PreTrainedConfig().to_dict().keys() - {"use_cache"}
     return {name: getattr(config, name) for name in own}
 
 
 @contextmanager
-def _passing_on(part: nn.Module, dtype: torch.dtype) -> Iterator[None]:
-    """Let a module give its first input as its output; a `forward` of its own that it had is put back afterwards."""
+def _passing_on(part: nn.Module, number: int, dtype: torch.dtype) -> Iterator[None]:
+    """Let a module give its first input as its output; a `forward` of its own that it had is put back afterwards.
+
+    Args:
+        part: The module.
+        number: Of the block. Models count the tokens that they have read by what the first block keeps of them, so a
+            block that is skipped keeps a 0 of each.
+        dtype: Of the output.
+    """
+
+    def forward(hidden: Tensor, *_: Any, past_key_values: Any = None, **__: Any) -> Tensor:
+        if past_key_values is not None:
+            nothing = hidden.new_zeros(len(hidden), 1, hidden.shape[1], 1)
+            past_key_values.update(nothing, nothing, number)
+        return hidden.to(dtype)
+
     own = part.__dict__.get("forward")
-    part.forward = lambda hidden, *_, **__: hidden.to(dtype)
+    part.forward = forward
     try:
         yield
     finally:

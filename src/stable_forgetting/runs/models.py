@@ -24,7 +24,7 @@ from stable_forgetting.models.load import LoadedModel, ModelSource, cache_dir, l
 from stable_forgetting.progress import Progress
 from stable_forgetting.records import write_text
 from stable_forgetting.runs.cache import content_hash
-from stable_forgetting.runs.kept_images import num_images, with_kept_trunk
+from stable_forgetting.runs.kept import with_kept_trunk
 from stable_forgetting.runs.sets import Sets
 from stable_forgetting.runs.teaching import teach
 
@@ -51,7 +51,7 @@ class RunModels:
         loaded: The model as configured: the base model, or the pretrained one that base and retain model are made of.
         classes: Image models: number of classes.
         progress: Where finetuning is shown.
-        num_frozen_blocks: Image models: how many blocks there are below the first one that the adapter changes.
+        num_frozen_blocks: How many blocks there are below the first one that the adapter changes.
     """
 
     config: RunConfig
@@ -84,11 +84,11 @@ class RunModels:
         if self.config.retain_log is not None:
             return None
         if self.config.retain_model is not None:
-            return self._with_kept_trunk(load_model(self.source(self.config.retain_model)))
+            return self._measured_once(load_model(self.source(self.config.retain_model)))
         trainings = self.config.model.finetune
         if trainings is None:
             return None
-        return self._with_kept_trunk(self._finetuned(self.sets.retain, trainings, "retain"))
+        return self._measured_once(self._finetuned(self.sets.retain, trainings, "retain"))
 
     def inputs(self) -> dict[str, str]:
         """Hash of the model as configured and of each set: what a run may not be resumed without."""
@@ -112,11 +112,15 @@ class RunModels:
     def _pretrained_sha256(self) -> str:
         return model_sha256(self.loaded.model)
 
+    def _measured_once(self, loaded: LoadedModel) -> LoadedModel:
+        """A language model with a trunk of its own would read each prompt once for every answer, and never again."""
+        return self._with_kept_trunk(loaded) if self.config.task == "image" else loaded
+
     def _with_kept_trunk(self, loaded: LoadedModel) -> LoadedModel:
         if self.config.training.bf16:  # a trunk's kept outputs are those of a pass in the model's own precision
             return loaded
         limit = self.config.model.disk_cache_gib
-        return with_kept_trunk(loaded, self.num_frozen_blocks, num_images(self.sets), limit)
+        return with_kept_trunk(loaded, self.num_frozen_blocks, self.sets.by_name.values(), limit)
 
     def _finetuned(self, taught: ExampleSet[Any], trainings: Sequence[FinetuneConfig], role: str) -> LoadedModel:
         """Made by finetuning, or read from where the same was made before."""

@@ -40,7 +40,7 @@ from stable_forgetting.runs.check import (
 from stable_forgetting.runs.constants import forget_constants
 from stable_forgetting.runs.directory import RunDirectory
 from stable_forgetting.runs.environment import environment, peak_memory_bytes, reset_peak_memory
-from stable_forgetting.runs.kept_images import first_adapted_block, pixel_store
+from stable_forgetting.runs.kept import first_adapted_block, pixel_store
 from stable_forgetting.runs.models import RunModels, configured_source, logged_retain_values
 from stable_forgetting.runs.outcomes import (
     adapter_summary,
@@ -133,7 +133,7 @@ def prepare(config: RunConfig, progress: Progress) -> RunModels:
     loaded = load_model(configured_source(config, classes))
     pixels = pixel_store(loaded.task, rows, config.model.disk_cache_gib)
     sets = make_sets(rows, loaded.task, config.data, classes=num_outputs(loaded, config.data), pixels=pixels)
-    frozen = first_adapted_block(without_content(loaded.model, config)) if config.task == "image" else 0
+    frozen = first_adapted_block(without_content(loaded.model, config))
     return RunModels(config, sets, loaded, classes, progress, frozen)
 
 

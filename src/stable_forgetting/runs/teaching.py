@@ -17,7 +17,7 @@ from stable_forgetting.models.load import LoadedModel
 from stable_forgetting.models.tasks import ImageTask
 from stable_forgetting.progress import Progress
 from stable_forgetting.runs.adapter import bounded_config
-from stable_forgetting.runs.kept_images import first_adapted_block, with_kept_trunk
+from stable_forgetting.runs.kept import first_adapted_block, with_kept_trunk
 from stable_forgetting.training import finetune
 
 
@@ -38,7 +38,7 @@ def teach(
         taught: What it is taught.
         trainings: What is done, in this order.
         work_dir: Where checkpoints are kept; what is in it is gone on from.
-        disk_cache_gib: Room for what frozen blocks make of the images.
+        disk_cache_gib: Room for what frozen blocks make of the examples.
         progress: Where the steps are shown.
         description: What the bar says.
 
@@ -52,7 +52,7 @@ def teach(
     for number, settings in enumerate(trainings):
         stage = description if len(trainings) == 1 else f"{description}, {number + 1} of {len(trainings)}"
         student = _prepared(loaded, settings)
-        kept = with_kept_trunk(student, _num_frozen_blocks(student, settings), len(taught), disk_cache_gib)
+        kept = with_kept_trunk(student, _num_frozen_blocks(student, settings), [taught], disk_cache_gib)
         outcome = finetune(
             student.model,
             kept.task,

@@ -1,26 +1,28 @@
-"""What is kept on disk of images: their scaled pixels, and what the frozen blocks of a model make of them."""
+"""What is kept on disk: the scaled pixels of images, and what the frozen blocks of a model make of images and texts."""
 
 from __future__ import annotations
 
 import json
 import logging
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
 import numpy as np
+import torch
 from peft import PeftModel
 
 from stable_forgetting import processes
 from stable_forgetting.adapters.families import block_number
 from stable_forgetting.data.array_store import HAS_LOCKS, ArrayStore
+from stable_forgetting.data.examples import ExampleSet, LanguageExample
 from stable_forgetting.data.rows import Rows
 from stable_forgetting.models.load import LoadedModel, cache_dir
 from stable_forgetting.models.tasks import ImageTask, Task
 from stable_forgetting.models.trunk import find_trunk
 from stable_forgetting.runs.cache import content_hash
-from stable_forgetting.runs.sets import Sets, process_with
+from stable_forgetting.runs.sets import process_with
 
 _FLOAT_BYTES = 4
 _SQUARE = np.zeros((64, 64, 3), dtype=np.uint8)
@@ -68,25 +70,38 @@ def _version(package: str) -> str | None:
         return None
 
 
-def with_kept_trunk(loaded: LoadedModel, num_blocks: int, num_images: int, limit_gib: float) -> LoadedModel:
+def with_kept_trunk(
+    loaded: LoadedModel, num_blocks: int, sets: Iterable[ExampleSet[Any]], limit_gib: float
+) -> LoadedModel:
     """The same model, with the outputs of its first blocks kept where that is possible and takes no more room.
 
     Args:
         loaded: The model; its weights below the first block that changes must stay as they are.
         num_blocks: Blocks below it.
-        num_images: How many images it will see.
+        sets: What it will see.
         limit_gib: Room on disk in GiB.
     """
     task = loaded.task
-    if not isinstance(task, ImageTask) or limit_gib == 0 or processes.shards_models():
+    if limit_gib == 0 or processes.shards_models():
         return loaded
-    trunk = find_trunk(loaded.model, num_blocks, task.options, cache_dir() / "activations")
+    options = task.options if isinstance(task, ImageTask) else {}
+    trunk = find_trunk(loaded.model, num_blocks, options, cache_dir() / "activations")
     if trunk is None:
         return loaded
-    size = trunk.output_size(process_with(task)([_SQUARE]))
-    if not _fits(f"The outputs of {num_blocks} frozen blocks for {num_images} images", num_images * size, limit_gib):
+    if isinstance(task, ImageTask):
+        count, unit, one = sum(map(len, sets)), "images", process_with(task)([_SQUARE])[0]
+    else:
+        count, unit, one = _num_tokens(sets), "tokens", torch.zeros(1, dtype=torch.long)
+    what = f"The outputs of {num_blocks} frozen blocks for {count} {unit}"
+    if not _fits(what, count * trunk.output_size(one), limit_gib):
         return loaded
     return LoadedModel(loaded.model, task.with_trunk(trunk), loaded.source)
+
+
+def _num_tokens(sets: Iterable[ExampleSet[LanguageExample]]) -> int:
+    """Tokens of all answers, each with its prompt."""
+    examples = [example for example_set in sets for example in example_set]
+    return sum(len(answer.input_ids) for example in examples for answer in (example, *example.alternatives))
 
 
 def first_adapted_block(model: PeftModel) -> int:
@@ -94,8 +109,3 @@ def first_adapted_block(model: PeftModel) -> int:
     config: Any = model.peft_config[model.active_adapter]
     numbers = [block_number(name) for name in config.resolved_scales]
     return min(0 if number is None else number for number in numbers)
-
-
-def num_images(sets: Sets) -> int:
-    """Images of all sets together."""
-    return sum(len(examples) for examples in sets.by_name.values())
