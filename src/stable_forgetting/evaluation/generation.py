@@ -3,11 +3,15 @@
 A loop of our own and not `generate` of transformers, because that one fills every setting that is not given from the
 model's own generation config: a repetition penalty or suppressed tokens in there would change the answers unseen.
 
+Where the likelihood pass has found that the model gives the first k tokens of the right answer itself, the loop begins
+behind them: of an answer that the model knows by heart, nothing is generated at all.
+
 E = rows still going, T = tokens so far.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -32,6 +36,7 @@ def greedy_answers(
     *,
     max_new_tokens: int,
     batch_size: int,
+    num_known: Sequence[int] | None = None,
     progress: Progress | None = None,
 ) -> list[str]:
     """What the model answers to each prompt, decoded greedily, in the order of the set.
@@ -45,6 +50,8 @@ def greedy_answers(
         example_set: Examples whose prompts are answered.
         max_new_tokens: At most this many tokens per answer, at least 1.
         batch_size: Prompts decoded at once.
+        num_known: How many first tokens of each right answer are the most likely ones for this model, each after the
+            prompt and those before; None: not known.
         progress: Told after each batch.
 
     Returns:
@@ -54,23 +61,46 @@ def greedy_answers(
         ModelError: A prompt and its answer do not fit into the model's positions, or the model keeps no cache.
     """
     examples = example_set.examples
-    prompts = [torch.tensor(example.input_ids[: example.num_prompt_tokens]) for example in examples]
-    _check_positions(model, max(map(len, prompts)), max_new_tokens)
+    _check_positions(model, max(example.num_prompt_tokens for example in examples), max_new_tokens)
+    known = [
+        _known(examples[i], 0 if num_known is None else num_known[i], max_new_tokens) for i in range(len(examples))
+    ]
+    tokens = {index: list(row) for index, row in enumerate(known)}
+    open_ = [index for index, example in enumerate(examples) if _is_open(example, known[index], max_new_tokens)]
     # A model that knows an answer ends it where the right one ends: a batch of equally long ones ends together.
-    order = longest_first([example.num_labels for example in examples])
-    answers: dict[int, str] = {}
+    by_length = longest_first([examples[index].num_labels - len(known[index]) for index in open_])
+    num_done = len(examples) - len(open_)
+    if progress is not None and num_done:
+        progress(num_done, len(examples))
     with inference(model) as device:
-        for start in range(0, len(order), batch_size):
-            chosen = order[start : start + batch_size]
-            input_ids, attention_mask = left_padded([prompts[i] for i in chosen], device)
+        for start in range(0, len(open_), batch_size):
+            chosen = [open_[place] for place in by_length[start : start + batch_size]]
+            read = [examples[i].input_ids[: examples[i].num_prompt_tokens + len(known[i])] for i in chosen]
+            input_ids, attention_mask = left_padded([torch.tensor(row) for row in read], device)
             ends = torch.tensor([_end(examples[i]) for i in chosen], device=device)
-            rows = _Rows(torch.arange(len(chosen), device=device), ends, input_ids, attention_mask)
-            tokens = _decode(model, rows, max_new_tokens)
-            for index, row in zip(chosen, tokens, strict=True):
-                answers[index] = str(task.tokenizer.decode(row, skip_special_tokens=True)).strip()
+            room = torch.tensor([max_new_tokens - len(known[i]) for i in chosen], device=device)
+            rows = _Rows(torch.arange(len(chosen), device=device), ends, room, input_ids, attention_mask)
+            for index, row in zip(chosen, _decode(model, rows), strict=True):
+                tokens[index] += row
+            num_done += len(chosen)
             if progress is not None:
-                progress(len(answers), len(order))
-    return [answers[index] for index in range(len(examples))]
+                progress(num_done, len(examples))
+    return [_text(task, examples[index], tokens[index]) for index in range(len(examples))]
+
+
+def _known(example: LanguageExample, num_known: int, max_new_tokens: int) -> tuple[int, ...]:
+    start = example.num_prompt_tokens
+    return example.input_ids[start : start + min(num_known, max_new_tokens)]
+
+
+def _is_open(example: LanguageExample, known: Sequence[int], max_new_tokens: int) -> bool:
+    """Whether the answer goes on behind what is known of it."""
+    return len(known) < max_new_tokens and _end(example) not in known[-1:]
+
+
+def _text(task: LanguageTask, example: LanguageExample, tokens: Sequence[int]) -> str:
+    answer = tokens[:-1] if _end(example) in tokens[-1:] else tokens
+    return str(task.tokenizer.decode(answer, skip_special_tokens=True)).strip()
 
 
 def _end(example: LanguageExample) -> int:
@@ -85,6 +115,7 @@ class _Rows:
     Args:
         number: (E,), place of each row in the batch as it came.
         end: (E,), end token of each row.
+        room: (E,), how many tokens of each row may still come.
         input_ids: (E, T) at first, then (E, 1): tokens that the model has not seen yet.
         attention_mask: (E, T), 1 for tokens and 0 for padding.
         cache: Keys and values of the tokens seen so far.
@@ -92,33 +123,38 @@ class _Rows:
 
     number: Tensor
     end: Tensor
+    room: Tensor
     input_ids: Tensor
     attention_mask: Tensor
     cache: Any = None
 
     def advance(self, token: Tensor) -> None:
         """Append a token to each row, and drop the rows that end with it."""
-        going = token != self.end
+        going = (token != self.end) & (self.room > 1)
         if not going.all():
             self.cache.batch_select_indices(going.nonzero()[:, 0])
-        token, self.number, self.end = token[going], self.number[going], self.end[going]
+        token, self.number, self.end, self.room = (
+            token[going],
+            self.number[going],
+            self.end[going],
+            self.room[going] - 1,
+        )
         mask = self.attention_mask[going]
         self.attention_mask = torch.cat([mask, mask.new_ones(len(mask), 1)], dim=1)
         self.input_ids = token[:, None]
 
 
-def _decode(model: nn.Module, rows: _Rows, max_new_tokens: int) -> list[list[int]]:
-    """Greedy tokens of each row, without its end token."""
+def _decode(model: nn.Module, rows: _Rows) -> list[list[int]]:
+    """Greedy tokens of each row, with its end token where it was reached."""
     answers: list[list[int]] = [[] for _ in rows.number]
-    for _ in range(max_new_tokens):
+    while len(rows.number):
         inputs = model_inputs(model, rows.input_ids, rows.attention_mask, logits_to_keep=1)
         outputs = model(**inputs, past_key_values=rows.cache, use_cache=True)
         rows.cache = _cache_of(outputs, model)
-        rows.advance(outputs.logits[:, -1].argmax(dim=-1))
-        for number, token in zip(rows.number.tolist(), rows.input_ids[:, 0].tolist(), strict=True):
+        found = outputs.logits[:, -1].argmax(dim=-1)
+        for number, token in zip(rows.number.tolist(), found.tolist(), strict=True):
             answers[number].append(token)
-        if len(rows.number) == 0:
-            break
+        rows.advance(found)
     return answers
 
 

@@ -102,10 +102,12 @@ class Collected:
 
     Args:
         columns: Columns of `LikelihoodScores` by name, (N,) each.
+        num_leading_correct: Labels before the first that is not the most likely token or class, (N,).
         tokens: Columns of `TokenScores` in order, (3, n), by the number of the example, where they were asked for.
     """
 
     columns: dict[str, npt.NDArray[Any]]
+    num_leading_correct: Ints
     tokens: dict[int, Singles]
 
     def scores(self, chosen: Sequence[int] | None = None) -> LikelihoodScores:
@@ -150,7 +152,8 @@ def collect(
         if progress is not None:
             progress(len(order), count)
     back = np.argsort(order)
-    return Collected({name: np.concatenate([part[name] for part in parts])[back] for name in parts[0]}, tokens)
+    columns = {name: np.concatenate([part[name] for part in parts])[back] for name in parts[0]}
+    return Collected(columns, columns.pop("num_leading_correct"), tokens)
 
 
 def _columns(predictions: Predictions, *, is_image: bool, with_classes: bool) -> dict[str, npt.NDArray[Any]]:
@@ -163,6 +166,7 @@ def _columns(predictions: Predictions, *, is_image: bool, with_classes: bool) ->
         "nll_sum": predictions.nll_sum.double(),
         "num_labels": counts,
         "num_correct": predictions.sum_by_example(correct.long()),
+        "num_leading_correct": _first_wrong(predictions, torch.where(correct, counts[example], position)),
         "first_extractable": _first_extractable(predictions, position, ~correct),
         "num_correct_without_last": predictions.sum_by_example((correct & ~is_last).long()),
         "first_extractable_without_last": _first_extractable(predictions, position, ~correct & ~is_last),
@@ -202,6 +206,12 @@ def _first_extractable(predictions: Predictions, position: Tensor, wrong: Tensor
     """Index after the last wrong position of each example, (E,); 0 if none is wrong."""
     after = torch.where(wrong, position + 1, 0)
     return after.new_zeros(predictions.num_examples).scatter_reduce(0, predictions.example, after, reduce="amax")
+
+
+def _first_wrong(predictions: Predictions, place: Tensor) -> Tensor:
+    """Smallest place of each example, (E,)."""
+    most = place.new_full((predictions.num_examples,), torch.iinfo(place.dtype).max)
+    return most.scatter_reduce(0, predictions.example, place, reduce="amin")
 
 
 def _length(example: Example) -> int:
