@@ -9,8 +9,7 @@ uses it: what that one has read stays valid, and the next array that is not ther
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -18,13 +17,7 @@ import torch
 from torch import Tensor
 
 from stable_forgetting.errors import DataError
-
-try:
-    import fcntl
-except ImportError:  # Windows has no such locks
-    HAS_LOCKS = False
-else:
-    HAS_LOCKS = True
+from stable_forgetting.locks import locked
 
 _FLOAT_BYTES = 4
 
@@ -61,7 +54,7 @@ class ArrayStore:
         if any(key not in self._places for key in keys):
             try:
                 self.folder.mkdir(parents=True, exist_ok=True)
-                with self._locked():
+                with locked(self.folder / "lock"):
                     self._places, self._values = self._completed(keys, compute)
             except OSError as error:
                 raise DataError(
@@ -112,9 +105,3 @@ class ArrayStore:
             file.write(values.tobytes())
         with (self.folder / "keys.txt").open("a") as file:
             file.writelines(f"{key}\n" for key in keys)
-
-    @contextmanager
-    def _locked(self) -> Iterator[None]:
-        with (self.folder / "lock").open("w") as file:
-            fcntl.flock(file, fcntl.LOCK_EX)
-            yield

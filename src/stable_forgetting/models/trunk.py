@@ -21,7 +21,8 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedConfig
 
-from stable_forgetting.data.array_store import HAS_LOCKS, ArrayStore
+from stable_forgetting.data.array_store import ArrayStore
+from stable_forgetting.locks import HAS_LOCKS
 
 IMAGE_FAMILIES = frozenset({"vit", "deit", "dinov2", "dinov2_with_registers"})
 """Families whose blocks pass on hidden states and nothing else, from one list, behind a module of embeddings. BEiT's

@@ -15,9 +15,10 @@ from peft import PeftModel
 
 from stable_forgetting import processes
 from stable_forgetting.adapters.families import block_number
-from stable_forgetting.data.array_store import HAS_LOCKS, ArrayStore
+from stable_forgetting.data.array_store import ArrayStore
 from stable_forgetting.data.examples import ExampleSet, LanguageExample
 from stable_forgetting.data.rows import Rows
+from stable_forgetting.locks import HAS_LOCKS
 from stable_forgetting.models.load import LoadedModel, cache_dir
 from stable_forgetting.models.tasks import ImageTask, Task
 from stable_forgetting.models.trunk import find_trunk

@@ -23,7 +23,7 @@ from stable_forgetting.evaluation.values import ModelValues
 from stable_forgetting.models.load import LoadedModel, ModelSource, cache_dir, load_model, model_sha256, save_model
 from stable_forgetting.progress import Progress
 from stable_forgetting.records import write_text
-from stable_forgetting.runs.cache import content_hash
+from stable_forgetting.runs.cache import content_hash, made_once
 from stable_forgetting.runs.kept import with_kept_trunk
 from stable_forgetting.runs.sets import Sets
 from stable_forgetting.runs.teaching import teach
@@ -128,30 +128,35 @@ class RunModels:
         folder = cache_dir() / "models" / content_hash(key)
         source = f"{self.loaded.source}, finetuned on {taught.name} ({len(taught)} examples)"
         self.loaded.model.to("cpu")  # the student is a second copy: one of them is enough on the device
-        if not processes.agree(folder.is_dir()):
-            _check_can_teach(self.config)
-            work_dir = folder.with_name(f"{folder.name}.training")
-            is_first, start = not work_dir.exists(), time.perf_counter()
-            student = teach(
-                load_model(replace(configured_source(self.config, self.classes), dtype="float32")),
-                taught,
-                trainings,
-                work_dir=work_dir,
-                disk_cache_gib=self.config.model.disk_cache_gib,
-                progress=self.progress,
-                description=f"finetuning the {role} model",
-            )
-            student.model.to(getattr(torch, self.config.model.dtype))
-            if processes.is_main_process():
-                save_model(student, folder)
-                if is_first:
-                    write_text(folder / SECONDS_NAME, json.dumps(time.perf_counter() - start))
-                shutil.rmtree(work_dir, ignore_errors=True)
-            processes.wait_for_all()
+        with made_once(folder.name, what=f"the {role} model"):
+            if not processes.agree(folder.is_dir()):
+                self._make(folder, taught, trainings, role)
         if (folder / SECONDS_NAME).is_file():
             self.seconds[role] = float(json.loads((folder / SECONDS_NAME).read_text()))
         kept = load_model(self.source(str(folder)))
         return LoadedModel(kept.model, kept.task, source)
+
+    def _make(self, folder: Path, taught: ExampleSet[Any], trainings: Sequence[FinetuneConfig], role: str) -> None:
+        """Teach the pretrained model, and keep it in the folder."""
+        _check_can_teach(self.config)
+        work_dir = folder.with_name(f"{folder.name}.training")
+        is_first, start = not work_dir.exists(), time.perf_counter()
+        student = teach(
+            load_model(replace(configured_source(self.config, self.classes), dtype="float32")),
+            taught,
+            trainings,
+            work_dir=work_dir,
+            disk_cache_gib=self.config.model.disk_cache_gib,
+            progress=self.progress,
+            description=f"finetuning the {role} model",
+        )
+        student.model.to(getattr(torch, self.config.model.dtype))
+        if processes.is_main_process():
+            save_model(student, folder)
+            if is_first:
+                write_text(folder / SECONDS_NAME, json.dumps(time.perf_counter() - start))
+            shutil.rmtree(work_dir, ignore_errors=True)
+        processes.wait_for_all()
 
     def _how(self, trainings: Sequence[FinetuneConfig]) -> dict[str, Any]:
         return {
