@@ -117,9 +117,10 @@ def test_every_truth_ratio_of_the_log(name):
         np.testing.assert_allclose(column(values(name).sets[set_name], column_name, THEIRS), expected, rtol=1e-9)
 
 
-def test_every_rouge_value_of_the_log():
+@pytest.mark.parametrize("name", [*PAIRS, *PAIRS.values()])
+def test_every_rouge_value_of_the_log(name):
     for entry in ("forget_Q_A_ROUGE", "retain_Q_A_ROUGE", "ra_Q_A_ROUGE", "wf_Q_A_ROUGE"):
-        for row in entries("forget10")[entry]["value_by_index"].values():
+        for row in entries(name)[entry]["value_by_index"].values():
             expected = {key: row[key] for key in ("rouge1_recall", "rougeL_f1", "rougeL_recall")}
             assert rouge_scores(row["ground_truth"], row["generation"]) == pytest.approx(expected, abs=1e-12)
 
