@@ -116,11 +116,11 @@ def main() -> None:
         results: dict[str, dict[str, float]] = {
             "2,000 images": scaling(loaded, chosen.data, 2000, Path(scratch) / "images", chosen.turns)
         }
-        kept = with_kept_trunk(loaded, chosen.blocks, [batch], 1.0)
+        kept = with_kept_trunk(loaded, chosen.blocks, len(batch), 1.0)
         results["pass"] = passes(loaded, kept, batch, chosen.turns)
         loaded.model.requires_grad_(False)
         loaded.model.classifier.requires_grad_(True)
-        whole = with_kept_trunk(loaded, num_blocks, [batch], 1.0)
+        whole = with_kept_trunk(loaded, num_blocks, len(batch), 1.0)
         results["step, head alone"] = steps(loaded, whole, batch, chosen.turns)
         above = list(range(chosen.blocks, num_blocks))
         adapted = get_peft_model(loaded.model, BoundedLoraConfig(layers_to_transform=above))

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import TextIO
 
 try:
     import fcntl
@@ -15,26 +16,44 @@ else:
 
 
 @contextmanager
-def locked(path: Path, on_wait: Callable[[], None] | None = None) -> Iterator[None]:
+def locked(path: Path) -> Iterator[None]:
     """Within, no other process is within the same; one that wants to waits.
 
     Where there are no locks (`HAS_LOCKS`), nothing is locked.
 
     Args:
         path: The lock file; its folder must be there. It stays, and says nothing.
-        on_wait: Called once if another process holds the lock, before waiting for it.
 
     Raises:
         OSError: The file cannot be written or locked.
     """
-    if not HAS_LOCKS:
-        yield
-        return
     with path.open("w") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            if on_wait is not None:
-                on_wait()
+        if HAS_LOCKS:
             fcntl.flock(file, fcntl.LOCK_EX)
-        yield
+        try:
+            yield
+        finally:
+            _let_go(file)
+
+
+@contextmanager
+def locked_if_free(path: Path) -> Iterator[bool]:
+    """The same without waiting: gives whether the lock was had."""
+    with path.open("w") as file:
+        is_held = True
+        if HAS_LOCKS:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                is_held = False
+        try:
+            yield is_held
+        finally:
+            if is_held:
+                _let_go(file)
+
+
+def _let_go(file: TextIO) -> None:
+    """At once, also where a child process has the file open too."""
+    if HAS_LOCKS:
+        fcntl.flock(file, fcntl.LOCK_UN)

@@ -98,11 +98,25 @@ def test_a_folder_that_cannot_be_written_is_said(tmp_path):
 
 def test_another_shape_is_refused_and_nothing_is_lost(tmp_path):
     read(ArrayStore(tmp_path / "s"), [1])
-    with pytest.raises(ValueError, match=r"shape \[4\] in a store of \[2, 3\]"):
-        ArrayStore(tmp_path / "s").arrays(["other"], lambda places: torch.zeros(len(places), 4))
+    with pytest.raises(ValueError, match=r"rows of \[4\] in a store of \[3\]"):
+        ArrayStore(tmp_path / "s").arrays(["other"], lambda places: torch.zeros(len(places), 2, 4))
     found, asked = read(ArrayStore(tmp_path / "s"), [1])
     assert_equal(found, [1])
     assert asked == []
+
+
+def test_arrays_of_different_lengths(tmp_path):
+    lengths = [3, 1, 5, 2, 4]
+    arrays = [torch.full((length, 2), float(length)) for length in lengths]
+    keys = [f"key{length}" for length in lengths]
+    for batch_size in (2, 50):
+        folder = tmp_path / str(batch_size)
+        for chosen in ([0, 1, 2], [4, 2, 3, 0], [1, 4]):
+            found = ArrayStore(folder, batch_size).arrays(
+                [keys[number] for number in chosen], lambda places, chosen=chosen: [arrays[chosen[n]] for n in places]
+            )
+            assert all(torch.equal(array, arrays[number]) for array, number in zip(found, chosen, strict=True))
+        assert len(list(folder.iterdir())) == 4
 
 
 def _fill(folder, numbers: list[int]) -> None:

@@ -173,6 +173,19 @@ def test_what_the_likelihood_pass_found_is_not_generated_again(
     assert answers == twin(language_model, example_set, max_new_tokens)
 
 
+def test_an_answer_ends_at_the_first_end_token_that_is_known(language_model, language_task, make_language_set):
+    example = make_language_set(count=1, seed=7)[0]
+    prompt = example.input_ids[: example.num_prompt_tokens]
+    own = greedy_tokens(language_model, prompt, end=-1, max_new_tokens=6)
+    end = own[2]
+    within = ExampleSet("forget", [LanguageExample("q", "a", (*prompt, *own[:5], end), len(prompt), end)])
+    known = score_answers(language_model, language_task, within, batch_size=1).num_leading_correct.tolist()
+    assert known[0] >= 5
+    answers = greedy_answers(language_model, language_task, within, max_new_tokens=8, batch_size=1, num_known=known)
+    assert answers == greedy_answers(language_model, language_task, within, max_new_tokens=8, batch_size=1)
+    assert answers == twin(language_model, within, 8)
+
+
 def test_nothing_runs_for_answers_that_are_known_by_heart(
     language_model, language_task, make_language_set, monkeypatch
 ):

@@ -1,14 +1,17 @@
-"""Float arrays of one shape, kept by key in a file that is read as memory: what is costly is computed once.
+"""Float arrays kept by key in a file that is read as memory: what is costly is computed once.
 
-A store is a folder with `values.bin` (float32, one array after the other), `keys.txt` (one key a line, in the same
-order) and `shape.json`. The values are written before their keys: a process that is killed while it writes leaves at
-worst values without keys, which the next one writes over. The folder may be deleted at any time, also while a process
-uses it: what that one has read stays valid, and the next array that is not there begins a new store.
+The arrays of a store may differ in their first dimension, as texts differ in length; the others are the same for all.
+A store is a folder with `values.bin` (float32, one array after the other), `keys.txt` (key and length, one array a
+line, in the same order) and `shape.json` (the other dimensions). The values are written before their keys: a process
+that is killed while it writes leaves at worst values without keys, which the next one writes over. The folder may be
+deleted at any time, also while a process uses it: what that one has read stays valid, and the next array that is not
+there begins a new store.
 """
 
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -20,6 +23,9 @@ from stable_forgetting.errors import DataError
 from stable_forgetting.locks import locked
 
 _FLOAT_BYTES = 4
+
+Compute = Callable[[list[int]], Sequence[Tensor]]
+"""From positions to their arrays: a tensor of them if they have one shape, or a list."""
 
 
 class ArrayStore:
@@ -33,22 +39,21 @@ class ArrayStore:
     def __init__(self, folder: Path, batch_size: int = 64) -> None:
         self.folder = folder
         self.batch_size = batch_size
-        self._places: dict[str, int] = {}
+        self._places: dict[str, slice] = {}
         self._values = torch.empty(0)
 
-    def arrays(self, keys: Sequence[str], compute: Callable[[list[int]], Tensor]) -> list[Tensor]:
+    def arrays(self, keys: Sequence[str], compute: Compute) -> list[Tensor]:
         """The arrays of some keys.
 
         Args:
-            keys: One for each array; equal keys mean equal arrays.
-            compute: Gives the arrays at some positions of `keys`, (n, ...), all of one shape; asked only for what was
-                never computed before.
+            keys: One for each array, without spaces; equal keys mean equal arrays.
+            compute: Gives the arrays at some positions of `keys`; asked only for what was never computed before.
 
         Returns:
             Float32 arrays in the order of the keys; views of the file, which are read when they are looked at.
 
         Raises:
-            ValueError: The arrays have another shape than those that are kept.
+            ValueError: The arrays differ from those that are kept in more than the first dimension.
             DataError: The folder cannot be written or locked.
         """
         if any(key not in self._places for key in keys):
@@ -59,49 +64,59 @@ class ArrayStore:
             except OSError as error:
                 raise DataError(
                     f"The cache folder '{self.folder}' cannot be used ({error}). Set STABLE_FORGETTING_CACHE to a "
-                    "local folder with room, or model.disk_cache_gib to 0 so that nothing of images is kept."
+                    "local folder with room, or model.disk_cache_gib to 0 so that nothing is kept."
                 ) from error
         return [self._values[self._places[key]] for key in keys]
 
-    def _completed(self, keys: Sequence[str], compute: Callable[[list[int]], Tensor]) -> tuple[dict[str, int], Tensor]:
-        """Keys with their places, and all arrays, after the missing ones were added; the lock is held."""
-        kept = self._kept_keys()
-        known = set(kept)
-        first_places = {key: place for place, key in reversed(list(enumerate(keys))) if key not in known}
-        missing = sorted(first_places.values())
+    def _completed(self, keys: Sequence[str], compute: Compute) -> tuple[dict[str, slice], Tensor]:
+        """Keys with their rows, and all rows, after the missing arrays were added; the lock is held."""
+        places = self._kept_places()
+        first = {key: place for place, key in reversed(list(enumerate(keys))) if key not in places}
+        missing = sorted(first.values())
         for start in range(0, len(missing), self.batch_size):
             batch = missing[start : start + self.batch_size]
-            added = [keys[place] for place in batch]
-            self._append(added, compute(batch), len(kept))
-            kept += added
+            self._append([keys[place] for place in batch], compute(batch), places)
         shape = json.loads((self.folder / "shape.json").read_text())
         # Copy on write: torch takes no array that it must not write to, and nothing here writes.
-        values = np.memmap(self.folder / "values.bin", dtype=np.float32, mode="c", shape=(len(kept), *shape))
-        return {key: place for place, key in enumerate(kept)}, torch.from_numpy(values)
+        values = np.memmap(self.folder / "values.bin", dtype=np.float32, mode="c", shape=(_num_rows(places), *shape))
+        return places, torch.from_numpy(values)
 
-    def _kept_keys(self) -> list[str]:
-        """Keys whose values are there; a last key that was not written to its end is cut off."""
+    def _kept_places(self) -> dict[str, slice]:
+        """Rows of the keys whose values are there; a last line that was not written to its end is cut off."""
         path = self.folder / "keys.txt"
         if not path.is_file():
-            return []
+            return {}
         text = path.read_text()
         whole = text[: text.rfind("\n") + 1]
         if whole != text:
             with path.open("r+") as file:
                 file.truncate(len(whole))
-        return whole.split()
+        places: dict[str, slice] = {}
+        end = 0
+        for line in whole.splitlines():
+            key, length = line.split()
+            places[key] = slice(end, end := end + int(length))
+        return places
 
-    def _append(self, keys: list[str], arrays: Tensor, num_kept: int) -> None:
-        values = np.ascontiguousarray(arrays.detach().float().cpu().numpy())
-        shape = list(values.shape[1:])
+    def _append(self, keys: list[str], arrays: Sequence[Tensor], places: dict[str, slice]) -> None:
+        """Write arrays behind those that are there, and enter their rows."""
+        rows = torch.cat([array.detach().float().cpu() for array in arrays]).contiguous().numpy()
+        shape = list(rows.shape[1:])
         shape_file = self.folder / "shape.json"
-        if num_kept == 0:
+        if not places:
             shape_file.write_text(json.dumps(shape))
         expected = json.loads(shape_file.read_text())
         if shape != expected:
-            raise ValueError(f"arrays of shape {shape} in a store of {expected}: {self.folder}")
+            raise ValueError(f"arrays of rows of {shape} in a store of {expected}: {self.folder}")
+        end = _num_rows(places)
         with (self.folder / "values.bin").open("ab") as file:
-            file.truncate(num_kept * values[0].size * _FLOAT_BYTES)
-            file.write(values.tobytes())
+            file.truncate(end * math.prod(shape) * _FLOAT_BYTES)
+            file.write(rows.tobytes())
         with (self.folder / "keys.txt").open("a") as file:
-            file.writelines(f"{key}\n" for key in keys)
+            file.writelines(f"{key} {len(array)}\n" for key, array in zip(keys, arrays, strict=True))
+        for key, array in zip(keys, arrays, strict=True):
+            places[key] = slice(end, end := end + len(array))
+
+
+def _num_rows(places: dict[str, slice]) -> int:
+    return max((rows.stop for rows in places.values()), default=0)

@@ -89,8 +89,10 @@ def greedy_answers(
 
 
 def _known(example: LanguageExample, num_known: int, max_new_tokens: int) -> tuple[int, ...]:
-    start = example.num_prompt_tokens
-    return example.input_ids[start : start + min(num_known, max_new_tokens)]
+    """The first tokens of the answer, as far as they are known; with its end token, should that be among them."""
+    start, end = example.num_prompt_tokens, _end(example)
+    known = example.input_ids[start : start + min(num_known, max_new_tokens)]
+    return known[: known.index(end) + 1] if end in known else known
 
 
 def _is_open(example: LanguageExample, known: Sequence[int], max_new_tokens: int) -> bool:

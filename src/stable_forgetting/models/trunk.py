@@ -13,12 +13,14 @@ import hashlib
 import json
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
+from functools import cached_property
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.utils.rnn import pad_sequence
 from transformers import PreTrainedConfig
 
 from stable_forgetting.data.array_store import ArrayStore
@@ -35,7 +37,7 @@ _RANDOM = ("hidden_dropout_prob", "attention_probs_dropout_prob", "attention_dro
 """Entries of a config that make a forward pass random in training."""
 
 
-CACHE_FORMAT = 1
+CACHE_FORMAT = 2
 """Grows whenever the same trunk would be given other outputs than before."""
 
 
@@ -71,8 +73,11 @@ class FrozenTrunk:
         self.blocks = list(blocks)
         self.input_name = input_name
         self.options = options
-        self._folder = root / self._sha256()[:24]
-        self._stores: dict[torch.Size, ArrayStore] = {}
+        self._root = root
+
+    @cached_property
+    def _store(self) -> ArrayStore:
+        return ArrayStore(self._root / self._sha256()[:24])
 
     @property
     def _dtype(self) -> torch.dtype:
@@ -82,28 +87,10 @@ class FrozenTrunk:
         """What the trunk gives for each example, (T, D) each, float32, on the processor.
 
         Args:
-            inputs: Pixel values (C, H, W) or token ids (T,) of each example. Examples of one shape run together, so
-                that nothing is padded.
+            inputs: Pixel values of one size, (C, H, W) each, or token ids (T,) of each example.
             keys: One for each of them; equal keys mean equal inputs.
         """
-        by_shape: dict[torch.Size, list[int]] = {}
-        for place, values in enumerate(inputs):
-            by_shape.setdefault(values.shape, []).append(place)
-        found: dict[int, Tensor] = {}
-        for shape, places in by_shape.items():
-
-            def compute(chosen: list[int], places: list[int] = places) -> Tensor:
-                return self._run(torch.stack([inputs[places[number]] for number in chosen]))
-
-            arrays = self._store(shape).arrays([keys[place] for place in places], compute)
-            found |= dict(zip(places, arrays, strict=True))
-        return [found[place] for place in range(len(inputs))]
-
-    def _store(self, shape: torch.Size) -> ArrayStore:
-        """A store of its own for each size of examples, because the outputs differ in length."""
-        if shape not in self._stores:
-            self._stores[shape] = ArrayStore(self._folder / "x".join(map(str, shape)))
-        return self._stores[shape]
+        return self._store.arrays(keys, lambda places: self._run([inputs[place] for place in places]))
 
     @contextmanager
     def skipped(self) -> Iterator[None]:
@@ -119,11 +106,14 @@ class FrozenTrunk:
 
     def output_size(self, example: Tensor) -> int:
         """Numbers in the output for one example, pixel values (C, H, W) or token ids (T,)."""
-        return self._run(example[None])[0].numel()
+        return self._run([example])[0].numel()
 
-    def _run(self, inputs: Tensor) -> Tensor:
+    def _run(self, inputs: Sequence[Tensor]) -> list[Tensor]:
+        """Outputs of some examples in one pass; the padding of texts is on the right, where no token looks."""
         weight = next(self.embeddings.parameters())
-        inputs = inputs.to(weight.device, weight.dtype if inputs.is_floating_point() else inputs.dtype)
+        batch = pad_sequence(list(inputs), batch_first=True).to(weight.device)
+        if batch.is_floating_point():
+            batch = batch.to(weight.dtype)
 
         def stop(_: nn.Module, __: Any, output: Tensor) -> None:
             raise _Reached(output)
@@ -131,9 +121,10 @@ class FrozenTrunk:
         handle = self.blocks[-1].register_forward_hook(stop)
         try:
             with torch.no_grad():
-                self.model(**{self.input_name: inputs}, **self.options)
+                self.model(**{self.input_name: batch}, **self.options)
         except _Reached as reached:
-            return reached.output
+            is_text = not inputs[0].is_floating_point()
+            return [row[: len(read)] if is_text else row for row, read in zip(reached.output, inputs, strict=True)]
         finally:
             handle.remove()
         raise AssertionError("the model did not run its own blocks")
@@ -142,7 +133,9 @@ class FrozenTrunk:
         """Hash of all that decides on the outputs, but for the examples."""
         device = next(self.embeddings.parameters()).device.type
         made_by = [CACHE_FORMAT, *(version(name) for name in ("torch", "transformers")), device]
-        structure = json.dumps([made_by, _structure(self.model.config), self.options], sort_keys=True, default=str)
+        attention = getattr(self.model.config, "_attn_implementation", None)
+        key = [made_by, _structure(self.model.config), attention, self.options]
+        structure = json.dumps(key, sort_keys=True, default=str)
         digest = hashlib.sha256(structure.encode())
         for part in (self.embeddings, *self.blocks):
             for name, value in sorted(part.state_dict().items()):
@@ -162,7 +155,8 @@ def find_trunk(model: Any, num_blocks: int, options: dict[str, Any], root: Path)
 
     Returns:
         None if there are no blocks below the first one that changes, if the model is of another family than
-        `IMAGE_FAMILIES` and `LANGUAGE_FAMILIES`, or if its forward pass is random in training.
+        `IMAGE_FAMILIES` and `LANGUAGE_FAMILIES` or comes with code of its own, or if its forward pass is random in
+        training.
     """
     config = model.config
     is_random = any(getattr(config, name, 0) for name in _RANDOM)
@@ -179,10 +173,15 @@ def find_trunk(model: Any, num_blocks: int, options: dict[str, Any], root: Path)
         return None
     lists = [part for part in parent.modules() if isinstance(part, nn.ModuleList)]
     blocks = next((part for part in lists if len(part) == config.num_hidden_layers), None)
-    if blocks is None:
+    if blocks is None or not all(_is_of_transformers(part) for part in (parent, blocks[0])):
         return None
     embeddings, first = parent.get_submodule(embeddings_name), list(blocks)[:num_blocks]
     return FrozenTrunk(model, embeddings, first, input_name=input_name, options=options, root=root)
+
+
+def _is_of_transformers(module: nn.Module) -> bool:
+    """Code that comes with a model can do anything between its blocks, under the name of a known family."""
+    return type(module).__module__.startswith("transformers.models.")
 
 
 def _structure(config: Any) -> dict[str, Any]:

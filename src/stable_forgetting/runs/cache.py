@@ -5,17 +5,22 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
+import time
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from importlib.metadata import version
 from typing import Any
 
 from stable_forgetting import processes
-from stable_forgetting.locks import locked
+from stable_forgetting.errors import DataError
+from stable_forgetting.locks import locked_if_free
 from stable_forgetting.models.load import cache_dir
 
 CACHE_FORMAT = 2
 """Grows whenever the same settings would give another model than before."""
+
+SECONDS_BETWEEN_TRIES = 2.0
+"""Far less than what a finetuning takes, and than what processes wait for each other."""
 
 logger = logging.getLogger(__name__)
 
@@ -31,19 +36,38 @@ def content_hash(key: Mapping[str, Any]) -> str:
 def made_once(name: str, what: str) -> Iterator[None]:
     """Within, no other run makes the same: one that wants to waits, and then finds it in the cache.
 
-    Of several processes at one run the main process holds the lock for all of them.
+    Of several processes at one run the main process holds the lock for all of them. They come together at every try,
+    so that none takes the wait for the end of the others.
 
     Args:
         name: Under which it is kept.
         what: What is made, in words.
+
+    Raises:
+        DataError: The cache cannot be written or locked.
     """
-    if not processes.is_main_process():
+    tries = 0
+    with ExitStack() as held:
+        while not processes.agree(not processes.is_main_process() or _take_lock(name, held)):
+            if tries == 0 and processes.is_main_process():
+                logger.warning("Another run is making %s. This one waits for it and then goes on.", what)
+            tries += 1
+            time.sleep(SECONDS_BETWEEN_TRIES)
         yield
-        return
+
+
+def _take_lock(name: str, held: ExitStack) -> bool:
+    """Whether the lock was free; it is then held until the stack ends."""
     folder = cache_dir() / "locks"
-    folder.mkdir(parents=True, exist_ok=True)
-    with locked(
-        folder / name,
-        on_wait=lambda: logger.warning("Another run is making %s. This one waits for it and then goes on.", what),
-    ):
-        yield
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with ExitStack() as tried:
+            if not tried.enter_context(locked_if_free(folder / name)):
+                return False
+            held.push(tried.pop_all())
+            return True
+    except OSError as error:
+        raise DataError(
+            f"The cache folder '{folder}' cannot be used ({error}). Set STABLE_FORGETTING_CACHE to a local folder that "
+            "can be written."
+        ) from error

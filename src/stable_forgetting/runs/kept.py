@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
@@ -24,6 +24,9 @@ from stable_forgetting.models.tasks import ImageTask, Task
 from stable_forgetting.models.trunk import find_trunk
 from stable_forgetting.runs.cache import content_hash
 from stable_forgetting.runs.sets import process_with
+
+STORE_FORMAT = 2
+"""Grows whenever scaled images are written in another form than before."""
 
 _FLOAT_BYTES = 4
 _SQUARE = np.zeros((64, 64, 3), dtype=np.uint8)
@@ -47,7 +50,13 @@ def pixel_store(task: Task, rows: Mapping[str, Rows], limit_gib: float) -> Array
         return None
     processor = task.processor
     made_by = {name: _version(name) for name in ("pillow", "torchvision")}
-    key = {"processor": processor.to_dict(), "class": type(processor).__qualname__, "shape": shape, **made_by}
+    key = {
+        "format": STORE_FORMAT,
+        "processor": processor.to_dict(),
+        "class": type(processor).__qualname__,
+        "shape": shape,
+        **made_by,
+    }
     name = content_hash(json.loads(json.dumps(key, default=str, sort_keys=True)))
     return ArrayStore(cache_dir() / "images" / name, batch_size=256)
 
@@ -71,38 +80,42 @@ def _version(package: str) -> str | None:
         return None
 
 
-def with_kept_trunk(
-    loaded: LoadedModel, num_blocks: int, sets: Iterable[ExampleSet[Any]], limit_gib: float
-) -> LoadedModel:
+def with_kept_trunk(loaded: LoadedModel, num_blocks: int, num_inputs: int, limit_gib: float) -> LoadedModel:
     """The same model, with the outputs of its first blocks kept where that is possible and takes no more room.
 
     Args:
         loaded: The model; its weights below the first block that changes must stay as they are.
         num_blocks: Blocks below it.
-        sets: What it will see.
+        num_inputs: Images, or tokens of texts, that it will see.
         limit_gib: Room on disk in GiB.
     """
     task = loaded.task
     if limit_gib == 0 or processes.shards_models():
         return loaded
-    options = task.options if isinstance(task, ImageTask) else {}
-    trunk = find_trunk(loaded.model, num_blocks, options, cache_dir() / "activations")
+    is_image = isinstance(task, ImageTask)
+    trunk = find_trunk(loaded.model, num_blocks, task.options if is_image else {}, cache_dir() / "activations")
     if trunk is None:
         return loaded
-    if isinstance(task, ImageTask):
-        count, unit, one = sum(map(len, sets)), "images", process_with(task)([_SQUARE])[0]
-    else:
-        count, unit, one = _num_tokens(sets), "tokens", torch.zeros(1, dtype=torch.long)
-    what = f"The outputs of {num_blocks} frozen blocks for {count} {unit}"
-    if not _fits(what, count * trunk.output_size(one), limit_gib):
+    one = process_with(task)([_SQUARE])[0] if is_image else torch.zeros(1, dtype=torch.long)
+    what = f"The outputs of {num_blocks} frozen blocks for {num_inputs} {'images' if is_image else 'tokens'}"
+    if not _fits(what, num_inputs * trunk.output_size(one), limit_gib):
         return loaded
     return LoadedModel(loaded.model, task.with_trunk(trunk), loaded.source)
 
 
-def _num_tokens(sets: Iterable[ExampleSet[LanguageExample]]) -> int:
-    """Tokens of all answers, each with its prompt."""
-    examples = [example for example_set in sets for example in example_set]
-    return sum(len(answer.input_ids) for example in examples for answer in (example, *example.alternatives))
+def inputs_of(examples: ExampleSet[Any], *, with_alternatives: bool) -> int:
+    """Number of images, or of tokens of texts: of each answer with its prompt.
+
+    Args:
+        examples: Of either kind.
+        with_alternatives: Whether the paraphrased and wrong answers are read too, as in measuring.
+    """
+    if not isinstance(examples[0], LanguageExample):
+        return len(examples)
+    answers = [
+        answer for example in examples for answer in (example, *(example.alternatives if with_alternatives else ()))
+    ]
+    return sum(len(answer.input_ids) for answer in answers)
 
 
 def first_adapted_block(model: PeftModel) -> int:

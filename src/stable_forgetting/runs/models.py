@@ -24,7 +24,7 @@ from stable_forgetting.models.load import LoadedModel, ModelSource, cache_dir, l
 from stable_forgetting.progress import Progress
 from stable_forgetting.records import write_text
 from stable_forgetting.runs.cache import content_hash, made_once
-from stable_forgetting.runs.kept import with_kept_trunk
+from stable_forgetting.runs.kept import inputs_of, with_kept_trunk
 from stable_forgetting.runs.sets import Sets
 from stable_forgetting.runs.teaching import teach
 
@@ -120,7 +120,8 @@ class RunModels:
         if self.config.training.bf16:  # a trunk's kept outputs are those of a pass in the model's own precision
             return loaded
         limit = self.config.model.disk_cache_gib
-        return with_kept_trunk(loaded, self.num_frozen_blocks, self.sets.by_name.values(), limit)
+        count = sum(inputs_of(part, with_alternatives=True) for part in self.sets.by_name.values())
+        return with_kept_trunk(loaded, self.num_frozen_blocks, count, limit)
 
     def _finetuned(self, taught: ExampleSet[Any], trainings: Sequence[FinetuneConfig], role: str) -> LoadedModel:
         """Made by finetuning, or read from where the same was made before."""
@@ -128,9 +129,10 @@ class RunModels:
         folder = cache_dir() / "models" / content_hash(key)
         source = f"{self.loaded.source}, finetuned on {taught.name} ({len(taught)} examples)"
         self.loaded.model.to("cpu")  # the student is a second copy: one of them is enough on the device
-        with made_once(folder.name, what=f"the {role} model"):
-            if not processes.agree(folder.is_dir()):
-                self._make(folder, taught, trainings, role)
+        if not processes.agree(folder.is_dir()):
+            with made_once(folder.name, what=f"the {role} model"):
+                if not processes.agree(folder.is_dir()):
+                    self._make(folder, taught, trainings, role)
         if (folder / SECONDS_NAME).is_file():
             self.seconds[role] = float(json.loads((folder / SECONDS_NAME).read_text()))
         kept = load_model(self.source(str(folder)))

@@ -17,7 +17,7 @@ from stable_forgetting.models.load import LoadedModel
 from stable_forgetting.models.tasks import ImageTask
 from stable_forgetting.progress import Progress
 from stable_forgetting.runs.adapter import bounded_config
-from stable_forgetting.runs.kept import first_adapted_block, with_kept_trunk
+from stable_forgetting.runs.kept import first_adapted_block, inputs_of, with_kept_trunk
 from stable_forgetting.training import finetune
 
 
@@ -52,7 +52,8 @@ def teach(
     for number, settings in enumerate(trainings):
         stage = description if len(trainings) == 1 else f"{description}, {number + 1} of {len(trainings)}"
         student = _prepared(loaded, settings)
-        kept = with_kept_trunk(student, _num_frozen_blocks(student, settings), [taught], disk_cache_gib)
+        count = inputs_of(taught, with_alternatives=False)
+        kept = with_kept_trunk(student, _num_frozen_blocks(student, settings), count, disk_cache_gib)
         outcome = finetune(
             student.model,
             kept.task,
