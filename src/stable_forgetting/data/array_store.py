@@ -24,7 +24,7 @@ from stable_forgetting.locks import locked
 
 _FLOAT_BYTES = 4
 
-Compute = Callable[[list[int]], Sequence[Tensor]]
+Compute = Callable[[list[int]], Sequence[Tensor] | Tensor]
 """From positions to their arrays: a tensor of them if they have one shape, or a list."""
 
 
@@ -98,7 +98,7 @@ class ArrayStore:
             places[key] = slice(end, end := end + int(length))
         return places
 
-    def _append(self, keys: list[str], arrays: Sequence[Tensor], places: dict[str, slice]) -> None:
+    def _append(self, keys: list[str], arrays: Sequence[Tensor] | Tensor, places: dict[str, slice]) -> None:
         """Write arrays behind those that are there, and enter their rows."""
         rows = torch.cat([array.detach().float().cpu() for array in arrays]).contiguous().numpy()
         shape = list(rows.shape[1:])

@@ -92,12 +92,15 @@ def with_kept_trunk(loaded: LoadedModel, num_blocks: int, num_inputs: int, limit
     task = loaded.task
     if limit_gib == 0 or processes.shards_models():
         return loaded
-    is_image = isinstance(task, ImageTask)
-    trunk = find_trunk(loaded.model, num_blocks, task.options if is_image else {}, cache_dir() / "activations")
+    options = task.options if isinstance(task, ImageTask) else {}
+    trunk = find_trunk(loaded.model, num_blocks, options, cache_dir() / "activations")
     if trunk is None:
         return loaded
-    one = process_with(task)([_SQUARE])[0] if is_image else torch.zeros(1, dtype=torch.long)
-    what = f"The outputs of {num_blocks} frozen blocks for {num_inputs} {'images' if is_image else 'tokens'}"
+    if isinstance(task, ImageTask):
+        unit, one = "images", process_with(task)([_SQUARE])[0]
+    else:
+        unit, one = "tokens", torch.zeros(1, dtype=torch.long)
+    what = f"The outputs of {num_blocks} frozen blocks for {num_inputs} {unit}"
     if not _fits(what, num_inputs * trunk.output_size(one), limit_gib):
         return loaded
     return LoadedModel(loaded.model, task.with_trunk(trunk), loaded.source)
