@@ -113,7 +113,7 @@ def inputs_of(examples: ExampleSet[Any], *, with_alternatives: bool) -> int:
         examples: Of either kind.
         with_alternatives: Whether the paraphrased and wrong answers are read too, as in measuring.
     """
-    if not isinstance(examples[0], LanguageExample):
+    if not len(examples) or not isinstance(examples[0], LanguageExample):
         return len(examples)
     answers = [
         answer for example in examples for answer in (example, *(example.alternatives if with_alternatives else ()))
