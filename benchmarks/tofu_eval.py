@@ -21,7 +21,7 @@ import sys
 import tempfile
 import time
 from collections import defaultdict
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -192,8 +192,20 @@ def differences(found: dict[str, Any], scores: ModelScores) -> dict[str, Any]:
     return {"nll_sum": max(sums), "nll_per_label": max(per_label), "same_answers": same, "answers": count}
 
 
-def main() -> None:
-    """Measure, print and write."""
+def tokens_of(loaded: LoadedModel, sets: dict[str, Any], scores: ModelScores) -> dict[str, float]:
+    """Mean tokens of prompts, of all answers that are read, and of the answers that the model gives."""
+    examples = [example for part in sets.values() for example in part]
+    tokenize = loaded.task.tokenizer
+    given = [len(tokenize(answer)["input_ids"]) for part in scores.sets.values() for answer in part.answers or ()]
+    return {
+        "prompt": float(np.mean([example.num_prompt_tokens for example in examples])),
+        "labels": float(np.mean([a.num_labels for example in examples for a in (example, *example.alternatives)])),
+        "answers_generated": float(np.mean(given)),
+    }
+
+
+def parse_arguments() -> argparse.Namespace:
+    """The options above."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("data_dir", type=Path)
     parser.add_argument("--questions", type=int, default=8, help="of each set")
@@ -202,7 +214,12 @@ def main() -> None:
     parser.add_argument("--batch-size", type=int, default=16)
     parser.add_argument("--max-new-tokens", type=int, default=48)
     parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results" / "tofu_eval_cpu.json")
-    arguments = parser.parse_args()
+    return parser.parse_args()
+
+
+def main() -> None:
+    """Measure, print and write."""
+    arguments = parse_arguments()
     base = load_base()
     sets = load_sets(arguments.data_dir, base.task.tokenizer, None if arguments.full else arguments.questions)
     if arguments.taught:
@@ -210,15 +227,9 @@ def main() -> None:
     loaded = under_adapter(base)
     settings = EvaluationConfig(batch_size=arguments.batch_size, max_new_tokens=arguments.max_new_tokens)
     clock = Clock()
-    steps: list[Callable[[], Any]] = [
-        lambda: likelihoods_step_by_step(loaded, sets, settings.batch_size, clock),
-        lambda: generations_merged(loaded, sets, settings, clock),
-    ]
     scores = fast(loaded, sets, settings, clock)
-    print(json.dumps(clock.seconds), flush=True)
-    for step in steps:
-        step()
-        print(json.dumps(clock.seconds), flush=True)
+    likelihoods_step_by_step(loaded, sets, settings.batch_size, clock)
+    generations_merged(loaded, sets, settings, clock)
     with clock("slow"):
         found = evaluate_by_metric(
             loaded.model,
@@ -233,17 +244,7 @@ def main() -> None:
         "versions": {"torch": torch.__version__, "transformers": transformers.__version__},
         "arguments": {name: str(value) for name, value in vars(arguments).items() if name not in ("data_dir", "out")},
         "sizes": {name: len(examples) for name, examples in sets.items()},
-        "tokens": {
-            "prompt": float(np.mean([e.num_prompt_tokens for part in sets.values() for e in part])),
-            "labels": float(
-                np.mean([a.num_labels for part in sets.values() for e in part for a in (e, *e.alternatives)])
-            ),
-            "answers_generated": float(
-                np.mean(
-                    [len(loaded.task.tokenizer(a)["input_ids"]) for s in scores.sets.values() for a in s.answers or ()]
-                )
-            ),
-        },
+        "tokens": tokens_of(loaded, sets, scores),
         "seconds": {name: {"cpu": cpu, "wall": wall} for name, (cpu, wall) in clock.seconds.items()},
         "speedup": {"cpu": clock.cpu("slow") / clock.cpu("fast")},
         "differences": differences(found, scores),
