@@ -9,7 +9,6 @@ from dataclasses import replace
 import pytest
 
 from stable_forgetting.errors import DataError
-from stable_forgetting.locks import locked, locked_if_free
 from stable_forgetting.progress import SilentProgress
 from stable_forgetting.runs import models
 from stable_forgetting.runs.cache import made_once
@@ -25,14 +24,14 @@ def cache(tmp_path, monkeypatch):
     return tmp_path / "cache"
 
 
-def test_one_at_a_time(tmp_path):
+def test_one_at_a_time():
     inside, most = [], []
 
     def work(_):
-        with locked(tmp_path / "lock"):
+        with made_once("name", "a model"):
             inside.append(1)
             most.append(len(inside))
-            time.sleep(0.02)
+            time.sleep(0.01)
             inside.pop()
 
     with ThreadPoolExecutor(4) as pool:
@@ -40,15 +39,11 @@ def test_one_at_a_time(tmp_path):
     assert most == [1] * 8
 
 
-def test_a_lock_is_let_go_when_its_holder_fails(tmp_path):
-    with pytest.raises(ValueError, match="broken"), locked(tmp_path / "lock"):
+def test_what_failed_can_be_made_again(caplog):
+    with pytest.raises(ValueError, match="broken"), made_once("name", "a model"):
         raise ValueError("broken")
-    with locked_if_free(tmp_path / "lock") as is_held:
-        assert is_held
-        with locked_if_free(tmp_path / "lock") as is_held_twice:
-            assert not is_held_twice
-        with locked_if_free(tmp_path / "lock") as is_held_twice:
-            assert not is_held_twice, "whoever did not get the lock lets nothing go"
+    with made_once("name", "a model"):
+        assert "Another run" not in caplog.text
 
 
 def test_the_second_run_says_that_it_waits(caplog):

@@ -12,15 +12,19 @@ from __future__ import annotations
 
 import json
 import math
+import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
 import torch
+from filelock import FileLock
 from torch import Tensor
 
 from stable_forgetting.errors import DataError
-from stable_forgetting.locks import locked
+
+CAN_GROW = sys.platform != "win32"
+"""Whether a file can grow while it is read as memory."""
 
 _FLOAT_BYTES = 4
 
@@ -59,9 +63,9 @@ class ArrayStore:
         if any(key not in self._places for key in keys):
             try:
                 self.folder.mkdir(parents=True, exist_ok=True)
-                with locked(self.folder / "lock"):
+                with FileLock(self.folder / "lock"):
                     self._places, self._values = self._completed(keys, compute)
-            except OSError as error:
+            except (OSError, NotImplementedError) as error:  # the latter where the file system has no locks
                 raise DataError(
                     f"The cache folder '{self.folder}' cannot be used ({error}). Set STABLE_FORGETTING_CACHE to a "
                     "local folder with room, or model.disk_cache_gib to 0 so that nothing is kept."

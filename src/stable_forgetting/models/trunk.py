@@ -23,8 +23,7 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 from transformers import PreTrainedConfig
 
-from stable_forgetting.data.array_store import ArrayStore
-from stable_forgetting.locks import HAS_LOCKS
+from stable_forgetting.data.array_store import CAN_GROW, ArrayStore
 
 IMAGE_FAMILIES = frozenset({"vit", "deit", "dinov2", "dinov2_with_registers"})
 """Families whose blocks pass on hidden states and nothing else, from one list, behind a module of embeddings. BEiT's
@@ -160,7 +159,7 @@ def find_trunk(model: Any, num_blocks: int, options: dict[str, Any], root: Path)
     """
     config = model.config
     is_random = any(getattr(config, name, 0) for name in _RANDOM)
-    if not HAS_LOCKS or num_blocks < 1 or is_random:
+    if not CAN_GROW or num_blocks < 1 or is_random:
         return None
     if config.model_type in IMAGE_FAMILIES:
         embeddings_name, input_name = "embeddings", "pixel_values"

@@ -11,9 +11,10 @@ from contextlib import ExitStack, contextmanager
 from importlib.metadata import version
 from typing import Any
 
+from filelock import FileLock, Timeout
+
 from stable_forgetting import processes
 from stable_forgetting.errors import DataError
-from stable_forgetting.locks import locked_if_free
 from stable_forgetting.models.load import cache_dir
 
 CACHE_FORMAT = 2
@@ -61,13 +62,12 @@ def _take_lock(name: str, held: ExitStack) -> bool:
     folder = cache_dir() / "locks"
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        with ExitStack() as tried:
-            if not tried.enter_context(locked_if_free(folder / name)):
-                return False
-            held.push(tried.pop_all())
-            return True
-    except OSError as error:
+        held.enter_context(FileLock(folder / name, blocking=False))
+    except Timeout:
+        return False
+    except (OSError, NotImplementedError) as error:  # the latter where the file system has no locks
         raise DataError(
             f"The cache folder '{folder}' cannot be used ({error}). Set STABLE_FORGETTING_CACHE to a local folder that "
             "can be written."
         ) from error
+    return True

@@ -15,10 +15,9 @@ from peft import PeftModel
 
 from stable_forgetting import processes
 from stable_forgetting.adapters.families import block_number
-from stable_forgetting.data.array_store import ArrayStore
+from stable_forgetting.data.array_store import CAN_GROW, ArrayStore
 from stable_forgetting.data.examples import ExampleSet, LanguageExample
 from stable_forgetting.data.rows import Rows
-from stable_forgetting.locks import HAS_LOCKS
 from stable_forgetting.models.load import LoadedModel, cache_dir
 from stable_forgetting.models.tasks import ImageTask, Task
 from stable_forgetting.models.trunk import find_trunk
@@ -42,7 +41,7 @@ def pixel_store(task: Task, rows: Mapping[str, Rows], limit_gib: float) -> Array
         rows: The sets.
         limit_gib: Room on disk in GiB.
     """
-    if not isinstance(task, ImageTask) or not HAS_LOCKS or limit_gib == 0:
+    if not isinstance(task, ImageTask) or not CAN_GROW or limit_gib == 0:
         return None
     shape = tuple(process_with(task)([_SQUARE])[0].shape)
     count = sum(len(found) for found in rows.values())
