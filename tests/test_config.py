@@ -108,8 +108,13 @@ def test_options_that_contradict_each_other_are_refused():
     both = {"objective": {"name": "calibrated"}, "training": {"best_metric": "forget_nll"}}
     with pytest.raises(ConfigError, match=r"data\.holdout.*; training\.best_metric needs"):
         parse_config(SMALLEST | both)
-    with pytest.raises(ConfigError, match=r"needs model\.finetune"):
-        parse_config(SMALLEST | {"objective": {"name": "calibrated", "target": {"source": "pretrained"}}})
+    for name, target in (("calibrated", {"source": "pretrained"}), ("calibrated_labels", {"order": "pretrained"})):
+        changes = {"objective": {"name": name, "target": target}}
+        (setting,) = target
+        with pytest.raises(ConfigError, match=f"{setting} 'pretrained' needs pretrained_model, or model.finetune"):
+            parse_config(SMALLEST | changes)
+        given = {"data": SMALLEST["data"] | {"holdout": {"path": "h.jsonl"}}, "pretrained_model": "m"}
+        assert parse_config(SMALLEST | changes | given).pretrained_model == "m"
     with pytest.raises(ConfigError, match="give a 'where' rule"):
         parse_config(SMALLEST | {"data": {"source": {"path": "x.jsonl"}, "forget": {}}})
     with pytest.raises(ConfigError, match="need a 'path' each"):

@@ -71,6 +71,7 @@ SETTINGS: dict[str, tuple[dict[str, Any], list[str]]] = {
     "missing package": ({"model__name": "package:no_such_package"}, ["no_such_package", "pip"]),
     "missing model folder": ({"model__name": "/no/such/model"}, ["/no/such/model", "existing folder"]),
     "missing retain model": ({"retain_model": "/no/such/model"}, ["/no/such/model", "existing folder"]),
+    "missing pretrained model": ({"pretrained_model": "/no/such/model"}, ["/no/such/model", "existing folder"]),
 }
 
 DATA_FILES: dict[str, tuple[str, str, list[str]]] = {

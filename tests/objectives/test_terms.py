@@ -42,6 +42,8 @@ class PaddedBatch:
             "reference_nll_sum": reference.nll_sum,
             "reference_logits": reference.logits,
             "target": torch.linspace(0.5, 3, len(self.labels), dtype=torch.float64),
+            "label_targets": torch.linspace(0.5, 3, 8 * len(self.labels), dtype=torch.float64).reshape(-1, 8),
+            "mean_target": torch.full((len(self.labels),), 1.7, dtype=torch.float64),
             "beta": 0.3,
             "limit": 4.0,
         }
@@ -54,13 +56,14 @@ def count_of(term, predictions: Predictions) -> torch.Tensor:
 
 def slow_value(name: str, batch: PaddedBatch) -> float:
     own, reference = (twins.nll_by_example(logits, batch.labels) for logits in (batch.logits, batch.reference))
-    targets = batch.needs()["target"]
+    targets, rows = batch.needs()["target"], batch.needs()["label_targets"].tolist()
     return {
         "ascent": lambda: -twins.cross_entropy(own),
         "nll": lambda: twins.cross_entropy(own),
         "bounded_ascent": lambda: twins.bounded_ascent(own, 4.0),
         "npo": lambda: twins.npo(own, reference, 0.3),
         "calibrated": lambda: twins.calibrated(own, targets.tolist()),
+        "calibrated_labels": lambda: twins.calibrated_labels(own, rows, 1.7),
         "kl": lambda: twins.kl(batch.logits, batch.reference, batch.labels),
     }[name]()
 
@@ -92,6 +95,8 @@ def test_splitting_a_batch_changes_nothing(name, seed, cut):
         part_needs = {
             "reference_nll_sum": needs["reference_nll_sum"][mask],
             "target": needs["target"][mask],
+            "label_targets": needs["label_targets"][mask],
+            "mean_target": needs["mean_target"][mask],
             "reference_logits": needs["reference_logits"][position],
             "beta": needs["beta"],
             "limit": needs["limit"],
@@ -174,11 +179,52 @@ def test_calibrated_is_least_at_its_target_and_starts_as_steep_as_ascent():
     assert value_and_slope(3.0)[1] > 0  # an overshoot is taken back
 
 
+def test_calibrated_labels_sees_what_a_mean_hides():
+    """Two labels whose NLLs are 0 and 4 have the mean that is asked for, and neither has its own target."""
+    logits = torch.tensor([[0.0, -40.0], [0.0, math.log(math.expm1(4.0))]], dtype=torch.float64, requires_grad=True)
+    predictions = Predictions(logits, torch.tensor([0, 0]), torch.tensor([0, 0]), 1)
+    needs = {
+        "target": torch.tensor([2.0], dtype=torch.float64),
+        "label_targets": torch.full((1, 2), 2.0, dtype=torch.float64),
+        "mean_target": torch.tensor([2.0], dtype=torch.float64),
+    }
+    values = {
+        name: term_value(TERMS[name], predictions, needs, count_of(TERMS[name], predictions))
+        for name in ("calibrated", "calibrated_labels")
+    }
+    assert values["calibrated"].item() == pytest.approx(0, abs=1e-12)
+    assert values["calibrated_labels"].item() == pytest.approx((2**2 + 2**2) / (2 * 2) / 2)
+
+
+def test_calibrated_labels_is_calibrated_where_examples_have_one_label_and_the_targets_are_equal():
+    logits = torch.randn(5, 3, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    predictions = Predictions(logits, torch.tensor([0, 1, 2, 0, 1]), torch.arange(5), 5)
+    target = torch.full((5,), 1.5, dtype=torch.float64)
+    needs = {"target": target, "label_targets": target[:, None], "mean_target": target}
+    one, other = (
+        term_value(TERMS[name], predictions, needs, torch.tensor(5.0)) for name in ("calibrated", "calibrated_labels")
+    )
+    torch.testing.assert_close(one, other)
+
+
+def test_positions_count_from_the_first_label_of_each_example():
+    example = torch.tensor([0, 0, 0, 1, 3, 3])
+    predictions = Predictions(torch.zeros(6, 2), torch.zeros(6, dtype=torch.int64), example, 4)
+    assert predictions.position.tolist() == [0, 1, 2, 0, 0, 1]
+
+
 def test_the_sign_of_the_forget_term_lowers_the_likelihood():
     for name in FORGET_TERMS:
         logits = torch.zeros(1, 2, requires_grad=True)
         predictions = Predictions(logits, torch.tensor([0]), torch.tensor([0]), 1)
-        needs = {"reference_nll_sum": torch.tensor([0.7]), "target": torch.tensor([3.0]), "beta": 0.1, "limit": 3.0}
+        needs = {
+            "reference_nll_sum": torch.tensor([0.7]),
+            "target": torch.tensor([3.0]),
+            "label_targets": torch.tensor([[3.0]]),
+            "mean_target": torch.tensor([3.0]),
+            "beta": 0.1,
+            "limit": 3.0,
+        }
         term_value(TERMS[name], predictions, needs, torch.tensor(1.0)).backward()
         assert logits.grad[0, 0] > 0, name  # descending takes the right label's logit down
 

@@ -53,6 +53,27 @@ def calibrated(nlls: list[list[float]], targets: list[float]) -> float:
     return sum(values) / len(values)
 
 
+def calibrated_labels(nlls: list[list[float]], targets: list[list[float]], mean_target: float) -> float:
+    """Σ (l_j − t_j)² / (2 T), divided by the number of labels."""
+    values = []
+    for own, wanted in zip(nlls, targets, strict=True):
+        for place, value in enumerate(own):
+            values.append((value - wanted[place]) ** 2 / (2 * mean_target))
+    return sum(values) / len(values)
+
+
+def quantile_targets(forget: list[float], holdout: list[float]) -> list[float]:
+    """The holdout value at each forget value's place in their order, on a straight line between two of them."""
+    targets = []
+    for value in forget:
+        rank = sum(other < value for other in forget)
+        place = (rank + 0.5) / len(forget) * (len(holdout) - 1)
+        below, ordered = int(place), sorted(holdout)
+        above = min(below + 1, len(holdout) - 1)
+        targets.append(ordered[below] + (place - below) * (ordered[above] - ordered[below]))
+    return targets
+
+
 def kl(logits: torch.Tensor, reference: torch.Tensor, labels: torch.Tensor) -> float:
     """KL(p_ref ‖ p), averaged over label positions."""
     values = []

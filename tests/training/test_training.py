@@ -58,7 +58,9 @@ def make_trainer(tmp_path, model, objective, found: Sets, **changes) -> UnlearnT
     )
 
 
-@pytest.mark.parametrize("name", ["gradient_difference", "bounded_ascent", "npo", "calibrated", "kl", "retain_only"])
+@pytest.mark.parametrize(
+    "name", ["gradient_difference", "bounded_ascent", "npo", "calibrated", "calibrated_labels", "kl", "retain_only"]
+)
 def test_the_loss_equals_the_slow_twin(tmp_path, name):
     found = sets()
     model = adapted_model()
@@ -66,7 +68,12 @@ def test_the_loss_equals_the_slow_twin(tmp_path, name):
         for parameter_name, parameter in model.named_parameters():
             if "lora_B" in parameter_name:
                 parameter.normal_(std=0.05)
-    constants = {"reference_nll_sum": torch.linspace(5, 30, 6), "target": torch.linspace(1, 4, 6)}
+    constants = {
+        "reference_nll_sum": torch.linspace(5, 30, 6),
+        "target": torch.linspace(1, 4, 6),
+        "label_targets": torch.linspace(1, 4, 6 * 40).reshape(6, 40),
+        "mean_target": torch.full((6,), 2.2),
+    }
     needed = {key: value for key, value in constants.items() if key in build_objective(name).needs}
     objective = build_objective(name, forget_weight=0.7, retain_weight=1.3, beta=0.2, limit=3.7)
     trainer = make_trainer(tmp_path, model, objective, Sets(found.forget, found.retain, needed))
@@ -93,6 +100,7 @@ def test_the_loss_equals_the_slow_twin(tmp_path, name):
         "retain_only": lambda: 0.0,
         "npo": lambda: twins.npo(forget, reference, 0.2),
         "calibrated": lambda: twins.calibrated(forget, constants["target"][rows].tolist()),
+        "calibrated_labels": lambda: twins.calibrated_labels(forget, constants["label_targets"][rows].tolist(), 2.2),
     }[name]()
     retain_term = (
         twins.kl(padded(~is_forget), padded(~is_forget, disabled=True), batch["labels"][~is_forget])

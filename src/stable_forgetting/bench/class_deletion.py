@@ -209,7 +209,8 @@ def _target_of_chance(num_classes: int) -> Changes:
 
 def _any_needs_holdout(methods: Mapping[str, Changes]) -> bool:
     return any(
-        changes["objective.name"] == "calibrated" and changes.get("objective.target.source", "holdout") == "holdout"
+        changes["objective.name"] in ("calibrated", "calibrated_labels")
+        and changes.get("objective.target.source", "holdout") == "holdout"
         for changes in methods.values()
     )
 

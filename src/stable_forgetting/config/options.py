@@ -21,17 +21,25 @@ class TargetConfig(Section):
     source: Literal["holdout", "pretrained", "number"] = "holdout"
     """Unseen examples, the model before finetuning, or `nll`."""
     matching: Literal["mean", "quantiles"] = "quantiles"
-    """With holdout: one target for all examples, or the holdout's whole distribution by rank."""
+    """With holdout: one target for all examples or labels, or the holdout's whole distribution by rank."""
+    order: Literal["base", "pretrained"] = "base"
+    """With holdout and quantiles: whose likelihoods say which forget examples or labels are the likelier ones."""
     nll: Positive | None = None
     """With number: the target in nats per label."""
+
+    @property
+    def needs_pretrained(self) -> bool:
+        """Whether targets come from the model before finetuning."""
+        is_ordered = self.source == "holdout" and self.matching == "quantiles" and self.order == "pretrained"
+        return self.source == "pretrained" or is_ordered
 
 
 class ObjectiveConfig(Section):
     """objective = forget_weight × forget term + retain_weight × retain term."""
 
     name: str = "gradient_difference"
-    """ascent, gradient_difference, bounded_ascent, kl, npo, calibrated or retain_only: a forget term with its usual
-    retain term."""
+    """ascent, gradient_difference, bounded_ascent, kl, npo, calibrated, calibrated_labels or retain_only: a forget term
+    with its usual retain term."""
     retain: str | None = None
     """Another retain term, nll or kl. None: the usual one."""
     forget_weight: NotNegative = 1.0
@@ -43,7 +51,7 @@ class ObjectiveConfig(Section):
     limit: Positive | None = None
     """Of bounded_ascent: nats per label at which the ascent ends. None: ln of the number of classes or tokens."""
     target: TargetConfig = TargetConfig()
-    """Of calibrated."""
+    """Of calibrated and calibrated_labels."""
 
 
 class StopRule(Section):
@@ -146,6 +154,9 @@ class RunConfig(Section):
     """What kind of model it is."""
     model: ModelConfig
     """The base model."""
+    pretrained_model: str | None = None
+    """Name or folder of the model that the base model was finetuned from, for targets. None: with model.finetune the
+    model as configured, else it is not known."""
     retain_model: str | None = None
     """Name or path of a retain model. None: made by finetuning if `model.finetune` is given."""
     retain_log: str | None = None

@@ -30,13 +30,14 @@ def find_problems(config: RunConfig) -> list[str]:
         problems += [f"data.{name}: only language models have it" for name in _LANGUAGE_ONLY if getattr(data, name)]
     else:
         problems += _problems_of_language(config)
-    if config.objective.name == "calibrated":
+    if config.objective.name in ("calibrated", "calibrated_labels"):
         if target.source == "number" and target.nll is None:
             problems.append("objective.target: source 'number' needs 'nll', the target in nats per label")
         if target.source == "holdout" and data.holdout is None:
             problems.append("objective.target: source 'holdout' needs data.holdout, unseen examples of the same kind")
-        if target.source == "pretrained" and config.model.finetune is None:
-            problems.append("objective.target: source 'pretrained' needs model.finetune, else nothing is pretrained")
+        if target.needs_pretrained and config.model.finetune is None and config.pretrained_model is None:
+            setting = "source" if target.source == "pretrained" else "order"
+            problems.append(f"objective.target: {setting} 'pretrained' needs pretrained_model, or model.finetune")
     if config.objective.forget_weight == 0 and config.objective.retain_weight == 0:
         problems.append("objective: forget_weight and retain_weight are both 0, so there is nothing to train")
     if config.model.quantization and (config.model.finetune or config.merge):

@@ -159,8 +159,7 @@ def collect(
 def _columns(predictions: Predictions, *, is_image: bool, with_classes: bool) -> dict[str, npt.NDArray[Any]]:
     example, correct = predictions.example, predictions.correct
     counts = predictions.num_labels
-    starts = counts.cumsum(0) - counts
-    position = torch.arange(len(example), device=example.device) - starts[example]
+    position = predictions.position
     is_last = position == counts[example] - 1
     columns = {
         "nll_sum": predictions.nll_sum.double(),

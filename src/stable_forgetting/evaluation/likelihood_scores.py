@@ -98,6 +98,19 @@ class LikelihoodScores:
         return self.nll_sum / self.num_labels
 
     @property
+    def label_nll(self) -> Floats:
+        """Negative log-likelihood of each label, example after example, (sum of n,), in nats.
+
+        Raises:
+            ValueError: Examples have several labels, and their `tokens` were not kept.
+        """
+        if self.tokens is not None:
+            return -self.tokens.log_probability.astype(np.float64)
+        if (self.num_labels != 1).any():
+            raise ValueError("the values of each label were not kept; score with_tokens")
+        return self.nll_sum
+
+    @property
     def probability(self) -> Floats:
         """P = exp(−S / n), (N,): for an image the probability of its class."""
         return np.exp(-self.nll)

@@ -48,6 +48,12 @@ class Predictions:
         """n: number of labels of each example, (E,)."""
         return torch.bincount(self.example, minlength=self.num_examples)
 
+    @cached_property
+    def position(self) -> Tensor:
+        """Number of each label within its example, from 0, (P,)."""
+        starts = self.num_labels.cumsum(0) - self.num_labels
+        return torch.arange(len(self.example), device=self.example.device) - starts[self.example]
+
     @property
     def nll_mean(self) -> Tensor:
         """Mean l = S / n: negative log-likelihood per label of each example, (E,)."""

@@ -48,6 +48,11 @@ class Objective:
         needs = self.forget.needs if self.forget is not None and self.uses_forget else frozenset[str]()
         return needs | (self.retain.needs if self.retain is not None and self.uses_retain else frozenset())
 
+    @property
+    def needs_targets(self) -> bool:
+        """Whether the forget term stops at targets."""
+        return not self.needs.isdisjoint({"target", "label_targets"})
+
 
 OBJECTIVES: dict[str, tuple[str | None, str | None, str]] = {
     "ascent": ("ascent", None, "ascend on the forget set alone: the simplest, and the least stable"),
@@ -60,6 +65,7 @@ OBJECTIVES: dict[str, tuple[str | None, str | None, str]] = {
     "kl": ("ascent", "kl", "ascend on the forget set, stay near the base model on the retain set"),
     "npo": ("npo", "nll", "negative preference optimisation: ascent that fades once an example is forgotten"),
     "calibrated": ("calibrated", "nll", "move each forget example to the likelihood of unseen data, no further"),
+    "calibrated_labels": ("calibrated_labels", "nll", "the same for each label: each word of an answer looks unseen"),
     "retain_only": (None, "nll", "finetune on the retain set alone: the usual baseline"),
 }
 """Forget term, usual retain term and description of each named objective."""

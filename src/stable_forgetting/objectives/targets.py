@@ -1,8 +1,7 @@
-"""Targets of calibrated forgetting: the likelihood at which each forget example would look unseen."""
+"""Targets of calibrated forgetting: the likelihood at which each forget example, or each label, would look unseen."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Literal
 
 import numpy as np
@@ -14,7 +13,7 @@ Floats = npt.NDArray[np.float64]
 
 
 def holdout_targets(
-    forget_nll: Sequence[float], holdout_nll: Sequence[float], matching: Literal["mean", "quantiles"]
+    order: npt.ArrayLike, holdout_nll: npt.ArrayLike, matching: Literal["mean", "quantiles"]
 ) -> Floats:
     """Targets from how likely the base model finds unseen data of the same kind.
 
@@ -23,12 +22,13 @@ def holdout_targets(
     the holdout set, which is what a membership attack sees.
 
     Args:
-        forget_nll: l of the base model for each forget example, nats per label; only its order is used.
-        holdout_nll: l of the base model for each holdout example.
+        order: A number for each forget example, or for each of their labels: the higher, the higher its target. The
+            NLL under the base model, or better under the model that it was finetuned from.
+        holdout_nll: NLL under the base model of each holdout example, per label, or of each of their labels, in nats.
         matching: How the holdout set is matched.
 
     Returns:
-        A target for each forget example, in nats per label.
+        A target for each forget example or label, in nats per label.
 
     Example:
         >>> holdout_targets([0.3, 0.1, 0.2], [1.0, 2.0, 3.0, 4.0, 5.0], "quantiles").round(2).tolist()
@@ -36,10 +36,10 @@ def holdout_targets(
         >>> holdout_targets([0.3, 0.1], [1.0, 2.0], "mean").tolist()
         [1.5, 1.5]
     """
-    holdout = np.asarray(holdout_nll, dtype=np.float64)
+    numbers, holdout = (np.asarray(values, dtype=np.float64) for values in (order, holdout_nll))
     if matching == "mean":
-        return positive_targets(np.full(len(forget_nll), holdout.mean()))
-    ranks = np.argsort(np.argsort(forget_nll, kind="stable"), kind="stable")
+        return positive_targets(np.full(len(numbers), holdout.mean()))
+    ranks = np.argsort(np.argsort(numbers, kind="stable"), kind="stable")
     return positive_targets(np.quantile(holdout, (ranks + 0.5) / len(ranks)))
 
 

@@ -22,7 +22,7 @@ from torch import Tensor
 from stable_forgetting.errors import ConfigError, unknown_name
 from stable_forgetting.models.predictions import Predictions
 
-Need = Literal["reference_nll_sum", "target", "reference_logits", "beta", "limit"]
+Need = Literal["reference_nll_sum", "target", "label_targets", "mean_target", "reference_logits", "beta", "limit"]
 """What a term takes beside the predictions; see the argument of the same name."""
 
 
@@ -100,6 +100,23 @@ def calibrated(predictions: Predictions, *, target: Tensor) -> Tensor:
     return (predictions.nll_mean - target).square() / (2 * target)
 
 
+def calibrated_labels(predictions: Predictions, *, label_targets: Tensor, mean_target: Tensor) -> Tensor:
+    """Σ_j (l_j − t_j)² / (2 T): forget until every label looks unseen, and no further.
+
+    A mean per example can be right while a few labels have all of it: the first word of an answer is made impossible,
+    and the rest is known as before. Here every label has its own target. Ours.
+
+    Args:
+        predictions: Of the forget examples.
+        label_targets: (E, most labels), t_j > 0: the NLL at which each label would look unseen; what is behind the last
+            label of an example is not looked at.
+        mean_target: (E,), T > 0: the mean of t_j over the labels of the whole forget set, the same for all examples. It
+            makes the slope at l = 0 that of ascent on average.
+    """
+    targets = label_targets[predictions.example, predictions.position]
+    return predictions.sum_by_example((predictions.nll - targets).square()) / (2 * mean_target)
+
+
 def kl(predictions: Predictions, *, reference_logits: Tensor) -> Tensor:
     """Σ over label positions of KL(p_ref ‖ p): keep the base model's whole distribution, not only the right labels.
 
@@ -139,6 +156,14 @@ FORGET_TERMS = {
             side="forget",
             formula="mean (l − t)² / (2 t)",
             needs=frozenset({"target"}),
+        ),
+        Term(
+            "calibrated_labels",
+            calibrated_labels,
+            per="label",
+            side="forget",
+            formula="Σ (l_j − t_j)² / (2 T) / Σn",
+            needs=frozenset({"label_targets", "mean_target"}),
         ),
     )
 }

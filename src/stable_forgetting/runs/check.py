@@ -180,8 +180,9 @@ def check_retain_model(config: RunConfig) -> None:
         ModelError: It cannot be found, or its config cannot be read.
         DataError: The log of a retain model is missing or no such log.
     """
-    if config.retain_model is not None:
-        load_without_weights(other_source(config, config.retain_model))
+    for name in (config.retain_model, config.pretrained_model):
+        if name is not None:
+            load_without_weights(other_source(config, name))
     logged_retain_values(config)
 
 

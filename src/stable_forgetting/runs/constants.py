@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import numpy as np
-import numpy.typing as npt
 import torch
 from torch import Tensor
 
 from stable_forgetting.config import TargetConfig
 from stable_forgetting.errors import ConfigError
 from stable_forgetting.evaluation import LikelihoodScores
+from stable_forgetting.evaluation.likelihood_scores import Floats, Ints
 from stable_forgetting.objectives import Objective
 from stable_forgetting.objectives.targets import holdout_targets, positive_targets
+
+_LEAST_NLL = 1e-7
+"""About what single precision makes of a probability that is not quite 1."""
 
 
 def forget_constants(
@@ -22,7 +25,7 @@ def forget_constants(
     pretrained: LikelihoodScores | None,
     target: TargetConfig,
 ) -> dict[str, Tensor]:
-    """Constants by name, each (number of forget examples,).
+    """Constants by name, each with a row for each forget example.
 
     Args:
         objective: Says what is needed.
@@ -32,36 +35,65 @@ def forget_constants(
         target: Where calibrated targets come from.
 
     Returns:
-        The constants that the objective's forget term needs; no others.
+        The constants that the objective's forget term needs; no others. `label_targets` has a row of label targets for
+        each example, with zeros behind the last.
 
     Raises:
         ConfigError: What the targets come from is missing.
     """
-    constants = {}
-    if "reference_nll_sum" in objective.needs and forget is not None:
-        constants["reference_nll_sum"] = torch.tensor(forget.nll_sum, dtype=torch.float32)
-    if "target" in objective.needs and forget is not None:
-        constants["target"] = torch.tensor(_targets(forget, holdout, pretrained, target), dtype=torch.float32)
-    return constants
+    if forget is None:
+        return {}
+    constants: dict[str, Floats] = {}
+    if "reference_nll_sum" in objective.needs:
+        constants["reference_nll_sum"] = forget.nll_sum
+    if "target" in objective.needs:
+        constants["target"] = _targets(
+            forget.nll,
+            holdout=None if holdout is None else holdout.nll,
+            pretrained=None if pretrained is None else pretrained.nll,
+            target=target,
+        )
+    if "label_targets" in objective.needs:
+        targets = _targets(
+            _of_labels(forget),
+            holdout=None if holdout is None else _of_labels(holdout),
+            pretrained=None if pretrained is None else _of_labels(pretrained),
+            target=target,
+        )
+        constants["label_targets"] = _padded(targets, forget.num_labels)
+        constants["mean_target"] = np.full(len(forget), targets.mean())
+    return {name: torch.tensor(values, dtype=torch.float32) for name, values in constants.items()}
 
 
-def _targets(
-    forget: LikelihoodScores,
-    holdout: LikelihoodScores | None,
-    pretrained: LikelihoodScores | None,
-    target: TargetConfig,
-) -> npt.NDArray[np.float64]:
+def _targets(forget: Floats, *, holdout: Floats | None, pretrained: Floats | None, target: TargetConfig) -> Floats:
+    """Targets of examples or labels from their NLLs under the base model."""
     if target.source == "number":
         if target.nll is None:
             raise ConfigError("The target source 'number' needs objective.target.nll, in nats per label.")
         return positive_targets(np.full(len(forget), target.nll))
+    order = pretrained if target.needs_pretrained else forget
+    if order is None:
+        raise ConfigError(
+            "Targets from the pretrained model need a config with pretrained_model or model.finetune. Use the source "
+            "'holdout' and the order 'base' here."
+        )
     if target.source == "pretrained":
-        if pretrained is None:
-            raise ConfigError("The target source 'pretrained' needs a config with model.finetune. Use 'holdout' here.")
-        return positive_targets(pretrained.nll)
+        return positive_targets(order)
     if holdout is None:
         raise ConfigError(
             "Calibrated forgetting stops where unseen data are, so it needs a holdout set: unseen examples of the same "
             "kind. Give one, or a target with source 'number' and its nll."
         )
-    return holdout_targets(forget.nll.tolist(), holdout.nll.tolist(), target.matching)
+    return holdout_targets(order, holdout, target.matching)
+
+
+def _of_labels(scores: LikelihoodScores) -> Floats:
+    """NLL of each label; what is so likely that it rounds to 0 is a little above it, as targets have to be."""
+    return np.maximum(scores.label_nll, _LEAST_NLL)
+
+
+def _padded(values: Floats, lengths: Ints) -> Floats:
+    """Values of consecutive examples, (sum of lengths,), as rows of zeros behind the values: (N, longest)."""
+    rows = np.zeros((len(lengths), lengths.max()))
+    rows[np.arange(rows.shape[1]) < lengths[:, None]] = values
+    return rows

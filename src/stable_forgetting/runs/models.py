@@ -101,7 +101,9 @@ class RunModels:
         }
 
     def pretrained(self) -> LoadedModel:
-        """The model as configured, fresh."""
+        """The model that the base model was finetuned from, fresh."""
+        if self.config.pretrained_model is not None:
+            return load_model(self.source(self.config.pretrained_model))
         return load_model(configured_source(self.config, self.classes))
 
     def source(self, name: str) -> ModelSource:

@@ -251,11 +251,14 @@ def _evaluate(scores: Measured, retain: Measured | None, base: ModelScores, conf
 
 
 def _pretrained_likelihood(models: RunModels, objective: Objective) -> LikelihoodScores | None:
-    if "target" not in objective.needs or models.config.objective.target.source != "pretrained":
+    if not objective.needs_targets or not models.config.objective.target.needs_pretrained:
         return None
     loaded = models.pretrained()
     batch_size = models.config.evaluation.batch_size
-    return processes.agree(score_examples(loaded.model, loaded.task, models.sets.forget, batch_size=batch_size))
+    with_tokens = "label_targets" in objective.needs
+    return processes.agree(
+        score_examples(loaded.model, loaded.task, models.sets.forget, batch_size=batch_size, with_tokens=with_tokens)
+    )
 
 
 def _train_adapter(

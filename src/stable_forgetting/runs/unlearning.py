@@ -157,10 +157,10 @@ def _needed_scores(
     model: Any, task: Task, objective: Objective, sets: Mapping[str, ExampleSet[Any]], settings: TrainingConfig
 ) -> dict[str, LikelihoodScores]:
     """The base model's likelihoods that the objective needs."""
-    names = ["forget"] if objective.needs & {"reference_nll_sum", "target"} else []
-    names += ["holdout"] if "target" in objective.needs and "holdout" in sets else []
-    size = settings.forget_batch_size + settings.retain_batch_size
-    return {name: score_examples(model, task, sets[name], batch_size=size) for name in names}
+    names = ["forget"] if objective.needs_targets or "reference_nll_sum" in objective.needs else []
+    names += ["holdout"] if objective.needs_targets and "holdout" in sets else []
+    size, with_tokens = settings.forget_batch_size + settings.retain_batch_size, "label_targets" in objective.needs
+    return {name: score_examples(model, task, sets[name], batch_size=size, with_tokens=with_tokens) for name in names}
 
 
 def _validation(task: Task, sets: Mapping[str, ExampleSet[Any]], settings: TrainingConfig) -> Validation:
