@@ -104,6 +104,13 @@ def test_all_problems_are_named_at_once():
         assert part in text
 
 
+def test_an_order_that_nothing_follows_is_refused():
+    for other in ({"matching": "mean"}, {"source": "number", "nll": 3.0}):
+        objective = {"name": "calibrated", "target": {"order": "pretrained", **other}}
+        with pytest.raises(ConfigError, match="order 'pretrained' is for source 'holdout' and matching 'quantiles'"):
+            parse_config(SMALLEST | {"objective": objective})
+
+
 def test_options_that_contradict_each_other_are_refused():
     both = {"objective": {"name": "calibrated"}, "training": {"best_metric": "forget_nll"}}
     with pytest.raises(ConfigError, match=r"data\.holdout.*; training\.best_metric needs"):
@@ -113,6 +120,9 @@ def test_options_that_contradict_each_other_are_refused():
         (setting,) = target
         with pytest.raises(ConfigError, match=f"{setting} 'pretrained' needs pretrained_model, or model.finetune"):
             parse_config(SMALLEST | changes)
+        image = SMALLEST | changes | {"task": "image", "model": {"name": "m", "finetune": {}}}
+        with pytest.raises(ConfigError, match="needs pretrained_model, a classifier of the same classes"):
+            parse_config(image)
         given = {"data": SMALLEST["data"] | {"holdout": {"path": "h.jsonl"}}, "pretrained_model": "m"}
         assert parse_config(SMALLEST | changes | given).pretrained_model == "m"
     with pytest.raises(ConfigError, match="give a 'where' rule"):

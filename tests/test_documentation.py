@@ -11,8 +11,9 @@ import yaml
 from pydantic import BaseModel
 from pydantic_core import PydanticUndefined, to_jsonable_python
 
+from stable_forgetting.bench.methods import PROBLEMS_DIR
 from stable_forgetting.cli.main import app
-from stable_forgetting.config import RunConfig, load_config, parse_config
+from stable_forgetting.config import RunConfig, load_config, parse_config, read_yaml
 from stable_forgetting.objectives import FORGET_TERMS, OBJECTIVES, RETAIN_TERMS
 from tiny_problem import make_language_problem
 
@@ -96,6 +97,15 @@ def test_the_readme_names_every_command():
     names |= {str(group.name) for group in app.registered_groups}
     documented = set(re.findall(r"^\| `forget (\w+)", README.read_text(), re.MULTILINE))
     assert documented == names
+
+
+@pytest.mark.parametrize("page", ["tofu.md", "class_deletion.md"])
+@pytest.mark.parametrize("kind", ["objectives", "bounds", "targets"])
+def test_pages_of_benchmarks_name_every_choice(page, kind):
+    text = (ROOT / "docs" / page).read_text()
+    row = next(line for line in text.splitlines() if line.startswith(f"| `--{kind}` |"))
+    choices = read_yaml(PROBLEMS_DIR / "methods.yaml")[kind]
+    assert [name for name in choices if f"`{name}`" not in row] == []
 
 
 def test_concepts_has_every_objective_with_its_formulas():

@@ -12,17 +12,13 @@ import pytest
 import torch
 import yaml
 from peft import PeftModel
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoModelForCausalLM
 
-from reference import objective_twins as twins
 from stable_forgetting.cli.main import main
-from stable_forgetting.data.language import LanguageColumns, language_examples
-from stable_forgetting.data.sources import load_rows
 from stable_forgetting.errors import RunDirectoryError
 from stable_forgetting.models.load import model_sha256
 from stable_forgetting.records import read_record
 from stable_forgetting.runs import pipeline, run, validation
-from stable_forgetting.runs.constants import forget_constants
 from tiny_problem import NUM_FORGET, NUM_HOLDOUT, NUM_RETAIN, file_tree, make_image_problem, make_llama
 
 
@@ -146,45 +142,6 @@ def test_a_retain_model_gives_gaps(problem, tmp_path):
     assert set(record.models) == {"base", "retain"}
     assert record.models["base"] != record.models["retain"]
     assert (tmp_path / "run" / "per_example" / "retain.json").is_file()
-
-
-def test_labels_get_targets_in_the_order_of_a_pretrained_model(problem, tmp_path, monkeypatch):
-    pretrained = shutil.copytree(problem.model, tmp_path / "pretrained")
-    make_llama(_vocabulary_size(problem), seed=1).save_pretrained(pretrained)
-    seen = {}
-
-    def note(*arguments, **given):
-        seen.update(given)
-        seen["constants"] = forget_constants(*arguments, **given)
-        return seen["constants"]
-
-    monkeypatch.setattr(pipeline, "forget_constants", note)
-    changes = {"objective__name": "calibrated_labels", "objective__target__order": "pretrained", "training__steps": 1}
-    run(problem.config(pretrained_model=str(pretrained), **changes), tmp_path / "run")
-    base, other = (AutoModelForCausalLM.from_pretrained(folder).eval() for folder in (problem.model, pretrained))
-    examples = json.loads((tmp_path / "run" / "per_example" / "base.json").read_text())["sets"]["forget"]
-    lengths = examples["likelihood"]["num_labels"]
-    assert not torch.allclose(torch.tensor(seen["forget"].label_nll), torch.tensor(seen["pretrained"].label_nll))
-    assert seen["pretrained"].nll_sum.tolist() == pytest.approx(slow_nll_sums(other, problem), abs=1e-4)
-    assert seen["forget"].nll_sum.tolist() == pytest.approx(slow_nll_sums(base, problem), abs=1e-4)
-    targets = twins.quantile_targets(seen["pretrained"].label_nll.tolist(), seen["holdout"].label_nll.tolist())
-    for row, length in zip(seen["constants"]["label_targets"].tolist(), lengths, strict=True):
-        assert row[:length] == pytest.approx(targets[:length], abs=1e-5)
-        targets = targets[length:]
-    assert not targets
-
-
-def slow_nll_sums(model, problem) -> list[float]:
-    """NLL of each forget answer, one text at a time."""
-    tokenizer = AutoTokenizer.from_pretrained(problem.model)
-    rows = load_rows(problem.settings["data"]["forget"]["path"])
-    sums = []
-    for example in language_examples(rows, tokenizer, name="forget", columns=LanguageColumns()):
-        with torch.no_grad():
-            log_probs = model(torch.tensor([example.input_ids])).logits[0].double().log_softmax(-1)
-        places = range(len(example.input_ids) - example.num_labels, len(example.input_ids))
-        sums.append(-sum(log_probs[place - 1, example.input_ids[place]].item() for place in places))
-    return sums
 
 
 def _vocabulary_size(problem) -> int:

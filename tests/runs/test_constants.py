@@ -71,6 +71,16 @@ def test_values_of_labels_that_were_not_kept_are_refused():
         constants(TargetConfig(), forget=scores_of(FORGET, with_tokens=False))
 
 
+def test_targets_of_what_is_known_by_heart_are_refused():
+    with pytest.raises(ConfigError, match=r"1e-07 nats per label on average; they must be at least 0\.001"):
+        constants(TargetConfig(), holdout=scores_of([[0.0, 0.0], [0.0]]))
+
+
+def test_an_order_needs_numbers():
+    with pytest.raises(ConfigError, match="has the likelihood nan under the model that orders the targets"):
+        constants(TargetConfig(order="pretrained"), pretrained=scores_of([[2.0, float("nan"), 0.5], [0.0], [4.0, 1.0]]))
+
+
 def test_targets_need_what_they_come_from():
     with pytest.raises(ConfigError, match="so it needs a holdout set"):
         constants(TargetConfig(), holdout=None)

@@ -24,7 +24,7 @@ from stable_forgetting.bench.requests import (
     listed_rows,
     none_of,
 )
-from stable_forgetting.config import apply_change, read_yaml
+from stable_forgetting.config import WITH_TARGETS, apply_change, read_yaml
 from stable_forgetting.config.benchmark_options import ClassDeletionOptions
 from stable_forgetting.errors import ConfigError
 from stable_forgetting.models.load import ModelSource, load_without_weights
@@ -209,8 +209,7 @@ def _target_of_chance(num_classes: int) -> Changes:
 
 def _any_needs_holdout(methods: Mapping[str, Changes]) -> bool:
     return any(
-        changes["objective.name"] in ("calibrated", "calibrated_labels")
-        and changes.get("objective.target.source", "holdout") == "holdout"
+        changes["objective.name"] in WITH_TARGETS and changes.get("objective.target.source", "holdout") == "holdout"
         for changes in methods.values()
     )
 

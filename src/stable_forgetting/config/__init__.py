@@ -10,11 +10,12 @@ from stable_forgetting.config.options import (
     TargetConfig,
     TrainingConfig,
 )
-from stable_forgetting.config.problems import MEASURED_ONLY
+from stable_forgetting.config.problems import MEASURED_ONLY, WITH_TARGETS
 from stable_forgetting.config.settings import apply_change, load_config, parse_change, parse_config, read_yaml
 
 __all__ = [
     "MEASURED_ONLY",
+    "WITH_TARGETS",
     "AdapterConfig",
     "DataConfig",
     "EvaluationConfig",

@@ -11,6 +11,9 @@ if TYPE_CHECKING:
 MEASURED_ONLY = ("retain_evaluation", "forgotten_before", "real_authors", "world_facts")
 """Sets that nothing is taught from."""
 
+WITH_TARGETS = ("calibrated", "calibrated_labels")
+"""Objectives that stop at a target."""
+
 _LANGUAGE_ONLY = ("retain_evaluation", "real_authors", "world_facts")
 """For images the attacks take the measured retain images for members, so these have to be the taught ones."""
 
@@ -24,20 +27,14 @@ def find_problems(config: RunConfig) -> list[str]:
     Args:
         config: The config.
     """
-    data, target = config.data, config.objective.target
+    data = config.data
     problems = _problems_of_sets(data)
     if config.task == "image":
         problems += [f"data.{name}: only language models have it" for name in _LANGUAGE_ONLY if getattr(data, name)]
     else:
         problems += _problems_of_language(config)
-    if config.objective.name in ("calibrated", "calibrated_labels"):
-        if target.source == "number" and target.nll is None:
-            problems.append("objective.target: source 'number' needs 'nll', the target in nats per label")
-        if target.source == "holdout" and data.holdout is None:
-            problems.append("objective.target: source 'holdout' needs data.holdout, unseen examples of the same kind")
-        if target.needs_pretrained and config.model.finetune is None and config.pretrained_model is None:
-            setting = "source" if target.source == "pretrained" else "order"
-            problems.append(f"objective.target: {setting} 'pretrained' needs pretrained_model, or model.finetune")
+    if config.objective.name in WITH_TARGETS:
+        problems += _problems_of_target(config)
     if config.objective.forget_weight == 0 and config.objective.retain_weight == 0:
         problems.append("objective: forget_weight and retain_weight are both 0, so there is nothing to train")
     if config.model.quantization and (config.model.finetune or config.merge):
@@ -51,6 +48,25 @@ def find_problems(config: RunConfig) -> list[str]:
         problems.append("training.best_metric needs training.evaluate_every")
     if config.training.stop and config.training.evaluate_every is None:
         problems.append("training.stop needs training.evaluate_every")
+    return problems
+
+
+def _problems_of_target(config: RunConfig) -> list[str]:
+    problems, target = [], config.objective.target
+    if target.source == "number" and target.nll is None:
+        problems.append("objective.target: source 'number' needs 'nll', the target in nats per label")
+    if target.source == "holdout" and config.data.holdout is None:
+        problems.append("objective.target: source 'holdout' needs data.holdout, unseen examples of the same kind")
+    if target.order == "pretrained" and not target.needs_pretrained:
+        problems.append("objective.target: order 'pretrained' is for source 'holdout' and matching 'quantiles' only")
+    if target.needs_pretrained and config.pretrained_model is None:
+        setting = "source" if target.source == "pretrained" else "order"
+        if config.task == "image":  # the head of a classifier is made anew before finetuning
+            problems.append(
+                f"objective.target: {setting} 'pretrained' needs pretrained_model, a classifier of the same classes"
+            )
+        elif config.model.finetune is None:
+            problems.append(f"objective.target: {setting} 'pretrained' needs pretrained_model, or model.finetune")
     return problems
 
 

@@ -12,9 +12,7 @@ from stable_forgetting.errors import ConfigError
 Floats = npt.NDArray[np.float64]
 
 
-def holdout_targets(
-    order: npt.ArrayLike, holdout_nll: npt.ArrayLike, matching: Literal["mean", "quantiles"]
-) -> Floats:
+def holdout_targets(order: npt.ArrayLike, holdout_nll: npt.ArrayLike, matching: Literal["mean", "quantiles"]) -> Floats:
     """Targets from how likely the base model finds unseen data of the same kind.
 
     With ``mean`` all examples get the same target: the right average, but a distribution so narrow that it can be told
@@ -30,6 +28,9 @@ def holdout_targets(
     Returns:
         A target for each forget example or label, in nats per label.
 
+    Raises:
+        ConfigError: A number is not finite, or a target is not a positive number.
+
     Example:
         >>> holdout_targets([0.3, 0.1, 0.2], [1.0, 2.0, 3.0, 4.0, 5.0], "quantiles").round(2).tolist()
         [4.33, 1.67, 3.0]
@@ -39,6 +40,12 @@ def holdout_targets(
     numbers, holdout = (np.asarray(values, dtype=np.float64) for values in (order, holdout_nll))
     if matching == "mean":
         return positive_targets(np.full(len(numbers), holdout.mean()))
+    if not np.isfinite(numbers).all():
+        worst = numbers[~np.isfinite(numbers)][0]
+        raise ConfigError(
+            f"A forget example has the likelihood {worst:g} under the model that orders the targets, so it has no "
+            "place in that order. Give another pretrained_model, or read it in float32."
+        )
     ranks = np.argsort(np.argsort(numbers, kind="stable"), kind="stable")
     return positive_targets(np.quantile(holdout, (ranks + 0.5) / len(ranks)))
 

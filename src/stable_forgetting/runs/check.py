@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -25,6 +26,9 @@ from stable_forgetting.runs.sets import Sets, load_set_rows, make_sets, num_clas
 from stable_forgetting.runs.validation import check_validation, wrong_metrics
 
 Result = TypeVar("Result")
+
+OTHER_MODELS = ("retain_model", "pretrained_model")
+"""Settings that name further models."""
 
 _WEIGHTS = ("*.safetensors", "*.gguf", "*.bin", "*.pt", "*.pth", "*.ckpt", "adapter_config.json")
 """Files of which a folder has at least one, unless it holds nothing but a model's config."""
@@ -68,13 +72,15 @@ def check_config(config: RunConfig, devices: Devices | None = None) -> Check:
     rows = _attempt(found, lambda: load_set_rows(config.data))
     classes = num_classes(rows, config.data) if rows and config.task == "image" else None
     source = configured_source(config, classes)
-    _attempt(found, lambda: check_retain_model(config))
     sets, loaded, model = None, None, None
     if is_config_alone(source):
         model = _attempt(found, lambda: layers_of_config(source))
         found.notes.append(f"'{source.name}' holds a model's config alone: examples not checked, and a run needs more.")
     else:
         loaded = _attempt(found, lambda: load_without_weights(source))
+    _attempt(found, lambda: logged_retain_values(config))
+    for setting in OTHER_MODELS:
+        _attempt(found, partial(check_other_model, config, setting, loaded))
     if rows is not None and loaded is not None:
         sets = _attempt(
             found, lambda: make_sets(rows, loaded.task, config.data, classes=num_outputs(loaded, config.data))
@@ -173,17 +179,46 @@ def check_lengths(model: Any, sets: Sets, config: RunConfig) -> None:
         )
 
 
-def check_retain_model(config: RunConfig) -> None:
-    """Check that the retain model is there, if the config names one; its weights are not read.
+def check_other_models(config: RunConfig, loaded: LoadedModel) -> None:
+    """Check what `check_other_model` checks of every model that the config names, and the log of a retain model.
 
     Raises:
-        ModelError: It cannot be found, or its config cannot be read.
-        DataError: The log of a retain model is missing or no such log.
+        ModelError: A model cannot be found, or its config cannot be read.
+        ConfigError: The tokens or classes of a model are others.
+        DataError: The log is missing or no such log.
     """
-    for name in (config.retain_model, config.pretrained_model):
-        if name is not None:
-            load_without_weights(other_source(config, name))
     logged_retain_values(config)
+    for setting in OTHER_MODELS:
+        check_other_model(config, setting, loaded)
+
+
+def check_other_model(config: RunConfig, setting: str, loaded: LoadedModel | None) -> None:
+    """Check that another model than the configured one is there, and says something about the same labels.
+
+    Args:
+        config: The config.
+        setting: One of `OTHER_MODELS`. Nothing is checked if the config leaves it out.
+        loaded: The configured model, with or without its weights; None if it is not known.
+
+    Raises:
+        ModelError: The other model cannot be found, or its config cannot be read.
+        ConfigError: Its tokens or classes are others.
+    """
+    name = getattr(config, setting)
+    if name is None:
+        return
+    other = load_without_weights(other_source(config, name))
+    if loaded is None:
+        return
+    if isinstance(loaded.task, LanguageTask) and isinstance(other.task, LanguageTask):
+        same, what = other.task.tokenizer.get_vocab() == loaded.task.tokenizer.get_vocab(), "tokenizer"
+    else:
+        same, what = other.model.config.num_labels == loaded.model.config.num_labels, "number of classes"
+    if not same:
+        raise ConfigError(
+            f"{setting} is '{name}', which has another {what} than '{loaded.source}', so its likelihoods are of other "
+            f"labels. Give a model with the same {what}."
+        )
 
 
 def _wrong_names(config: RunConfig) -> list[str]:

@@ -16,6 +16,9 @@ from stable_forgetting.objectives.targets import holdout_targets, positive_targe
 _LEAST_NLL = 1e-7
 """About what single precision makes of a probability that is not quite 1."""
 
+_LEAST_MEAN = 1e-3
+"""Targets below it are of data that a model knows by heart."""
+
 
 def forget_constants(
     objective: Objective,
@@ -60,6 +63,12 @@ def forget_constants(
             pretrained=None if pretrained is None else _of_labels(pretrained),
             target=target,
         )
+        if targets.mean() < _LEAST_MEAN:
+            raise ConfigError(
+                f"The targets of calibrated_labels are {targets.mean():.2g} nats per label on average; they must be at "
+                f"least {_LEAST_MEAN}, or nothing is forgotten. Give a holdout set that the base model has not seen, "
+                "or another pretrained_model."
+            )
         constants["label_targets"] = _padded(targets, forget.num_labels)
         constants["mean_target"] = np.full(len(forget), targets.mean())
     return {name: torch.tensor(values, dtype=torch.float32) for name, values in constants.items()}

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 import yaml
+from pydantic import ValidationError
 
 from stable_forgetting import processes
 from stable_forgetting.config import RunConfig
@@ -51,14 +52,13 @@ class RunDirectory:
         place, config_path = self.path, self.path / CONFIG_NAME
         if place.exists() and not place.is_dir():
             raise RunDirectoryError(f"The run directory '{place}' is a file. Choose another with --out.")
-        settings = config.model_dump(mode="json")
         if config_path.is_file():
             if not resume:
                 raise RunDirectoryError(
                     f"The run directory '{place}' already holds a run. Continue it with --resume or choose another "
                     "with --out."
                 )
-            if _read_settings(config_path) != settings:
+            if _read_settings(config_path) != config:
                 raise RunDirectoryError(
                     f"The run directory '{place}' holds a run with other settings (see {CONFIG_NAME} in it), so it "
                     "cannot be resumed with these. Choose another with --out."
@@ -101,9 +101,12 @@ class RunDirectory:
             ) from error
 
 
-def _read_settings(path: Path) -> object:
+def _read_settings(path: Path) -> RunConfig | None:
+    """The settings of a run, options that it did not have yet with their defaults; None if they are not allowed now."""
     try:
-        return yaml.safe_load(path.read_text(encoding="utf-8"))
+        return RunConfig.model_validate(yaml.safe_load(path.read_text(encoding="utf-8")))
+    except ValidationError:
+        return None
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise RunDirectoryError(
             f"The settings '{path}' of the run are damaged, so it cannot be resumed. Choose another with --out."

@@ -91,13 +91,16 @@ class RunModels:
         return self._measured_once(self._finetuned(self.sets.retain, trainings, "retain"))
 
     def inputs(self) -> dict[str, str]:
-        """Hash of the model as configured and of each set: what a run may not be resumed without."""
+        """Hashes of the model as configured, of each set and of what else decides: without them no run is resumed."""
         log = self.config.retain_log
-        logged = {} if log is None else {"retain log": hashlib.sha256(Path(log).read_bytes()).hexdigest()}
+        others = {} if log is None else {"retain log": hashlib.sha256(Path(log).read_bytes()).hexdigest()}
+        target = self.config.objective.target
+        if self.config.pretrained_model is not None and target.needs_pretrained:
+            others["pretrained model"] = model_sha256(self.pretrained().model)
         return {
             "model": self._pretrained_sha256,
             **{part.name: part.sha256 for part in self.sets.identities()},
-            **logged,
+            **others,
         }
 
     def pretrained(self) -> LoadedModel:

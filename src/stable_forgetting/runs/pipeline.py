@@ -32,7 +32,7 @@ from stable_forgetting.runs.check import (
     adapter_config,
     check_lengths,
     check_names,
-    check_retain_model,
+    check_other_models,
     configured_objective,
     num_outputs,
     without_content,
@@ -95,7 +95,7 @@ def run(
     objective = configured_objective(config)
     models = prepare(config, progress)
     without_content(models.loaded.model, config)
-    check_retain_model(config)
+    check_other_models(config, models.loaded)
     check_lengths(models.loaded.model, models.sets, config)
     check_validation(models.sets, config)
     inputs = models.inputs()

@@ -78,7 +78,7 @@ def unlearn(  # noqa: PLR0913  (one call with everything by name is the point of
         holdout: Unseen examples of the forget set's kind, for calibrated forgetting.
         objective: Name of an objective, or one that was built.
         adapter: The adapter; by default rank 4, sine, omega 100, on the MLP layers.
-        target: Where calibrated forgetting stops; by default where the holdout set is.
+        target: Where calibrated forgetting stops; by default where the holdout set is. Not from a pretrained model.
         training: Steps, rates and batches. Validations measure at most 64 examples of each set, and without a retain
             model none of the metrics that compare with one.
         output_dir: Where checkpoints are kept; by default they are thrown away at the end.
@@ -93,6 +93,12 @@ def unlearn(  # noqa: PLR0913  (one call with everything by name is the point of
         DataError: A set is empty or malformed, or the sets overlap.
         RunDirectoryError: `output_dir` holds checkpoints of another training, and `resume` is False.
     """
+    target = target or TargetConfig()
+    if target.needs_pretrained:
+        raise ConfigError(
+            "Targets from the pretrained model need a run with a config (pretrained_model). Use the source 'holdout' "
+            "and the order 'base' here."
+        )
     task = make_task(model, tokenizer, image_processor)
     sets = {"forget": make_examples("forget", forget, task), "retain": make_examples("retain", retain, task)}
     check_no_overlap(sets["forget"], sets["retain"])
@@ -108,7 +114,7 @@ def unlearn(  # noqa: PLR0913  (one call with everything by name is the point of
         forget=scores.get("forget"),
         holdout=scores.get("holdout"),
         pretrained=None,
-        target=target or TargetConfig(),
+        target=target,
     )
     peft_model = get_peft_model(model, adapter or BoundedLoraConfig(init_seed=settings.seed))
     with tempfile.TemporaryDirectory() as scratch:

@@ -1,0 +1,136 @@
+"""Targets of calibrated forgetting in runs: where they come from, and what is refused before anything is trained."""
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from reference import objective_twins as twins
+from stable_forgetting.config import TargetConfig, TrainingConfig
+from stable_forgetting.data.language import LanguageColumns, language_examples
+from stable_forgetting.data.sources import load_rows
+from stable_forgetting.errors import ConfigError, RunDirectoryError
+from stable_forgetting.runs import pipeline, run, unlearning
+from stable_forgetting.runs.check import check_config
+from stable_forgetting.runs.constants import forget_constants
+from stable_forgetting.runs.unlearning import unlearn
+from tiny_problem import make_image_problem, make_llama, make_tokenizer
+
+LABELS = {"objective__name": "calibrated_labels", "training__steps": 1}
+ORDERED = LABELS | {"objective__target__order": "pretrained"}
+
+
+@pytest.fixture
+def pretrained(problem, tmp_path):
+    """Another model with the problem's tokenizer."""
+    folder = shutil.copytree(problem.model, tmp_path / "pretrained")
+    vocabulary = json.loads((problem.model / "config.json").read_text())["vocab_size"]
+    make_llama(vocabulary, seed=1).save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture
+def seen(monkeypatch):
+    """What `forget_constants` is given and gives back, in runs and in `unlearn`."""
+    noted = {}
+
+    def note(*arguments, **given):
+        noted.update(given)
+        noted["constants"] = forget_constants(*arguments, **given)
+        return noted["constants"]
+
+    monkeypatch.setattr(pipeline, "forget_constants", note)
+    monkeypatch.setattr(unlearning, "forget_constants", note)
+    return noted
+
+
+def slow_label_nlls(folder, problem, name: str) -> list[list[float]]:
+    """NLL of each label of each answer of a set under a model, one text at a time."""
+    model, tokenizer = AutoModelForCausalLM.from_pretrained(folder).eval(), AutoTokenizer.from_pretrained(folder)
+    rows = load_rows(problem.settings["data"][name]["path"])
+    found = []
+    for example in language_examples(rows, tokenizer, name=name, columns=LanguageColumns()):
+        with torch.no_grad():
+            log_probs = model(torch.tensor([example.input_ids])).logits[0].double().log_softmax(-1)
+        places = range(len(example.input_ids) - example.num_labels, len(example.input_ids))
+        found.append([-log_probs[place - 1, example.input_ids[place]].item() for place in places])
+    return found
+
+
+def flat(nlls: list[list[float]]) -> list[float]:
+    return [value for own in nlls for value in own]
+
+
+def check_targets(constants, order: list[list[float]], holdout: list[list[float]]) -> None:
+    targets = twins.quantile_targets(flat(order), flat(holdout))
+    rows = constants["label_targets"].tolist()
+    found = [row[: len(own)] for row, own in zip(rows, order, strict=True)]
+    assert flat(found) == pytest.approx(targets, abs=1e-4)
+    assert constants["mean_target"].tolist() == pytest.approx([sum(targets) / len(targets)] * len(order), abs=1e-4)
+
+
+def test_labels_get_targets_in_the_order_of_a_pretrained_model(problem, pretrained, tmp_path, seen):
+    run(problem.config(pretrained_model=str(pretrained), **ORDERED), tmp_path / "run")
+    order, base = (slow_label_nlls(folder, problem, "forget") for folder in (pretrained, problem.model))
+    assert flat(order) != pytest.approx(flat(base), abs=0.01)
+    check_targets(seen["constants"], order, slow_label_nlls(problem.model, problem, "holdout"))
+
+
+def test_unlearn_gives_labels_targets_in_the_order_of_the_model(problem, seen):
+    sets = {
+        name: [json.loads(line) for line in Path(problem.settings["data"][name]["path"]).read_text().splitlines()]
+        for name in ("forget", "retain", "holdout")
+    }
+    model, tokenizer = AutoModelForCausalLM.from_pretrained(problem.model), AutoTokenizer.from_pretrained(problem.model)
+    given = {"tokenizer": tokenizer, "objective": "calibrated_labels", "training": TrainingConfig(steps=1)}
+    unlearn(model, **sets, **given)
+    order, holdout = (slow_label_nlls(problem.model, problem, name) for name in ("forget", "holdout"))
+    check_targets(seen["constants"], order, holdout)
+    with pytest.raises(ConfigError, match="need a run with a config"):
+        unlearn(model, **sets, **given, target=TargetConfig(order="pretrained"))
+
+
+@pytest.mark.parametrize("setting", ["pretrained_model", "retain_model"])
+def test_a_model_with_other_tokens_is_refused(problem, pretrained, tmp_path, setting):
+    make_tokenizer(["something else"]).save_pretrained(pretrained)
+    config = problem.config(**{setting: str(pretrained)}, **LABELS)
+    with pytest.raises(ConfigError, match=f"{setting} is '.*', which has another tokenizer") as refused:
+        run(config, tmp_path / "run")
+    assert check_config(config).problems == [str(refused.value)]
+
+
+def test_a_classifier_with_other_classes_is_refused(tmp_path):
+    problem = make_image_problem(tmp_path)
+    other = shutil.copytree(problem.model, tmp_path / "other")
+    settings = json.loads((other / "config.json").read_text())
+    settings["id2label"] = {str(number): str(number) for number in range(len(settings["id2label"]) + 1)}
+    settings["label2id"] = {label: int(number) for number, label in settings["id2label"].items()}
+    (other / "config.json").write_text(json.dumps(settings))
+    with pytest.raises(ConfigError, match="another number of classes"):
+        run(problem.config(pretrained_model=str(other)), tmp_path / "run")
+
+
+def test_a_resume_with_another_pretrained_model_is_refused(problem, pretrained, tmp_path):
+    config = problem.config(pretrained_model=str(pretrained), **ORDERED)
+    run(config, tmp_path / "run")
+    (tmp_path / "run" / "record.json").unlink()
+    shutil.copy(problem.model / "model.safetensors", pretrained)
+    with pytest.raises(RunDirectoryError, match="changed: pretrained model"):
+        run(config, tmp_path / "run", resume=True)
+
+
+def test_options_that_a_run_did_not_have_yet_do_not_make_it_another(problem, tmp_path):
+    config, place = problem.config(training__steps=1), tmp_path / "run" / "config.yaml"
+    record = run(config, tmp_path / "run")
+    settings = yaml.safe_load(place.read_text())
+    del settings["pretrained_model"], settings["objective"]["target"]["order"]
+    place.write_text(yaml.safe_dump(settings))
+    assert run(config, tmp_path / "run", resume=True) == record
+    for wrong in (settings | {"name": "other"}, settings | {"no_such_option": 1}):
+        place.write_text(yaml.safe_dump(wrong))
+        with pytest.raises(RunDirectoryError, match="other settings"):
+            run(config, tmp_path / "run", resume=True)
