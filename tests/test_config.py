@@ -104,10 +104,10 @@ def test_all_problems_are_named_at_once():
         assert part in text
 
 
-def test_an_order_that_nothing_follows_is_refused():
+def test_places_that_nothing_asks_for_are_refused():
     for other in ({"matching": "mean"}, {"source": "number", "nll": 3.0}):
-        objective = {"name": "calibrated", "target": {"order": "pretrained", **other}}
-        with pytest.raises(ConfigError, match="order 'pretrained' is for source 'holdout' and matching 'quantiles'"):
+        objective = {"name": "calibrated", "target": {"places": "pretrained", **other}}
+        with pytest.raises(ConfigError, match="places 'pretrained' is for source 'holdout' and matching 'quantiles'"):
             parse_config(SMALLEST | {"objective": objective})
 
 
@@ -115,7 +115,7 @@ def test_options_that_contradict_each_other_are_refused():
     both = {"objective": {"name": "calibrated"}, "training": {"best_metric": "forget_nll"}}
     with pytest.raises(ConfigError, match=r"data\.holdout.*; training\.best_metric needs"):
         parse_config(SMALLEST | both)
-    for name, target in (("calibrated", {"source": "pretrained"}), ("calibrated_labels", {"order": "pretrained"})):
+    for name, target in (("calibrated", {"source": "pretrained"}), ("calibrated_labels", {"places": "pretrained"})):
         changes = {"objective": {"name": name, "target": target}}
         (setting,) = target
         with pytest.raises(ConfigError, match=f"{setting} 'pretrained' needs pretrained_model, or model.finetune"):

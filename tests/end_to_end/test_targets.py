@@ -21,7 +21,7 @@ from stable_forgetting.runs.unlearning import unlearn
 from tiny_problem import make_image_problem, make_llama, make_tokenizer
 
 LABELS = {"objective__name": "calibrated_labels", "training__steps": 1}
-ORDERED = LABELS | {"objective__target__order": "pretrained"}
+PLACED = LABELS | {"objective__target__places": "pretrained"}
 
 
 @pytest.fixture
@@ -65,22 +65,22 @@ def flat(nlls: list[list[float]]) -> list[float]:
     return [value for own in nlls for value in own]
 
 
-def check_targets(constants, order: list[list[float]], holdout: list[list[float]]) -> None:
-    targets = twins.quantile_targets(flat(order), flat(holdout))
+def check_targets(constants, places: list[float], problem) -> None:
+    """Targets of the forget labels are the quantiles of the base model's holdout labels at these places."""
+    targets = twins.quantile_targets(places, flat(slow_label_nlls(problem.model, problem, "holdout")))
+    lengths = [len(own) for own in slow_label_nlls(problem.model, problem, "forget")]
     rows = constants["label_targets"].tolist()
-    found = [row[: len(own)] for row, own in zip(rows, order, strict=True)]
-    assert flat(found) == pytest.approx(targets, abs=1e-4)
-    assert constants["mean_target"].tolist() == pytest.approx([sum(targets) / len(targets)] * len(order), abs=1e-4)
+    assert flat([row[:length] for row, length in zip(rows, lengths, strict=True)]) == pytest.approx(targets, abs=1e-3)
+    assert constants["mean_target"].tolist() == pytest.approx([sum(targets) / len(targets)] * len(lengths), abs=1e-3)
 
 
-def test_labels_get_targets_in_the_order_of_a_pretrained_model(problem, pretrained, tmp_path, seen):
-    run(problem.config(pretrained_model=str(pretrained), **ORDERED), tmp_path / "run")
-    order, base = (slow_label_nlls(folder, problem, "forget") for folder in (pretrained, problem.model))
-    assert flat(order) != pytest.approx(flat(base), abs=0.01)
-    check_targets(seen["constants"], order, slow_label_nlls(problem.model, problem, "holdout"))
+def test_labels_get_targets_at_their_places_under_a_pretrained_model(problem, pretrained, tmp_path, seen):
+    run(problem.config(pretrained_model=str(pretrained), **PLACED), tmp_path / "run")
+    forget, holdout = (flat(slow_label_nlls(pretrained, problem, name)) for name in ("forget", "holdout"))
+    check_targets(seen["constants"], twins.places_among(forget, holdout), problem)
 
 
-def test_unlearn_gives_labels_targets_in_the_order_of_the_model(problem, seen):
+def test_unlearn_gives_labels_targets_by_their_ranks(problem, seen):
     sets = {
         name: [json.loads(line) for line in Path(problem.settings["data"][name]["path"]).read_text().splitlines()]
         for name in ("forget", "retain", "holdout")
@@ -88,10 +88,11 @@ def test_unlearn_gives_labels_targets_in_the_order_of_the_model(problem, seen):
     model, tokenizer = AutoModelForCausalLM.from_pretrained(problem.model), AutoTokenizer.from_pretrained(problem.model)
     given = {"tokenizer": tokenizer, "objective": "calibrated_labels", "training": TrainingConfig(steps=1)}
     unlearn(model, **sets, **given)
-    order, holdout = (slow_label_nlls(problem.model, problem, name) for name in ("forget", "holdout"))
-    check_targets(seen["constants"], order, holdout)
+    check_targets(
+        seen["constants"], twins.places_by_rank(flat(slow_label_nlls(problem.model, problem, "forget"))), problem
+    )
     with pytest.raises(ConfigError, match="need a run with a config"):
-        unlearn(model, **sets, **given, target=TargetConfig(order="pretrained"))
+        unlearn(model, **sets, **given, target=TargetConfig(places="pretrained"))
 
 
 @pytest.mark.parametrize("setting", ["pretrained_model", "retain_model"])
@@ -115,7 +116,7 @@ def test_a_classifier_with_other_classes_is_refused(tmp_path):
 
 
 def test_a_resume_with_another_pretrained_model_is_refused(problem, pretrained, tmp_path):
-    config = problem.config(pretrained_model=str(pretrained), **ORDERED)
+    config = problem.config(pretrained_model=str(pretrained), **PLACED)
     run(config, tmp_path / "run")
     (tmp_path / "run" / "record.json").unlink()
     shutil.copy(problem.model / "model.safetensors", pretrained)
@@ -127,7 +128,7 @@ def test_options_that_a_run_did_not_have_yet_do_not_make_it_another(problem, tmp
     config, place = problem.config(training__steps=1), tmp_path / "run" / "config.yaml"
     record = run(config, tmp_path / "run")
     settings = yaml.safe_load(place.read_text())
-    del settings["pretrained_model"], settings["objective"]["target"]["order"]
+    del settings["pretrained_model"], settings["objective"]["target"]["places"]
     place.write_text(yaml.safe_dump(settings))
     assert run(config, tmp_path / "run", resume=True) == record
     for wrong in (settings | {"name": "other"}, settings | {"no_such_option": 1}):

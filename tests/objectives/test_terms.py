@@ -11,7 +11,7 @@ from reference import objective_twins as twins
 from stable_forgetting.errors import ConfigError
 from stable_forgetting.models.predictions import Predictions
 from stable_forgetting.objectives import FORGET_TERMS, RETAIN_TERMS, build_objective, get_term, term_value
-from stable_forgetting.objectives.targets import holdout_targets
+from stable_forgetting.objectives.targets import holdout_targets, places_among, ranks
 
 VOCABULARY = 7
 
@@ -238,13 +238,27 @@ def test_predictions_select_renumbers_examples():
     assert part.num_labels.tolist() == predictions.num_labels[chosen].tolist()
 
 
-def test_quantile_targets_keep_the_order_and_take_the_holdouts_distribution():
+def test_targets_by_rank_keep_the_order_and_take_the_holdouts_distribution():
     forget, holdout = [0.03, 0.01, 0.02, 0.04], torch.linspace(1, 9, 101).tolist()
-    targets = holdout_targets(forget, holdout, "quantiles")
+    targets = holdout_targets(ranks(forget), holdout)
     assert targets.argsort().tolist() == [1, 2, 0, 3]
     assert sorted(targets) == pytest.approx([2, 4, 6, 8])
     with pytest.raises(ConfigError, match="targets must be finite and above 0"):
-        holdout_targets(forget, [0.0, 0.0], "mean")
+        holdout_targets(ranks(forget), [0.0, 0.0])
+
+
+def test_places_of_a_set_among_itself_are_its_ranks():
+    values = torch.randn(9, generator=torch.Generator().manual_seed(0)).tolist()
+    assert places_among(values, values) == pytest.approx(ranks(values))
+    assert ranks(values) == pytest.approx(twins.places_by_rank(values))
+
+
+@given(
+    values=st.lists(st.integers(0, 5), min_size=1, max_size=8),
+    others=st.lists(st.integers(0, 5), min_size=1, max_size=8),
+)
+def test_places_equal_the_slow_twin_also_with_equal_values(values, others):
+    assert places_among(values, others) == pytest.approx(twins.places_among(values, others))
 
 
 def test_unknown_names_and_weights_are_refused():

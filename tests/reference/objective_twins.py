@@ -62,14 +62,23 @@ def calibrated_labels(nlls: list[list[float]], targets: list[list[float]], mean_
     return sum(values) / len(values)
 
 
-def quantile_targets(forget: list[float], holdout: list[float]) -> list[float]:
-    """The holdout value at each forget value's place in their order, on a straight line between two of them."""
-    targets = []
-    for value in forget:
-        rank = sum(other < value for other in forget)
-        place = (rank + 0.5) / len(forget) * (len(holdout) - 1)
-        below, ordered = int(place), sorted(holdout)
-        above = min(below + 1, len(holdout) - 1)
+def places_by_rank(values: list[float]) -> list[float]:
+    """(number of smaller values + ½) / number of values; no two are equal."""
+    return [(sum(other < value for other in values) + 0.5) / len(values) for value in values]
+
+
+def places_among(values: list[float], others: list[float]) -> list[float]:
+    """Share of the others that is smaller, half of those that are equal."""
+    return [sum((other < value) + 0.5 * (other == value) for other in others) / len(others) for value in values]
+
+
+def quantile_targets(places: list[float], holdout: list[float]) -> list[float]:
+    """The holdout value at each place, on a straight line between two of them."""
+    targets, ordered = [], sorted(holdout)
+    for share in places:
+        place = share * (len(ordered) - 1)
+        below = int(place)
+        above = min(below + 1, len(ordered) - 1)
         targets.append(ordered[below] + (place - below) * (ordered[above] - ordered[below]))
     return targets
 

@@ -14,9 +14,8 @@ from stable_forgetting.runs.constants import forget_constants
 
 def scores_of(nlls: list[list[float]], *, with_tokens: bool = True) -> LikelihoodScores:
     """Scores with these NLLs of labels; the other columns are not looked at."""
-    flat = np.array([value for own in nlls for value in own], dtype=np.float32)
-    lengths = np.array([len(own) for own in nlls])
-    tokens = TokenScores(-flat, flat, flat) if with_tokens else None
+    values, lengths = np.array(flat(nlls), dtype=np.float32), np.array([len(own) for own in nlls])
+    tokens = TokenScores(-values, values, values) if with_tokens else None
     return LikelihoodScores(np.array([sum(own) for own in nlls]), *[lengths] * 5, tokens=tokens)
 
 
@@ -25,37 +24,49 @@ HOLDOUT = [[0.0, 7.5], [1.0, 3.0, 0.25]]
 PRETRAINED = [[2.0, 3.0, 0.5], [0.0], [4.0, 1.0]]
 
 
-def constants(target: TargetConfig, **given: LikelihoodScores | None) -> dict[str, torch.Tensor]:
-    scores = {"forget": scores_of(FORGET), "holdout": scores_of(HOLDOUT), "pretrained": scores_of(PRETRAINED)} | given
-    return forget_constants(build_objective("calibrated_labels"), target=target, **scores)
+PRETRAINED_HOLDOUT = [[0.5, 5.0], [2.5, 3.5, 1.0]]
+
+
+def constants(target: TargetConfig, **given: object) -> dict[str, torch.Tensor]:
+    """Constants of calibrated_labels; sets may be changed, or left out with None."""
+    sets = {"forget": FORGET, "holdout": HOLDOUT, "before": PRETRAINED, "before_holdout": PRETRAINED_HOLDOUT} | given
+    scores = {name: scores_of(found) if isinstance(found, list) else found for name, found in sets.items()}
+    base = {name: scores[name] for name in ("forget", "holdout") if scores[name] is not None}
+    before = {"forget": scores["before"], "holdout": scores["before_holdout"]}
+    pretrained = {name: found for name, found in before.items() if found is not None}
+    return forget_constants(build_objective("calibrated_labels"), target=target, base=base, pretrained=pretrained)
+
+
+def flat(nlls: list[list[float]]) -> list[float]:
+    return [value for own in nlls for value in own]
 
 
 def test_labels_get_the_quantiles_of_the_holdout_labels():
     found = constants(TargetConfig())
-    flat = [value for own in FORGET for value in own]
-    expected = twins.quantile_targets(flat, [value for own in HOLDOUT for value in own])
+    expected = twins.quantile_targets(twins.places_by_rank(flat(FORGET)), flat(HOLDOUT))
     rows = [expected[:3], [expected[3], 0, 0], [*expected[4:], 0]]
     torch.testing.assert_close(found["label_targets"], torch.tensor(rows), atol=1e-5, rtol=1e-5)
     torch.testing.assert_close(found["mean_target"], torch.full((3,), sum(expected) / len(expected)))
 
 
-def test_labels_get_the_quantiles_in_the_order_of_the_pretrained_model():
-    forget = {"forget": scores_of(FORGET), "pretrained": scores_of([[2.0, 3.0, 0.5], [0.1], [4.0, 1.0]])}
-    found = constants(TargetConfig(order="pretrained"), **forget)
-    expected = twins.quantile_targets([2.0, 3.0, 0.5, 0.1, 4.0, 1.0], [value for own in HOLDOUT for value in own])
-    assert found["label_targets"][0].tolist() == pytest.approx(expected[:3], abs=1e-5)
-    assert found["label_targets"][2, :2].tolist() == pytest.approx(expected[4:], abs=1e-5)
-    assert found["label_targets"][2, 0] > found["label_targets"][0, 1]  # the other way round in the base model
+def test_labels_get_the_quantiles_of_their_places_in_the_holdout_set_under_the_pretrained_model():
+    found = constants(TargetConfig(places="pretrained"))
+    places = twins.places_among(flat(PRETRAINED), flat(PRETRAINED_HOLDOUT))
+    expected = twins.quantile_targets(places, flat(HOLDOUT))
+    rows = [expected[:3], [expected[3], 0, 0], [*expected[4:], 0]]
+    torch.testing.assert_close(found["label_targets"], torch.tensor(rows), atol=1e-5, rtol=1e-5)
+    easier = constants(TargetConfig(places="pretrained"), before=[[1.5, 0.7, 0.6], [0.0], [1.2, 2.0]])
+    assert easier["mean_target"][0] < found["mean_target"][0]  # what is easier than the holdout set stays easier
 
 
 def test_labels_get_their_likelihood_under_the_pretrained_model():
-    found = constants(TargetConfig(source="pretrained"), holdout=None)
+    found = constants(TargetConfig(source="pretrained"), holdout=None, before_holdout=None)
     rows = [[2.0, 3.0, 0.5], [0.0, 0, 0], [4.0, 1.0, 0]]
     torch.testing.assert_close(found["label_targets"], torch.tensor(rows), atol=1e-6, rtol=0)
 
 
 def test_labels_get_the_same_number():
-    found = constants(TargetConfig(source="number", nll=2.5), holdout=None, pretrained=None)
+    found = constants(TargetConfig(source="number", nll=2.5), holdout=None, before=None, before_holdout=None)
     assert found["label_targets"].tolist() == [[2.5, 2.5, 2.5], [2.5, 0, 0], [2.5, 2.5, 0]]
 
 
@@ -73,17 +84,18 @@ def test_values_of_labels_that_were_not_kept_are_refused():
 
 def test_targets_of_what_is_known_by_heart_are_refused():
     with pytest.raises(ConfigError, match=r"1e-07 nats per label on average; they must be at least 0\.001"):
-        constants(TargetConfig(), holdout=scores_of([[0.0, 0.0], [0.0]]))
+        constants(TargetConfig(), holdout=[[0.0, 0.0], [0.0]])
 
 
-def test_an_order_needs_numbers():
-    with pytest.raises(ConfigError, match="has the likelihood nan under the model that orders the targets"):
-        constants(TargetConfig(order="pretrained"), pretrained=scores_of([[2.0, float("nan"), 0.5], [0.0], [4.0, 1.0]]))
+@pytest.mark.parametrize("name", ["before", "before_holdout"])
+def test_places_need_numbers(name):
+    with pytest.raises(ConfigError, match="has the NLL nan under the pretrained model"):
+        constants(TargetConfig(places="pretrained"), **{name: [[2.0, float("nan"), 0.5], [0.0], [4.0, 1.0]]})
 
 
 def test_targets_need_what_they_come_from():
     with pytest.raises(ConfigError, match="so it needs a holdout set"):
         constants(TargetConfig(), holdout=None)
-    for target in (TargetConfig(source="pretrained"), TargetConfig(order="pretrained")):
+    for target in (TargetConfig(source="pretrained"), TargetConfig(places="pretrained")):
         with pytest.raises(ConfigError, match=r"need a config with pretrained_model or model\.finetune"):
-            constants(target, pretrained=None)
+            constants(target, before=None, before_holdout=None)

@@ -22,16 +22,17 @@ class TargetConfig(Section):
     """Unseen examples, the model before finetuning, or `nll`."""
     matching: Literal["mean", "quantiles"] = "quantiles"
     """With holdout: one target for all examples or labels, or the holdout's whole distribution by rank."""
-    order: Literal["base", "pretrained"] = "base"
-    """With holdout and quantiles: whose likelihoods say which forget examples or labels are the likelier ones."""
+    places: Literal["base", "pretrained"] = "base"
+    """With holdout and quantiles: which quantile a forget example or label gets. base: that of its rank in the forget
+    set under the base model. pretrained: that of its place in the holdout set under the pretrained model."""
     nll: Positive | None = None
     """With number: the target in nats per label."""
 
     @property
     def needs_pretrained(self) -> bool:
         """Whether targets come from the model before finetuning."""
-        is_ordered = self.source == "holdout" and self.matching == "quantiles" and self.order == "pretrained"
-        return self.source == "pretrained" or is_ordered
+        is_placed = self.source == "holdout" and self.matching == "quantiles" and self.places == "pretrained"
+        return self.source == "pretrained" or is_placed
 
 
 class ObjectiveConfig(Section):

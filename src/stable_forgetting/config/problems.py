@@ -57,10 +57,10 @@ def _problems_of_target(config: RunConfig) -> list[str]:
         problems.append("objective.target: source 'number' needs 'nll', the target in nats per label")
     if target.source == "holdout" and config.data.holdout is None:
         problems.append("objective.target: source 'holdout' needs data.holdout, unseen examples of the same kind")
-    if target.order == "pretrained" and not target.needs_pretrained:
-        problems.append("objective.target: order 'pretrained' is for source 'holdout' and matching 'quantiles' only")
+    if target.places == "pretrained" and not target.needs_pretrained:
+        problems.append("objective.target: places 'pretrained' is for source 'holdout' and matching 'quantiles' only")
     if target.needs_pretrained and config.pretrained_model is None:
-        setting = "source" if target.source == "pretrained" else "order"
+        setting = "source" if target.source == "pretrained" else "places"
         if config.task == "image":  # the head of a classifier is made anew before finetuning
             problems.append(
                 f"objective.target: {setting} 'pretrained' needs pretrained_model, a classifier of the same classes"

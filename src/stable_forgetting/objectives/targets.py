@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Literal
-
 import numpy as np
 import numpy.typing as npt
 
@@ -12,42 +10,62 @@ from stable_forgetting.errors import ConfigError
 Floats = npt.NDArray[np.float64]
 
 
-def holdout_targets(order: npt.ArrayLike, holdout_nll: npt.ArrayLike, matching: Literal["mean", "quantiles"]) -> Floats:
-    """Targets from how likely the base model finds unseen data of the same kind.
+def holdout_targets(places: npt.ArrayLike, holdout_nll: npt.ArrayLike) -> Floats:
+    """Targets from how likely the base model finds unseen data of the same kind: the quantiles at some places.
 
-    With ``mean`` all examples get the same target: the right average, but a distribution so narrow that it can be told
-    from unseen data. With ``quantiles`` the forget examples keep their order and together get the whole distribution of
-    the holdout set, which is what a membership attack sees.
+    So the whole distribution is matched, which is what a membership attack sees, and not only its mean.
 
     Args:
-        order: A number for each forget example, or for each of their labels: the higher, the higher its target. The
-            NLL under the base model, or better under the model that it was finetuned from.
+        places: A number from 0 to 1 for each forget example, or for each of their labels: 0 for the likeliest.
         holdout_nll: NLL under the base model of each holdout example, per label, or of each of their labels, in nats.
-        matching: How the holdout set is matched.
 
     Returns:
-        A target for each forget example or label, in nats per label.
+        A target for each place, in nats per label.
 
     Raises:
-        ConfigError: A number is not finite, or a target is not a positive number.
+        ConfigError: A target is not a positive number.
 
     Example:
-        >>> holdout_targets([0.3, 0.1, 0.2], [1.0, 2.0, 3.0, 4.0, 5.0], "quantiles").round(2).tolist()
-        [4.33, 1.67, 3.0]
-        >>> holdout_targets([0.3, 0.1], [1.0, 2.0], "mean").tolist()
-        [1.5, 1.5]
+        >>> holdout_targets([0.5, 0.0, 0.75], [1.0, 2.0, 3.0, 4.0, 5.0]).tolist()
+        [3.0, 1.0, 4.0]
     """
-    numbers, holdout = (np.asarray(values, dtype=np.float64) for values in (order, holdout_nll))
-    if matching == "mean":
-        return positive_targets(np.full(len(numbers), holdout.mean()))
-    if not np.isfinite(numbers).all():
-        worst = numbers[~np.isfinite(numbers)][0]
-        raise ConfigError(
-            f"A forget example has the likelihood {worst:g} under the model that orders the targets, so it has no "
-            "place in that order. Give another pretrained_model, or read it in float32."
-        )
-    ranks = np.argsort(np.argsort(numbers, kind="stable"), kind="stable")
-    return positive_targets(np.quantile(holdout, (ranks + 0.5) / len(ranks)))
+    return positive_targets(np.quantile(np.asarray(holdout_nll, dtype=np.float64), np.asarray(places)))
+
+
+def ranks(values: npt.ArrayLike) -> Floats:
+    """Places of values among themselves: they keep their order, and are spread evenly from 0 to 1.
+
+    Example:
+        >>> ranks([0.3, 0.1, 0.2, 9.0]).tolist()
+        [0.625, 0.125, 0.375, 0.875]
+    """
+    numbers = np.asarray(values, dtype=np.float64)
+    order = np.argsort(np.argsort(numbers, kind="stable"), kind="stable")
+    return np.asarray((order + 0.5) / len(numbers))
+
+
+def places_among(values: npt.ArrayLike, others: npt.ArrayLike) -> Floats:
+    """Places of values in the distribution of others: the share of these that is lower, half of those that are equal.
+
+    Values that are higher than most of the others keep that: unlike `ranks`, their mean need not be 0.5.
+
+    Raises:
+        ConfigError: A value is not finite.
+
+    Example:
+        >>> places_among([0.5, 2.0, 9.0], [1.0, 2.0, 3.0, 4.0]).tolist()
+        [0.0, 0.375, 1.0]
+    """
+    numbers, known = np.asarray(values, dtype=np.float64), np.sort(np.asarray(others, dtype=np.float64))
+    for found in (numbers, known):
+        if not np.isfinite(found).all():
+            worst = found[~np.isfinite(found)][0]
+            raise ConfigError(
+                f"An example has the NLL {worst:g} under the pretrained model, so it has no place among the others. "
+                "Give another pretrained_model, or read it in float32."
+            )
+    lower, not_higher = (np.searchsorted(known, numbers, side=side) for side in ("left", "right"))
+    return np.asarray((lower + not_higher) / 2 / len(known))
 
 
 def positive_targets(targets: npt.ArrayLike) -> Floats:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import numpy as np
 import torch
 from torch import Tensor
@@ -11,7 +13,7 @@ from stable_forgetting.errors import ConfigError
 from stable_forgetting.evaluation import LikelihoodScores
 from stable_forgetting.evaluation.likelihood_scores import Floats, Ints
 from stable_forgetting.objectives import Objective
-from stable_forgetting.objectives.targets import holdout_targets, positive_targets
+from stable_forgetting.objectives.targets import holdout_targets, places_among, positive_targets, ranks
 
 _LEAST_NLL = 1e-7
 """About what single precision makes of a probability that is not quite 1."""
@@ -19,22 +21,19 @@ _LEAST_NLL = 1e-7
 _LEAST_MEAN = 1e-3
 """Targets below it are of data that a model knows by heart."""
 
+Likelihoods = Mapping[str, LikelihoodScores]
+"""Of the sets ``forget`` and ``holdout``, as far as they are needed and there."""
+
 
 def forget_constants(
-    objective: Objective,
-    *,
-    forget: LikelihoodScores | None,
-    holdout: LikelihoodScores | None,
-    pretrained: LikelihoodScores | None,
-    target: TargetConfig,
+    objective: Objective, *, base: Likelihoods, pretrained: Likelihoods, target: TargetConfig
 ) -> dict[str, Tensor]:
     """Constants by name, each with a row for each forget example.
 
     Args:
         objective: Says what is needed.
-        forget: The base model's likelihoods of the forget set; may be None if nothing is needed.
-        holdout: The base model's likelihoods of the holdout set, if there is one.
-        pretrained: The pretrained model's likelihoods of the forget set, if there is one.
+        base: The base model's likelihoods; may be empty if nothing is needed.
+        pretrained: The pretrained model's likelihoods; may be empty if targets do not come from it.
         target: Where calibrated targets come from.
 
     Returns:
@@ -42,58 +41,51 @@ def forget_constants(
         each example, with zeros behind the last.
 
     Raises:
-        ConfigError: What the targets come from is missing.
+        ConfigError: What the targets come from is missing, or makes no targets.
     """
-    if forget is None:
-        return {}
     constants: dict[str, Floats] = {}
     if "reference_nll_sum" in objective.needs:
-        constants["reference_nll_sum"] = forget.nll_sum
+        constants["reference_nll_sum"] = base["forget"].nll_sum
     if "target" in objective.needs:
-        constants["target"] = _targets(
-            forget.nll,
-            holdout=None if holdout is None else holdout.nll,
-            pretrained=None if pretrained is None else pretrained.nll,
-            target=target,
-        )
+        of_examples = ({name: scores.nll for name, scores in model.items()} for model in (base, pretrained))
+        constants["target"] = _targets(*of_examples, target=target)
     if "label_targets" in objective.needs:
-        targets = _targets(
-            _of_labels(forget),
-            holdout=None if holdout is None else _of_labels(holdout),
-            pretrained=None if pretrained is None else _of_labels(pretrained),
-            target=target,
-        )
+        of_labels = ({name: _of_labels(scores) for name, scores in model.items()} for model in (base, pretrained))
+        targets = _targets(*of_labels, target=target)
         if targets.mean() < _LEAST_MEAN:
             raise ConfigError(
                 f"The targets of calibrated_labels are {targets.mean():.2g} nats per label on average; they must be at "
                 f"least {_LEAST_MEAN}, or nothing is forgotten. Give a holdout set that the base model has not seen, "
                 "or another pretrained_model."
             )
-        constants["label_targets"] = _padded(targets, forget.num_labels)
-        constants["mean_target"] = np.full(len(forget), targets.mean())
+        constants["label_targets"] = _padded(targets, base["forget"].num_labels)
+        constants["mean_target"] = np.full(len(base["forget"]), targets.mean())
     return {name: torch.tensor(values, dtype=torch.float32) for name, values in constants.items()}
 
 
-def _targets(forget: Floats, *, holdout: Floats | None, pretrained: Floats | None, target: TargetConfig) -> Floats:
-    """Targets of examples or labels from their NLLs under the base model."""
+def _targets(base: Mapping[str, Floats], pretrained: Mapping[str, Floats], *, target: TargetConfig) -> Floats:
+    """Targets of forget examples or labels, from the NLLs of both sets under both models."""
     if target.source == "number":
         if target.nll is None:
             raise ConfigError("The target source 'number' needs objective.target.nll, in nats per label.")
-        return positive_targets(np.full(len(forget), target.nll))
-    order = pretrained if target.needs_pretrained else forget
-    if order is None:
+        return positive_targets(np.full(len(base["forget"]), target.nll))
+    if target.needs_pretrained and not pretrained:
         raise ConfigError(
             "Targets from the pretrained model need a config with pretrained_model or model.finetune. Use the source "
-            "'holdout' and the order 'base' here."
+            "'holdout' and places from the base model here."
         )
     if target.source == "pretrained":
-        return positive_targets(order)
-    if holdout is None:
+        return positive_targets(pretrained["forget"])
+    if "holdout" not in base:
         raise ConfigError(
             "Calibrated forgetting stops where unseen data are, so it needs a holdout set: unseen examples of the same "
             "kind. Give one, or a target with source 'number' and its nll."
         )
-    return holdout_targets(order, holdout, target.matching)
+    if target.matching == "mean":
+        return positive_targets(np.full(len(base["forget"]), base["holdout"].mean()))
+    is_placed = target.places == "pretrained"
+    places = places_among(pretrained["forget"], pretrained["holdout"]) if is_placed else ranks(base["forget"])
+    return holdout_targets(places, base["holdout"])
 
 
 def _of_labels(scores: LikelihoodScores) -> Floats:
@@ -102,7 +94,7 @@ def _of_labels(scores: LikelihoodScores) -> Floats:
 
 
 def _padded(values: Floats, lengths: Ints) -> Floats:
-    """Values of consecutive examples, (sum of lengths,), as rows of zeros behind the values: (N, longest)."""
+    """Values of consecutive examples, (sum of lengths,), as rows with zeros behind the values: (N, longest)."""
     rows = np.zeros((len(lengths), lengths.max()))
     rows[np.arange(rows.shape[1]) < lengths[:, None]] = values
     return rows

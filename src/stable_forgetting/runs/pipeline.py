@@ -178,7 +178,7 @@ def _unlearn_and_measure(
         base = models.base()
         identities["base"] = model_sha256(base.model)
         scores["base"] = _reference(base, "base", models)
-        pretrained = _pretrained_likelihood(models, objective)
+        pretrained = _pretrained_likelihoods(models, objective)
     reset_peak_memory()
     unlearned, outcome = _train_adapter(base, models, objective, scores, pretrained, directory, resume)
     if outcome.seconds is not None:
@@ -250,15 +250,19 @@ def _evaluate(scores: Measured, retain: Measured | None, base: ModelScores, conf
     return evaluate_scores(scores, retain, base_scores=base, num_resamples=settings.num_resamples, seed=settings.seed)
 
 
-def _pretrained_likelihood(models: RunModels, objective: Objective) -> LikelihoodScores | None:
-    if not objective.needs_targets or not models.config.objective.target.needs_pretrained:
-        return None
-    loaded = models.pretrained()
-    batch_size = models.config.evaluation.batch_size
+def _pretrained_likelihoods(models: RunModels, objective: Objective) -> dict[str, LikelihoodScores]:
+    """What the pretrained model says about the sets that targets come from; nothing if they do not come from it."""
+    target, sets = models.config.objective.target, models.sets
+    if not objective.needs_targets or not target.needs_pretrained:
+        return {}
+    loaded, size = models.pretrained(), models.config.evaluation.batch_size
     with_tokens = "label_targets" in objective.needs
-    return processes.agree(
-        score_examples(loaded.model, loaded.task, models.sets.forget, batch_size=batch_size, with_tokens=with_tokens)
-    )
+    names = ["forget"] if target.source == "pretrained" else ["forget", "holdout"]
+    found = {
+        name: score_examples(loaded.model, loaded.task, sets.by_name[name], batch_size=size, with_tokens=with_tokens)
+        for name in names
+    }
+    return processes.agree(found)
 
 
 def _train_adapter(
@@ -266,17 +270,15 @@ def _train_adapter(
     models: RunModels,
     objective: Objective,
     scores: Mapping[ModelRole, ModelScores],
-    pretrained: LikelihoodScores | None,
+    pretrained: Mapping[str, LikelihoodScores],
     directory: RunDirectory,
     resume: bool,
 ) -> tuple[LoadedModel, TrainingOutcome]:
     config, sets = models.config, models.sets
     of_base = scores["base"].sets
-    holdout = of_base.get("holdout")
     constants = forget_constants(
         objective,
-        forget=of_base["forget"].likelihood,
-        holdout=holdout.likelihood if holdout else None,
+        base={name: of_base[name].likelihood for name in ("forget", "holdout") if name in of_base},
         pretrained=pretrained,
         target=config.objective.target,
     )

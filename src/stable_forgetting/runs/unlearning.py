@@ -97,7 +97,7 @@ def unlearn(  # noqa: PLR0913  (one call with everything by name is the point of
     if target.needs_pretrained:
         raise ConfigError(
             "Targets from the pretrained model need a run with a config (pretrained_model). Use the source 'holdout' "
-            "and the order 'base' here."
+            "and places from the base model here."
         )
     task = make_task(model, tokenizer, image_processor)
     sets = {"forget": make_examples("forget", forget, task), "retain": make_examples("retain", retain, task)}
@@ -111,9 +111,8 @@ def unlearn(  # noqa: PLR0913  (one call with everything by name is the point of
     scores = _needed_scores(model, task, chosen, sets, settings)
     constants = forget_constants(
         chosen,
-        forget=scores.get("forget"),
-        holdout=scores.get("holdout"),
-        pretrained=None,
+        base=scores,
+        pretrained={},
         target=target,
     )
     peft_model = get_peft_model(model, adapter or BoundedLoraConfig(init_seed=settings.seed))
