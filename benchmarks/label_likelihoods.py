@@ -4,7 +4,7 @@
 
 Read from the values of each label that runs of language models with a retain model keep (`per_example/`). One line for
 the retain and the base model of the first run, and one for the unlearned model of each run: mean NLL per label, mean of
-the first label of an answer, share of labels that are the likeliest token, and the correlation of the NLLs of all labels
+the first label of an answer, share of labels that are the likeliest token, and correlation of the NLLs of all labels
 with the retain model's.
 """
 
