@@ -62,6 +62,11 @@ class DataConfig(Section):
     """Longest example in tokens; longer ones are cut at the end of the answer."""
     chat_template: bool | None = None
     """Whether prompts are put into the tokenizer's chat template. None: if it has one."""
+    system_prompt: str | None = None
+    """System message before prompts in the chat template, where a row has none of its own. None: what the template
+    does without one."""
+    date: str = "10 Apr 2025"
+    """The date given to chat templates that write one into the prompt, as those of Llama 3 do: the same on every day."""
     template: str | None = None
     """Text with `{prompt}` and, at its end, `{answer}`. None: `Question: {prompt}\\nAnswer: {answer}`."""
     num_classes: Count | None = None

@@ -121,6 +121,8 @@ def make_sets(
                 paraphrased=source.paraphrased,
                 perturbed=source.perturbed,
                 template=data.template or DEFAULT_TEMPLATE,
+                system_prompt=data.system_prompt,
+                date=data.date,
             )
             sets[name] = language_examples(
                 found,
