@@ -156,7 +156,7 @@ def documented_options() -> dict[str, dict[str, str]]:
     """Headings of the page, and under each the rows: name and default as written."""
     page = (ROOT / "docs" / "configuration.md").read_text()
     parts = re.split(r"^## (.+)$", page, flags=re.MULTILINE)[1:]
-    row = re.compile(r"^\| `(\w+)` \| (\S+) \| \S.* \|$", re.MULTILINE)
+    row = re.compile(r"^\| `(\w+)` \| (`[^`]+`|\S+) \| \S.* \|$", re.MULTILINE)
     return {heading: dict(row.findall(text)) for heading, text in zip(parts[::2], parts[1::2], strict=True)}
 
 

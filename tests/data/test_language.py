@@ -164,9 +164,10 @@ def test_a_system_prompt_goes_before_prompts_that_have_none():
         tokenizer.decode(examples_of(rows, tokenizer, columns=columns)[0].input_ids)
         for rows in (PAIRS[:1], [{"messages": own}])
     )
-    assert "Be brief." in without and without.index("Be brief.") < without.index(PAIRS[0]["prompt"])
-    assert "Be kind." in with_own and "Be brief." not in with_own
-    with pytest.raises(DataError, match="system prompt 'Be brief.' needs a chat template"):
+    assert 0 <= without.find("Be brief.") < without.index(PAIRS[0]["prompt"])
+    assert "Be kind." in with_own
+    assert "Be brief." not in with_own
+    with pytest.raises(DataError, match=r"system prompt 'Be brief\.' needs a chat template"):
         examples_of(PAIRS[:1], tokenizer, columns=columns, chat_template=False)
 
 

@@ -55,8 +55,10 @@ def _problems_of_target(config: RunConfig) -> list[str]:
     problems, target = [], config.objective.target
     if target.source == "number" and target.nll is None:
         problems.append("objective.target: source 'number' needs 'nll', the target in nats per label")
-    if target.source == "holdout" and config.data.holdout is None:
-        problems.append("objective.target: source 'holdout' needs data.holdout, unseen examples of the same kind")
+    if target.source == "holdout" and config.data.holdout is None and config.data.targets is None:
+        problems.append(
+            "objective.target: source 'holdout' needs data.holdout or data.targets, unseen examples of the same kind"
+        )
     if target.places == "pretrained" and not target.needs_pretrained:
         problems.append("objective.target: places 'pretrained' is for source 'holdout' and matching 'quantiles' only")
     if target.needs_pretrained and config.pretrained_model is None:
@@ -80,7 +82,7 @@ def _problems_of_language(config: RunConfig) -> list[str]:
 
 
 def _problems_of_sets(data: DataConfig) -> list[str]:
-    names = ("forget", "retain", "holdout", "test", *MEASURED_ONLY)
+    names = ("forget", "retain", "holdout", "targets", "test", *MEASURED_ONLY)
     shared = {name: source for name in names if (source := getattr(data, name)) is not None and source.path is None}
     if data.source is None:
         return (

@@ -61,6 +61,7 @@ class SetValues:
         num_perturbed: Wrong answers of each example, (N,).
         answers: Greedy answers.
         references: Right answers beside them.
+        prompts: What the model read before its answers, without special tokens.
         finished: Further columns by name.
     """
 
@@ -72,6 +73,7 @@ class SetValues:
     num_perturbed: Ints | None = None
     answers: tuple[str, ...] | None = None
     references: tuple[str, ...] | None = None
+    prompts: tuple[str, ...] | None = None
     finished: Mapping[str, Finished] = field(default_factory=dict)
 
     @property

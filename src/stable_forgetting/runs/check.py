@@ -21,7 +21,8 @@ from stable_forgetting.models.tasks import LanguageTask
 from stable_forgetting.objectives import Objective, build_objective
 from stable_forgetting.runs.adapter import bounded_config
 from stable_forgetting.runs.memory import Devices, Estimate, estimate
-from stable_forgetting.runs.models import configured_source, logged_retain_values, other_source
+from stable_forgetting.runs.models import configured_source, other_source
+from stable_forgetting.runs.retain_log import check_retain_log, logged_retain_values
 from stable_forgetting.runs.sets import Sets, load_set_rows, make_sets, num_classes
 from stable_forgetting.runs.validation import check_validation, wrong_metrics
 
@@ -90,6 +91,7 @@ def check_config(config: RunConfig, devices: Devices | None = None) -> Check:
     if sets is not None:
         _attempt(found, lambda: check_lengths(model, sets, config))
         _attempt(found, lambda: check_validation(sets, config))
+        _attempt(found, lambda: check_retain_log(config, sets, loaded.task))
         found.sets = {name: len(examples) for name, examples in sets.by_name.items()}
     if model is not None and adapter is not None:
         _attempt(found, lambda: _describe_adapter(found, model, adapter))
@@ -179,15 +181,15 @@ def check_lengths(model: Any, sets: Sets, config: RunConfig) -> None:
         )
 
 
-def check_other_models(config: RunConfig, loaded: LoadedModel) -> None:
+def check_other_models(config: RunConfig, sets: Sets, loaded: LoadedModel) -> None:
     """Check what `check_other_model` checks of every model that the config names, and the log of a retain model.
 
     Raises:
         ModelError: A model cannot be found, or its config cannot be read.
         ConfigError: The tokens or classes of a model are others.
-        DataError: The log is missing or no such log.
+        DataError: The log is missing, no such log, or of other examples.
     """
-    logged_retain_values(config)
+    check_retain_log(config, sets, loaded.task)
     for setting in OTHER_MODELS:
         check_other_model(config, setting, loaded)
 
