@@ -76,7 +76,7 @@ def run(
         run_dir: Where everything is written; see `RunDirectory`.
         given: The settings as the user gave them, kept in the record.
         resume: Whether to continue what is in `run_dir`. A run that was killed gives the same adapter as one that was
-            not; a finished one gives its record.
+            not; a finished one gives its record, if its data and models are still the same.
         progress: Where progress is shown.
 
     Returns:
@@ -88,7 +88,8 @@ def run(
     directory, progress = RunDirectory(run_dir), progress or SilentProgress()
     processes.join()
     directory.check(config, resume=resume)
-    if (finished := directory.finished_record()) is not None:
+    finished = directory.finished_record()
+    if finished is not None and directory.has_files_of(config):
         return finished
     check_names(config)
     _check_merge(config)
@@ -101,6 +102,8 @@ def run(
     inputs = models.inputs()
     processes.wait_for_all()  # every process has looked at the directory before one writes to it
     directory.claim(config, inputs)
+    if finished is not None:
+        return finished
     start = _new_record(config, given or {}, models.sets)
     try:
         record = processes.agree(_unlearn_and_measure(models, objective, directory, start, resume=resume))
