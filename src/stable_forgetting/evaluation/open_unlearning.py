@@ -152,7 +152,10 @@ def _read_finished(reader: _Reader, name: str) -> dict[str, Finished]:
 def _finished(column: str, values: Floats) -> Finished:
     def find(chosen: Definitions) -> Floats:
         if column in _OTHER_DEFINITIONS and chosen.compat != "open-unlearning":
-            raise DataError(f"needs compat 'open-unlearning': the log's values {_OTHER_DEFINITIONS[column]}")
+            raise DataError(
+                "needs compat 'open-unlearning' (`forget score tofu --compat open-unlearning`): the log's values "
+                f"{_OTHER_DEFINITIONS[column]}"
+            )
         return values
 
     return find
