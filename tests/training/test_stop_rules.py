@@ -98,6 +98,26 @@ def test_a_metric_that_is_not_finite_goes_back_to_the_step_before(tmp_path, rule
     assert outcome.stopped.startswith(f"the validation metric 'x' became {value} in step 3; the adapter of step 2")
 
 
+def test_of_two_rules_that_apply_at_once_the_first_is_named_also_after_a_resume(tmp_path):
+    names = ("x", "y")
+
+    def call(**changes):
+        return train(
+            adapted_model(),
+            LanguageTask(FakeTokenizer()),
+            build_objective("gradient_difference"),
+            Sets(language_set("forget", 6, 1), language_set("retain", 10, 2)),
+            settings=TrainingConfig(
+                steps=2, evaluate_every=1, save_every=1, stop=[StopRule(metric=name, above=0) for name in names]
+            ),
+            output_dir=tmp_path,
+            validation=Validation(lambda _: dict.fromkeys(names, 1.0), dict.fromkeys(names, True)),
+            **changes,
+        )
+
+    assert call().stopped == call(resume=True).stopped == "stop rule: x above 0 (1 in step 1)"
+
+
 class Killed(BaseException):
     """In place of a kill: nothing in the package catches it."""
 
