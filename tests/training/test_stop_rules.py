@@ -81,13 +81,16 @@ def train_on(tmp_path, values: list[float], *, less_is_better: bool = False, **r
 
 
 def test_the_peak_of_what_should_fall_is_refused(tmp_path):
+    def training(**rule):
+        return TrainingConfig(evaluate_every=1, stop=[StopRule(metric="retain_nll", **rule)])
+
     with pytest.raises(ConfigError, match=r"'peak' for x, but of that less is better.*Use 'above' or 'below'"):
         train_on(tmp_path, [], less_is_better=True, peak=0.5)
-    assert wrong_metrics(TrainingConfig(evaluate_every=1, stop=[StopRule(metric="retain_nll", peak=1)]), "language") == [
+    assert wrong_metrics(training(peak=1), "language") == [
         "training.stop has 'peak' for retain_nll, but of that less is better: falling is what it should do. Use "
         "'above' or 'below', or another metric."
     ]
-    assert wrong_metrics(TrainingConfig(evaluate_every=1, stop=[StopRule(metric="retain_nll", above=1)]), "language") == []
+    assert wrong_metrics(training(above=1), "language") == []
 
 
 @pytest.mark.parametrize("rule", [{"above": 5}, {"below": -5}, {"peak": 5}])

@@ -122,9 +122,10 @@ class TrainingConfig(Section):
     def _validates_what_decides(self) -> TrainingConfig:
         deciding = [name for name in ("best_metric", "stop") if getattr(self, name)]
         if deciding and self.evaluate_every is None:
+            need = "needs" if len(deciding) == 1 else "need"
             raise ValueError(
-                f"{' and '.join(deciding)} need{'s' * (len(deciding) == 1)} evaluate_every, the number of steps between "
-                "validations: without it nothing is measured in training"
+                f"{' and '.join(deciding)} {need} evaluate_every, the number of steps between validations: without it "
+                "nothing is measured in training"
             )
         return self
 
