@@ -19,9 +19,9 @@ from reference.adapter_twins import naive_linear
 from stable_forgetting.adapters import BoundedLoraConfig, LowRankChange, bounded_linear, certificate, get_bound
 from stable_forgetting.adapters.base_weight import check_quantized, quantization_of, quantized_weight
 from stable_forgetting.adapters.diagnostics import adapter_statistics
-from stable_forgetting.adapters.rounding import rounding_steps
 from stable_forgetting.adapters.functional import effective_rows
 from stable_forgetting.adapters.layer import BoundedLoraLinear
+from stable_forgetting.adapters.rounding import rounding_steps
 from stable_forgetting.errors import ConfigError, ModelError
 
 bnb = pytest.importorskip("bitsandbytes", reason="needs the extra 'quantized'")
