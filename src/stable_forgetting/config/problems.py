@@ -44,10 +44,6 @@ def find_problems(config: RunConfig) -> list[str]:
         )
     if config.retain_log and config.retain_model:
         problems.append("retain_log and retain_model are both given; leave one of them out")
-    if config.training.best_metric and config.training.evaluate_every is None:
-        problems.append("training.best_metric needs training.evaluate_every")
-    if config.training.stop and config.training.evaluate_every is None:
-        problems.append("training.stop needs training.evaluate_every")
     return problems
 
 

@@ -14,12 +14,12 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForImageClas
 
 from stable_forgetting.adapters import BoundedLoraConfig
 from stable_forgetting.config import DataConfig, RunConfig
-from stable_forgetting.data.examples import LanguageExample
 from stable_forgetting.errors import ConfigError, ModelError, StableForgettingError
 from stable_forgetting.models.load import LoadedModel, ModelSource, load_without_weights
 from stable_forgetting.models.tasks import LanguageTask
 from stable_forgetting.objectives import Objective, build_objective
 from stable_forgetting.runs.adapter import bounded_config
+from stable_forgetting.runs.fits import all_answers, check_positions
 from stable_forgetting.runs.memory import Devices, Estimate, estimate
 from stable_forgetting.runs.models import configured_source, other_source
 from stable_forgetting.runs.retain_log import check_retain_log, logged_retain_values
@@ -162,19 +162,13 @@ def check_lengths(model: Any, sets: Sets, config: RunConfig) -> None:
     Raises:
         ConfigError: They do not.
     """
+    texts = all_answers(sets.by_name.values())
+    check_positions(model, texts, setting="data.max_length")
     positions = getattr(model.config, "max_position_embeddings", None)
-    found = [example for part in sets.by_name.values() for example in part if isinstance(example, LanguageExample)]
-    examples = [answer for example in found for answer in (example, *example.alternatives)]
-    if positions is None or not examples:
+    if positions is None:
         return
-    longest = max(len(example.input_ids) for example in examples)
-    if longest > positions:
-        raise ConfigError(
-            f"The longest example has {longest} tokens, but the model has {positions} positions. "
-            f"Set data.max_length to at most {positions}."
-        )
-    prompt = max((example.num_prompt_tokens for example in examples if example.end_token is not None), default=0)
-    if config.evaluation.generate and prompt + config.evaluation.max_new_tokens > positions:
+    prompt = max((text.num_prompt_tokens for text in texts if text.end_token is not None), default=0)
+    if texts and config.evaluation.generate and prompt + config.evaluation.max_new_tokens > positions:
         raise ConfigError(
             f"The longest prompt has {prompt} tokens and evaluation.max_new_tokens is "
             f"{config.evaluation.max_new_tokens}, but the model has {positions} positions. Lower max_new_tokens."
