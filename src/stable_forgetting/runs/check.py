@@ -88,7 +88,7 @@ def check_config(config: RunConfig, devices: Devices | None = None) -> Check:
         )
     if loaded is not None:
         model = loaded.model
-    if sets is not None:
+    if sets is not None and loaded is not None:
         _attempt(found, lambda: check_lengths(model, sets, config))
         _attempt(found, lambda: check_validation(sets, config))
         _attempt(found, lambda: check_retain_log(config, sets, loaded.task))
