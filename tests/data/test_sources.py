@@ -123,7 +123,9 @@ def test_image_folder_with_three_splits(tmp_path, valid):
 def test_other_folders_beside_splits_are_named(tmp_path):
     for split in ("train", "extra", "test"):
         put_image(tmp_path / split / "cat" / "0.png")
-    with pytest.raises(DataError, match="has the splits 'test', 'train' and beside them 'extra'. Move these elsewhere"):
+    with pytest.raises(
+        DataError, match=r"has the splits 'test', 'train' and beside them 'extra'. Move these elsewhere"
+    ):
         load_rows(str(tmp_path))
 
 

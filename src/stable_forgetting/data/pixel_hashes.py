@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -52,7 +51,7 @@ class PixelHashes:
         """
         found, new = [], {}
         for position, image in enumerate(images):
-            path = os.path.abspath(image) if isinstance(image, str | Path) else None
+            path = str(Path(image).absolute()) if isinstance(image, str | Path) else None
             state = None if path is None or self._path is None else _state(path)
             hashed = None if path is None or state is None else self._known.get((path, state))
             if hashed is None:
@@ -68,7 +67,7 @@ class PixelHashes:
 
 def _state(path: str) -> _State | None:
     try:
-        found = os.stat(path)
+        found = Path(path).stat()
     except OSError:  # who reads it says what is wrong
         return None
     return found.st_mtime_ns, found.st_size

@@ -173,9 +173,7 @@ def _without_taught(test: ExampleSet[Any], sets: dict[str, ExampleSet[Any]]) -> 
             f"{len(shared)} of {len(test)} test images are in the forget or retain set (first: {first}), "
             "so they test nothing. Take them out of the test images, or give others."
         )
-    logger.warning(
-        "%d of %d test images are also training images and are left out: %s.", len(shared), len(test), first
-    )
+    logger.warning("%d of %d test images are also training images and are left out: %s.", len(shared), len(test), first)
     left = [example for example in test if example.key not in trained_on]
     return ExampleSet(test.name, left, test.source)
 
