@@ -77,7 +77,8 @@ class ImageTable:
     def class_labels(self) -> dict[str, int]:
         """Label by the name of the class; empty where classes have no names, or not one for each label."""
         column, label = self.columns["class_name"], self.columns["label"]
-        pairs = {(str(row[column]), row[label]) for row in self.rows if row.get(column) is not None}
+        named = [row for row in self.rows if row.get(column) is not None and isinstance(row.get(label), int)]
+        pairs = {(str(row[column]), row[label]) for row in named}
         found = dict(sorted(pairs))
         is_clear = column != label and len(found) == len(pairs) == len({number for _, number in pairs})
         return found if is_clear else {}
