@@ -19,14 +19,17 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from peft import get_peft_model
+from PIL import Image
 
 from stable_forgetting.adapters import BoundedLoraConfig
 from stable_forgetting.data.array_store import ArrayStore
 from stable_forgetting.data.examples import ExampleSet, ImageExample
+from stable_forgetting.data.rows import Rows
 from stable_forgetting.data.sources import load_rows
-from stable_forgetting.data.vision import image_examples
+from stable_forgetting.data.vision import Process, image_examples
 from stable_forgetting.models.load import LoadedModel, ModelSource, load_model
 from stable_forgetting.models.tasks import ImageTask
 from stable_forgetting.runs.environment import environment
@@ -66,6 +69,28 @@ def scaling(loaded: LoadedModel, data: Path, count: int, folder: Path, turns: in
             ],
         },
         turns,
+    )
+
+
+def files(process: Process, count: int, folder: Path, turns: int) -> dict[str, float]:
+    """Making examples of image files, JPEG of 640 × 480: decoded and scaled, or known from before."""
+    folder.mkdir()
+    values = np.random.default_rng(0)
+    for number in range(count):
+        coarse = Image.fromarray(values.integers(0, 256, (30, 40, 3), dtype=np.uint8))
+        coarse.resize((640, 480)).save(folder / f"{number:04}.jpg", quality=90)
+        os.utime(folder / f"{number:04}.jpg", (1_000, 1_000))
+    rows = Rows([{"image": str(path), "label": 0} for path in sorted(folder.iterdir())], "files")
+
+    def examples(kept: Path) -> list[torch.Tensor]:
+        store = ArrayStore(kept / "images")
+        found = image_examples(rows, process, name="retain", store=store, in_memory=False)
+        return [example.pixel_values.sum() for example in found]  # reads the pages
+
+    examples(folder.with_name("kept"))
+    new = (folder.with_name(f"new{turn}") for turn in range(turns))
+    return in_turns(
+        {"decoded": lambda: examples(next(new)), "known": lambda: examples(folder.with_name("kept"))}, turns
     )
 
 
@@ -114,7 +139,8 @@ def main() -> None:
         batch = list(examples)
         num_blocks = int(loaded.model.config.num_hidden_layers)
         results: dict[str, dict[str, float]] = {
-            "2,000 images": scaling(loaded, chosen.data, 2000, Path(scratch) / "images", chosen.turns)
+            "2,000 images": scaling(loaded, chosen.data, 2000, Path(scratch) / "images", chosen.turns),
+            "500 files": files(process_with(loaded.task), 500, Path(scratch) / "files", chosen.turns),
         }
         kept = with_kept_trunk(loaded, chosen.blocks, len(batch), 1.0)
         results["pass"] = passes(loaded, kept, batch, chosen.turns)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import math
+import os
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +13,7 @@ import pytest
 import yaml
 from PIL import Image
 
-from stable_forgetting.bench import Comparison, class_deletion, class_deletion_comparison
+from stable_forgetting.bench import Comparison, class_deletion, class_deletion_comparison, image_table
 from stable_forgetting.bench.image_table import ImageTable
 from stable_forgetting.bench.methods import method_changes
 from stable_forgetting.config import RunConfig
@@ -40,11 +42,16 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return make_folder(tmp_path_factory.mktemp("folder"))
 
 
+@pytest.fixture(autouse=True)
+def _cache(tmp_path: Path, monkeypatch: Any) -> None:
+    monkeypatch.setenv("STABLE_FORGETTING_CACHE", str(tmp_path / "cache"))
+
+
 @pytest.fixture
 def compare(model: Path, archive: Path, tmp_path: Path) -> Any:
     def make(**options: Any) -> Comparison:
         given = {"model": str(model), "data": str(archive), "bounds": "sine", **options}
-        parsed = parse_benchmark("class-deletion", given)
+        parsed = parse_benchmark("class-deletion", {name: value for name, value in given.items() if value is not None})
         assert isinstance(parsed, ClassDeletionOptions)
         return class_deletion_comparison(parsed, tmp_path / "out", progress=SilentProgress())
 
@@ -154,9 +161,108 @@ def test_two_files_of_one_image_are_found(compare: Any, tmp_path: Path) -> None:
     assert str(last) not in {str(row["image"]) for part in rows.values() for row in part}
 
 
-def test_no_image_is_read_where_nothing_is_taught(compare: Any, monkeypatch: Any) -> None:
-    monkeypatch.setattr(ImageTable, "copies", lambda *_, **__: pytest.fail("images are read"))
-    assert sizes_of(rows_of(only(compare(forget="crab", finetuned=True))))["forget"] == NUM_TRAIN
+def test_copies_are_named(compare: Any, twice: Any, tmp_path: Path) -> None:
+    data, crabs = twice
+    (note,) = compare(data=str(data), forget="eel").notes
+    assert note == (
+        f"1 of 60 training images are in an earlier row already and left out (row {crabs[-1]} is row {crabs[0]})."
+    )
+    folder = make_folder(tmp_path / "pictures")
+    first, last = sorted((folder / "crab").iterdir())[0], sorted((folder / "eel").iterdir())[-1]
+    last.write_bytes(first.read_bytes())
+    assert f"left out ('{last}' is '{first}')" in " ".join(compare(data=str(folder), forget="eel").notes)
+
+
+def test_an_image_in_two_classes_is_not_forgotten_and_retained_by_a_given_model(compare: Any, tmp_path: Path) -> None:
+    folder = make_folder(tmp_path / "pictures")
+    first, last = sorted((folder / "crab").iterdir())[0], sorted((folder / "eel").iterdir())[-1]
+    last.write_bytes(first.read_bytes())
+    comparison = compare(data=str(folder), forget="eel", finetuned=True)
+    rows = rows_of(only(comparison))
+    assert not {row["image"] for part in rows.values() for row in part} & {str(last)}
+    assert any(f"'{last}' is '{first}'" in note for note in comparison.notes)
+
+
+def test_files_that_were_read_before_are_not_read_again(compare: Any, tmp_path: Path, monkeypatch: Any) -> None:
+    folder = make_folder(tmp_path / "pictures")
+    for path in folder.glob("*/*"):
+        os.utime(path, (1_000, 1_000))
+    compare(data=str(folder), forget="eel")
+    monkeypatch.setattr(image_table, "read_pixels", lambda *_: pytest.fail("an image is read"))
+    compare(data=str(folder), forget="crab")
+    with pytest.raises(pytest.fail.Exception):
+        compare(data=str(folder), forget="crab", set={"model.disk_cache_gib": 0})
+
+
+def named_model(folder: Path, names: list[str]) -> str:
+    """A classifier whose labels have names."""
+    make_model(folder, num_labels=len(names))
+    config = json.loads((folder / "config.json").read_text())
+    config["id2label"] = {str(number): name for number, name in enumerate(names)}
+    config["label2id"] = {name: number for number, name in enumerate(names)}
+    (folder / "config.json").write_text(json.dumps(config))
+    return str(folder)
+
+
+def test_a_given_model_with_the_labels_of_the_data_is_taken(compare: Any, tmp_path: Path) -> None:
+    given = named_model(tmp_path / "right", [name.title() for name in CLASSES])
+    assert compare(forget="crab", model=given, finetuned=True).notes == []
+    assert compare(forget="crab", model=given, retain_model=given).notes == []
+
+
+@pytest.mark.parametrize("role", ["model", "retain_model"])
+def test_a_given_model_with_other_numbers_is_refused(compare: Any, tmp_path: Path, role: str) -> None:
+    given = {"model": named_model(tmp_path / "right", [*CLASSES]), "finetuned": True}
+    given[role] = named_model(tmp_path / "wrong", [*CLASSES[1:], CLASSES[0]])
+    with pytest.raises(ConfigError, match=r"class 'apple' is number 0 in .* and 5 in the model '.*wrong'"):
+        compare(forget="crab", **given)
+
+
+def test_a_given_model_with_other_names_is_noted(compare: Any, tmp_path: Path) -> None:
+    given = named_model(tmp_path / "other", [*CLASSES[:-1], "Feige"])
+    (note,) = compare(forget="crab", model=given, finetuned=True).notes
+    assert "other names for 1 of 6 classes (first: number 5 is 'Feige', in the data 'fig')" in note
+
+
+def test_a_classifier_of_the_classes_is_no_pretrained_model(compare: Any, tmp_path: Path) -> None:
+    with pytest.raises(
+        ConfigError, match=r"is a classifier of the classes in .*\(apple, beetle, crab \.\.\.\).*--finetuned"
+    ):
+        compare(forget="crab", model=named_model(tmp_path / "same", [*CLASSES]))
+    (note,) = compare(forget="crab", model=named_model(tmp_path / "more", [*CLASSES, "grape"])).notes
+    assert "has labels of the names of all classes" in note
+    (note,) = compare(forget="crab", model=str(make_model(tmp_path / "nameless", num_labels=6))).notes
+    assert "has a head for 6 classes without names" in note
+    assert compare(forget="crab", model=named_model(tmp_path / "others", ["one", "two", *"abcd"])).notes == []
+
+
+def test_the_default_methods_have_rates_of_their_own(compare: Any) -> None:
+    def rates(**given: Any) -> dict[str, float]:
+        configs = compare(forget="crab", **given).configs()
+        return {name.removesuffix("-seed0"): config.training.learning_rate for name, config in configs.items()}
+
+    by_default = {
+        "bounded_ascent-identity": 3e-3,
+        "gradient_difference-sine": 1e-4,
+        "gradient_difference-identity": 3e-4,
+    }
+    assert rates(bounds=None) == {f"crab-{name}": rate for name, rate in by_default.items()}
+    assert rates(bounds=None, learning_rates="1e-5") == {f"crab-{name}": 1e-5 for name in by_default}
+    assert rates(bounds="sine") == {"crab-gradient_difference-sine": 1e-3}
+    assert [*rates(bounds=None, objectives="npo")] == ["crab-npo-identity", "crab-npo-sine"]
+
+
+def test_few_images_are_taught_for_more_epochs(compare: Any, tmp_path: Path) -> None:
+    finetune = only(compare(forget="crab")).model.finetune
+    assert finetune is not None
+    assert [training.epochs for training in finetune] == [107, 107]
+    arrays = dict(np.load(make_archive(tmp_path / "once.npz")))
+    for name in ("x", "y", "coarse"):
+        arrays[f"{name}_train"] = np.repeat(arrays[f"{name}_train"], 60, axis=0)
+    np.savez(tmp_path / "many.npz", **arrays)
+    finetune = only(compare(data=str(tmp_path / "many.npz"), forget="crab")).model.finetune
+    assert finetune is not None
+    assert [training.epochs for training in finetune] == [2, 3]
 
 
 def test_rows_of_a_table_with_a_column_of_that_name_cannot_be_listed() -> None:
@@ -233,11 +339,11 @@ def test_the_target_of_chance_is_that_of_a_model_that_knows_nothing(compare: Any
     assert config.data.holdout is None
 
 
-def test_a_finetuned_model_is_the_base_model(compare: Any) -> None:
+def test_a_finetuned_model_is_the_base_model(compare: Any, model: Path) -> None:
     assert only(compare(forget="crab", finetuned=True)).model.finetune is None
     assert only(compare(random=5, finetuned=True)).data.holdout is None
-    given = only(compare(forget="crab", retain_model="a/retain"))
-    assert (given.model.finetune, given.retain_model) == (None, "a/retain")
+    given = only(compare(forget="crab", retain_model=str(model)))
+    assert (given.model.finetune, given.retain_model) == (None, str(model))
 
 
 def test_a_sequence_starts_each_step_from_the_one_before(compare: Any, tmp_path: Path, monkeypatch: Any) -> None:

@@ -1,5 +1,7 @@
 """Settings of sets, damaged run directories, and places where nothing can be written."""
 
+import shutil
+
 import pytest
 
 from stable_forgetting.config import parse_config
@@ -38,6 +40,18 @@ def test_sets_can_be_taken_by_a_split(forget, images, tmp_path):
     sets = {"source": {"path": str(tmp_path / "all.csv")}, "forget": {"split": "out"}}
     shown = forget("check", images.write(tmp_path / "c.yaml", data=sets))
     assert shown.code == 0, shown.err
+
+
+def test_what_is_left_out_of_a_folder_is_said_once(forget, images, tmp_path):
+    folder = tmp_path / "pictures"
+    shutil.copytree(images.folder / "images", folder)
+    (folder / "class0" / "notes.txt").touch()
+    data = {
+        name: {"path": str(folder), "where": f"label {sign} 3"} for name, sign in (("forget", "=="), ("retain", "<"))
+    }
+    ended = forget("check", images.write(tmp_path / "config.yaml", data=data))
+    assert ended.code == 0, ended.err
+    assert " ".join(ended.out.split()).count("a subfolder: 1 (first: 'class0/notes.txt')") == 1
 
 
 @pytest.mark.parametrize("text", ["a: [", "", "name: x\n", "task: language\nmodel: 3\n"])

@@ -106,6 +106,56 @@ def test_image_folder(tmp_path, parts):
     assert all(Path(row["image"]).is_file() for row in rows)
 
 
+def put_image(path: Path) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.new("RGB", (4, 4)).save(path)
+
+
+@pytest.mark.parametrize("valid", ["val", "valid", "validation"])
+def test_image_folder_with_three_splits(tmp_path, valid):
+    for split in ("train", valid, "test"):
+        put_image(tmp_path / split / "cat" / "0.tif")
+    rows = load_rows(str(tmp_path))
+    assert [row["split"] for row in rows] == ["test", "train", valid]
+    assert {row["class_name"] for row in rows} == {"cat"}
+
+
+def test_other_folders_beside_splits_are_named(tmp_path):
+    for split in ("train", "extra", "test"):
+        put_image(tmp_path / split / "cat" / "0.png")
+    with pytest.raises(
+        DataError, match=r"has the splits 'test', 'train' and beside them 'extra'. Move these elsewhere"
+    ):
+        load_rows(str(tmp_path))
+
+
+def test_a_class_may_be_called_like_a_split(tmp_path):
+    for name in ("car", "train"):
+        put_image(tmp_path / name / "0.png")
+    assert [row["class_name"] for row in load_rows(str(tmp_path))] == ["car", "train"]
+
+
+def test_splits_without_classes_are_no_classes(tmp_path):
+    for name in ("train", "test"):
+        put_image(tmp_path / name / "0.png")
+    with pytest.raises(DataError, match="Sort the images into one subfolder per class"):
+        load_rows(str(tmp_path))
+
+
+def test_files_that_are_not_read_are_counted(tmp_path, caplog):
+    for place in ("cat/0.png", "cat/more/1.png", "dog/2.TIFF"):
+        put_image(tmp_path / place)
+    for place in ("dog/clip.mp4", "dog/.hidden", "notes.md"):
+        (tmp_path / place).write_text("")
+    assert [Path(row["image"]).name for row in load_rows(str(tmp_path))] == ["0.png", "2.TIFF"]
+    assert "or deeper in a subfolder: 2 (first: 'cat/more/1.png')" in caplog.text
+    (tmp_path / "dog" / "clip.mp4").unlink()
+    (tmp_path / "cat" / "more" / "1.png").unlink()
+    caplog.clear()
+    load_rows(str(tmp_path))
+    assert not caplog.text
+
+
 def pickled_npz(path: Path) -> None:
     np.savez(path, image=np.array([{"a": 1}], dtype=object), label=np.array([0]))
 

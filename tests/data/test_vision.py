@@ -1,9 +1,15 @@
+import os
+import time
+
 import numpy as np
 import pytest
 import torch
 from PIL import Image
 
-from stable_forgetting.data.examples import ExampleSet, ImageExample
+from stable_forgetting.data import vision
+from stable_forgetting.data.array_store import ArrayStore
+from stable_forgetting.data.examples import ExampleSet, ImageExample, pixels_sha256
+from stable_forgetting.data.pixel_hashes import PixelHashes
 from stable_forgetting.data.rows import Rows
 from stable_forgetting.data.vision import ImageColumns, image_examples, split_by_deleted_class
 from stable_forgetting.errors import DataError
@@ -30,7 +36,7 @@ def test_every_kind_of_image_gives_the_same_pixels(tmp_path):
     assert all(np.array_equal(example.pixels, RED) for example in found)
     assert len({example.key for example in found}) == 1
     assert [example.label for example in found] == [0, 1, 2, 3, 4]
-    assert found[3].metadata == {"id": "i3"}
+    assert found[3].metadata == {"id": "i3", "image_path": str(path)}
     assert torch.equal(found[0].pixel_values, process([RED])[0])
 
 
@@ -61,9 +67,18 @@ def cut_image(tmp_path):
     return path
 
 
+def deep_image(tmp_path, kind):
+    path = tmp_path / "deep.tif"
+    Image.fromarray(np.full((4, 5), 40_000).astype(kind)).save(path)
+    return path
+
+
 @pytest.mark.parametrize(
     ("image", "message"),
     [
+        (lambda folder: deep_image(folder, np.uint16), r"deep.tif' \(row 0 of the forget set\) has the mode 'I;16'"),
+        (lambda folder: deep_image(folder, np.int32), r"has the mode 'I'.*8 bits a channel"),
+        (lambda folder: Image.fromarray(RED[..., 0].astype(np.float32)), "image in row 0 .* has the mode 'F'"),
         (damaged_image, r"bad.png' cannot be read \(row 0 of the forget set\)"),
         (cut_image, r"cut.png' cannot be read \(row 0"),
         (lambda folder: folder / "none.png", "There is no image file"),
@@ -121,3 +136,68 @@ def test_division_by_deleted_class(forget, retain, deleted, kept):
     assert [part.name for part in parts if part] == [
         name for name, part in zip(("forget_test", "retain_test"), parts, strict=True) if part
     ]
+
+
+def test_names_of_classes_and_files_are_in_the_metadata(tmp_path):
+    path = tmp_path / "red.png"
+    Image.fromarray(RED).save(path)
+    row = {"image": str(path), "fine_label": 0, "fine_label_name": "cat", "coarse_name": "animal"}
+    rows = Rows([row, {"image": RED, "fine_label": 1, "fine_label_name": None}], "here")
+    first, second = image_examples(rows, process, name="forget", columns=ImageColumns(label="fine_label"))
+    assert (first.metadata["class_name"], first.metadata["image_path"]) == ("cat", str(path))
+    assert not {"class_name", "image_path"} & {*second.metadata}
+    named = Rows([{**row, "class_name": "tom"}], "here")
+    (other,) = image_examples(named, process, name="forget", columns=ImageColumns(label="fine_label"))
+    assert other.metadata["class_name"] == "tom"
+
+
+@pytest.fixture
+def decoded(monkeypatch):
+    """Names of the files that were decoded."""
+    found = []
+
+    def read(path, place):
+        found.append(path.name)
+        return original(path, place)
+
+    original = vision._read_file
+    monkeypatch.setattr(vision, "_read_file", read)
+    return found
+
+
+def test_an_unchanged_file_is_decoded_once(tmp_path, decoded):
+    paths = [tmp_path / f"{number}.png" for number in range(3)]
+    for number, path in enumerate(paths):
+        Image.fromarray(RED + np.uint8(number)).save(path)
+        os.utime(path, (1_000, 1_000))
+    first = examples_of(*paths, store=ArrayStore(tmp_path / "kept" / "images"), in_memory=False)
+    assert decoded == ["0.png", "1.png", "2.png"]
+    Image.fromarray(RED + np.uint8(9)).save(paths[1])
+    os.utime(paths[1], (2_000, 2_000))
+    again = examples_of(*paths, store=ArrayStore(tmp_path / "kept" / "images"), in_memory=False)
+    assert decoded[3:] == ["1.png"]
+    assert [one.key == other.key for one, other in zip(first, again, strict=True)] == [True, False, True]
+    assert torch.equal(again[1].pixel_values, process([RED + np.uint8(9)])[0])
+    assert torch.equal(again[2].pixel_values, first[2].pixel_values)
+    assert np.array_equal(again[2].pixels, RED + np.uint8(2))
+
+
+def test_a_file_that_was_just_written_may_change_unseen(tmp_path, decoded):
+    path = tmp_path / "new.png"
+    for value in (1, 2):
+        Image.fromarray(RED + np.uint8(value)).save(path)
+        soon = time.time() + 60
+        os.utime(path, (soon, soon))
+        (found,) = examples_of(path, store=ArrayStore(tmp_path / "kept" / "images"), in_memory=False)
+        assert found.key == pixels_sha256(RED + np.uint8(value))
+
+
+def test_a_line_that_was_not_written_to_its_end_counts_for_nothing(tmp_path, decoded):
+    path = tmp_path / "red.png"
+    Image.fromarray(RED).save(path)
+    os.utime(path, (1_000, 1_000))
+    for _ in range(2):
+        assert PixelHashes(tmp_path / "kept").of([path], lambda _: RED) == [pixels_sha256(RED)]
+        (kept,) = (tmp_path / "kept").glob("*.txt")
+        kept.write_text(kept.read_text()[:-5])
+    assert len(kept.read_text().splitlines()) == 1

@@ -1,8 +1,11 @@
 """Image runs: sizes, what is kept on disk, and one base model for every request."""
 
+import shutil
+
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from stable_forgetting.errors import ConfigError, ModelError
 from stable_forgetting.models.load import ModelSource, load_model
@@ -125,6 +128,23 @@ def test_test_images_that_were_trained_on_are_left_out(problem, tmp_path, caplog
     assert len(sets["forget_test"]) == len(sets["holdout"]) == 10
     assert len(sets["retain_test"]) == 30
     assert "1 of 41 test images are also training images and are left out" in caplog.text
+
+
+def test_few_test_images_that_were_trained_on_are_left_out_by_name(problem, tmp_path, caplog):
+    folder = tmp_path / "images"
+    for name in ("train", "test"):
+        shutil.copytree(problem.folder / "images", folder / name)
+    for number, path in enumerate(sorted((folder / "test").glob("*/*.png"))[1:]):
+        Image.new("RGB", (8, 8), (number, 0, 0)).save(path)
+    data = {
+        "source": {"path": str(folder)},
+        "forget": {"split": "train", "where": "label == 0"},
+        "retain": {"split": "train", "where": "label > 0"},
+        "test": {"split": "test"},
+    }
+    sets = prepare(problem.config(data=data), SilentProgress()).sets.by_name
+    assert (len(sets["forget_test"]), len(sets["retain_test"])) == (3, 12)
+    assert f"1 of 16 test images are also training images and are left out: {folder}/test/class0/0.png" in caplog.text
 
 
 def test_no_room_means_nothing_kept(problem, cache):

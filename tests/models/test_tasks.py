@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+import transformers
 
 from reference import objective_twins as twins
 from stable_forgetting.models.tasks import ImageTask, LanguageTask
@@ -67,3 +68,17 @@ def test_images_have_one_label_position_each():
     )
     torch.testing.assert_close(predictions.nll_sum, expected)
     assert predictions.num_labels.tolist() == [1] * 5
+
+
+@pytest.mark.parametrize("family", ["CLIP", "Siglip"])
+def test_models_of_images_and_texts_interpolate_too(family):
+    vision = {**dict.fromkeys(("hidden_size", "intermediate_size"), 8), "num_hidden_layers": 1, "image_size": 8}
+    config = getattr(transformers, f"{family}Config")
+    settings = config(vision_config={**vision, "num_attention_heads": 2, "patch_size": 4}, num_labels=3)
+    model = getattr(transformers, f"{family}ForImageClassification")(settings).eval()
+    for size in (8, 12):
+        processor = transformers.ViTImageProcessorPil(size={"height": size, "width": size})
+        task = ImageTask.of(model, processor)
+        assert task.interpolate == (size == 12)
+        batch = {"pixel_values": torch.zeros(2, 3, size, size), "labels": torch.tensor([0, 1])}
+        assert task.predict(model, batch).logits.shape == (2, 3)

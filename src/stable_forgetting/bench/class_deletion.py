@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from stable_forgetting.bench.comparison import Comparison
+from stable_forgetting.bench.given_models import check_classifier, check_pretrained, model_config
 from stable_forgetting.bench.image_table import ImageTable, TableNames, read_image_table
 from stable_forgetting.bench.methods import PROBLEMS_DIR, Changes, method_changes, refuse_changes
 from stable_forgetting.bench.requests import (
@@ -26,8 +27,9 @@ from stable_forgetting.bench.requests import (
 )
 from stable_forgetting.config import WITH_TARGETS, apply_change, read_yaml
 from stable_forgetting.config.benchmark_options import ClassDeletionOptions
+from stable_forgetting.data.pixel_hashes import PixelHashes
 from stable_forgetting.errors import ConfigError
-from stable_forgetting.models.load import ModelSource, load_without_weights
+from stable_forgetting.models.load import cache_dir
 from stable_forgetting.progress import Progress
 from stable_forgetting.runs import RunDirectory
 from stable_forgetting.runs.retain_models import make_retain_model
@@ -82,7 +84,8 @@ def class_deletion_comparison(options: ClassDeletionOptions, out_dir: Path, *, p
         One method for each combination, named REQUEST-OBJECTIVE-BOUND-seedN; see `method_changes`.
 
     Raises:
-        ConfigError: An objective, a bound, a group of layers or a setting is not allowed.
+        ConfigError: An objective, a bound, a group of layers or a setting is not allowed, or the labels of a model are
+            not those of the data.
         DataError: The data cannot be read, or what is to be forgotten is not in them.
         ModelError: The model cannot be found.
     """
@@ -97,13 +100,20 @@ def class_deletion_comparison(options: ClassDeletionOptions, out_dir: Path, *, p
             f"One retain model cannot serve {len(requests)} requests, because each forgets something else. "
             "Leave --retain-model out, or name one class, or several with --together."
         )
-    shared = _shared_settings(options, table, template)
-    copies = table.copies(progress=progress) if options.makes_models or options.names_images else {}
+    config = model_config(options, options.model)
+    shared = _shared_settings(options, table, template, config.model_type)
+    about_models = _check_labels(options, table, config, is_given=shared["model"].get("finetune") is None)
+    copies = table.copies(_kept_hashes(options), progress=progress)
     asked = sorted({copies.get(row, row) for row in listed})
     division = divide(table, validation=options.validation, holdout=unseen, leave_out=[*copies], keep=asked)
     requests = requests or [image_request(options, table, asked, division.taught)]
     sets = {request.name: _sets(request, table, division) for request in requests}
-    notes = _notes(table, division, options)
+    notes = [*about_models, *_notes(table, division, options)]
+    if copies:
+        notes.append(
+            f"{len(copies)} of {len(table.rows)} training images are in an earlier row already and left out "
+            f"({table.shown_copies(copies)})."
+        )
     if repeated := len({*listed} & {*copies}):
         notes.append(f"{repeated} of the listed images are in an earlier row already, and forgotten there.")
     if options.sequence:
@@ -177,17 +187,26 @@ def _sets(request: Request, table: ImageTable, division: Division) -> Changes:
     return found
 
 
-def _shared_settings(options: ClassDeletionOptions, table: ImageTable, template: Mapping[str, Any]) -> dict[str, Any]:
+def _check_labels(options: ClassDeletionOptions, table: ImageTable, config: Any, *, is_given: bool) -> list[str]:
+    """Compare the labels of the models with the classes of the data; what cannot be known is said."""
+    notes = (check_classifier if is_given else check_pretrained)(options.model, config, table)
+    if options.retain_model is not None:
+        notes += check_classifier(options.retain_model, model_config(options, options.retain_model), table)
+    return notes
+
+
+def _kept_hashes(options: ClassDeletionOptions) -> PixelHashes:
+    """Where runs keep theirs."""
+    return PixelHashes(None if options.set.get("model.disk_cache_gib") == 0 else cache_dir() / "images")
+
+
+def _shared_settings(
+    options: ClassDeletionOptions, table: ImageTable, template: Mapping[str, Any], family: str
+) -> dict[str, Any]:
     shared: dict[str, Any] = dict(template["shared"])
-    source = ModelSource(
-        options.model,
-        "image",
-        image_size=options.set.get("model.image_size"),
-        revision=options.set.get("model.revision"),
-        trust_remote_code=bool(options.set.get("model.trust_remote_code")),
-    )
-    family = load_without_weights(source).model.config.model_type
-    shared["model"] = {"name": options.model, **template["families"].get(family, template["families"]["default"])}
+    settings = template["families"].get(family, template["families"]["default"])
+    finetune = [_long_enough(training, len(table.rows), template["least_steps"]) for training in settings["finetune"]]
+    shared["model"] = {"name": options.model, **settings, "finetune": finetune}
     if not options.makes_models:
         shared["model"].pop("finetune", None)
     shared["retain_model"] = options.retain_model
@@ -196,6 +215,12 @@ def _shared_settings(options: ClassDeletionOptions, table: ImageTable, template:
     for place, value in options.set.items():
         apply_change(shared, place, value)
     return shared
+
+
+def _long_enough(training: Mapping[str, Any], num_images: int, least_steps: int) -> dict[str, Any]:
+    """A training with more epochs where there are so few images that it would be over after some steps."""
+    epochs = math.ceil(least_steps * training["batch_size"] / num_images)
+    return {**training, "epochs": max(training["epochs"], epochs)}
 
 
 def _target_of_chance(num_classes: int) -> Changes:

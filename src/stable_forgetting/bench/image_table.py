@@ -4,16 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cached_property, partial
+from pathlib import Path
 from typing import Any
 
-from stable_forgetting.data.examples import pixels_sha256
+from stable_forgetting.data.pixel_hashes import PixelHashes
 from stable_forgetting.data.rows import Rows, select_split
 from stable_forgetting.data.rules import POSITION
 from stable_forgetting.data.sources import load_rows
-from stable_forgetting.data.vision import read_pixels
+from stable_forgetting.data.vision import Pixels, read_pixels
 from stable_forgetting.errors import DataError, unknown_name
 from stable_forgetting.progress import Progress
+
+_BATCH = 256
+"""Images that are read between two steps of the progress."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -70,10 +74,20 @@ class ImageTable:
                 raise DataError(f"{self.path}: {unknown_name('superclass', name, by_name)}")
         return [by_name[name] for name in names]
 
-    def copies(self, *, progress: Progress) -> dict[int, int]:
-        """Rows whose image is in an earlier row already, whatever the two files look like: every image is read.
+    def class_labels(self) -> dict[str, int]:
+        """Label by the name of the class; empty where classes have no names, or not one for each label."""
+        column, label = self.columns["class_name"], self.columns["label"]
+        named = [row for row in self.rows if row.get(column) is not None and isinstance(row.get(label), int)]
+        pairs = {(str(row[column]), row[label]) for row in named}
+        found = dict(sorted(pairs))
+        is_clear = column != label and len(found) == len(pairs) == len({number for _, number in pairs})
+        return found if is_clear else {}
+
+    def copies(self, hashes: PixelHashes, *, progress: Progress) -> dict[int, int]:
+        """Rows whose image is in an earlier row already, whatever the two files look like.
 
         Args:
+            hashes: Knows the files that were read before; every other image is read.
             progress: Where the reading is shown.
 
         Returns:
@@ -82,16 +96,31 @@ class ImageTable:
         Raises:
             DataError: An image is of a kind that cannot be read, or its file is missing or damaged.
         """
+        images = [row.get(self.columns["image"]) for row in self.rows]
         first: dict[str, int] = {}
         found: dict[int, int] = {}
-        with progress.track("Looking for images that are there twice", len(self.rows)) as advance:
-            for number, row in enumerate(self.rows):
-                pixels = read_pixels(row.get(self.columns["image"]), f"row {number} of {self.rows.source}")
-                earlier = first.setdefault(pixels_sha256(pixels), number)
-                if earlier != number:
-                    found[number] = earlier
-                advance(1)
+        with progress.track("Looking for images that are there twice", len(images)) as advance:
+            for start in range(0, len(images), _BATCH):
+                batch = images[start : start + _BATCH]
+                for number, key in enumerate(hashes.of(batch, partial(self._pixels, start)), start):
+                    earlier = first.setdefault(key, number)
+                    if earlier != number:
+                        found[number] = earlier
+                advance(len(batch))
         return found
+
+    def shown_copies(self, copies: Mapping[int, int]) -> str:
+        """The first of some copies in words, files by their names."""
+        pairs = [f"{self._shown(number)} is {self._shown(copies[number])}" for number in sorted(copies)[:3]]
+        return "; ".join(pairs) + (" ..." if len(copies) > 3 else "")
+
+    def _pixels(self, start: int, place: int) -> Pixels:
+        number = start + place
+        return read_pixels(self.rows[number].get(self.columns["image"]), f"row {number} of {self.rows.source}")
+
+    def _shown(self, number: int) -> str:
+        image = self.rows[number].get(self.columns["image"])
+        return f"'{image}'" if isinstance(image, str | Path) else f"row {number}"
 
     def among_rows(self, numbers: Sequence[int]) -> str:
         """Rule: the row has one of the numbers.

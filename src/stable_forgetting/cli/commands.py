@@ -23,7 +23,7 @@ from stable_forgetting.bench import (
     problem_path,
     run_comparison,
 )
-from stable_forgetting.cli.progress import RichProgress
+from stable_forgetting.cli.progress import Notes, RichProgress
 from stable_forgetting.config import RunConfig, load_config, parse_change
 from stable_forgetting.config.benchmark_options import ClassDeletionOptions, TofuOptions
 from stable_forgetting.errors import ConfigError, ModelError, RunDirectoryError
@@ -51,7 +51,7 @@ def _quiet() -> None:
     console.quiet = not processes.is_main_process()
     transformers.utils.logging.disable_progress_bar()
     transformers.utils.logging.set_verbosity_error()
-    logging.getLogger("stable_forgetting").addHandler(logging.NullHandler())
+    logging.getLogger("stable_forgetting").handlers = [Notes(console)]
     warnings.filterwarnings("ignore", module="(transformers|peft|accelerate|torch)")
 
 

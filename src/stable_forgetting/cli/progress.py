@@ -1,7 +1,8 @@
-"""Progress bars in a terminal."""
+"""Progress bars and notes in a terminal."""
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -44,3 +45,23 @@ class RichProgress:
         seconds = time.monotonic() - start
         if seconds >= WORTH_A_LINE:
             self.console.print(f"{description}: {total} in {seconds:.0f} s", highlight=False)
+
+
+class Notes(logging.Handler):
+    """Shows each warning of this package as a sentence, once: runs that read the same data give the same ones.
+
+    Args:
+        console: Where they are shown.
+    """
+
+    def __init__(self, console: Console) -> None:
+        super().__init__(logging.WARNING)
+        self.console = console
+        self.said: set[str] = set()
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Show one."""
+        sentence = record.getMessage()
+        if sentence not in self.said:
+            self.said.add(sentence)
+            self.console.print(f"Note: {sentence}", highlight=False, markup=False)

@@ -92,6 +92,13 @@ class ClassDeletionOptions(BenchmarkOptions):
     """Delete classes or images from an image classifier; what is finished is not run again."""
 
     benchmark: Literal["class-deletion"] = "class-deletion"
+    methods: Names | None = (
+        "bounded_ascent:identity:3e-3",
+        "gradient_difference:sine:1e-4",
+        "gradient_difference:identity:3e-4",
+    )
+    """OBJECTIVE:BOUND or OBJECTIVE:BOUND:RATE, with commas. Where objectives or bounds are given, their
+    combinations count instead; with learning_rates, these without a rate."""
     data: str = "cifar100"
     """cifar100, cifar10, a folder CLASS/IMAGE or train/CLASS/IMAGE, an .npz file, or a hub name."""
     forget: Names | None = None
@@ -110,6 +117,19 @@ class ClassDeletionOptions(BenchmarkOptions):
     """The model is a classifier of these classes already: it is the base model, and nothing is finetuned."""
     validation: bool = False
     """For choosing settings: the last fifth of the training images of each class takes the place of the test images."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _default_methods(cls, given: Any) -> Any:
+        """The default methods make room for what else says which methods or rates there are."""
+        if not isinstance(given, Mapping) or "methods" in given:
+            return given
+        if given.keys() & {"objectives", "bounds"}:
+            return {**given, "methods": None}
+        if given.get("learning_rates") is not None:
+            default = cls.model_fields["methods"].default
+            return {**given, "methods": [method.rpartition(":")[0] for method in default]}
+        return given
 
     @property
     def names_images(self) -> bool:

@@ -5,6 +5,7 @@ N = images, H × W = height and width in pixels, C = colour channels.
 
 from __future__ import annotations
 
+import logging
 import zipfile
 from collections.abc import Mapping
 from pathlib import Path
@@ -15,10 +16,12 @@ import numpy.typing as npt
 
 from stable_forgetting.errors import DataError
 
-IMAGE_ENDINGS = (".png", ".jpg", ".jpeg", ".bmp", ".gif", ".webp")
-SPLIT_NAMES = frozenset({"train", "test", "val", "validation"})
+IMAGE_ENDINGS = (".png", ".jpg", ".jpeg", ".bmp", ".gif", ".webp", ".tif", ".tiff")
+SPLIT_NAMES = ("train", "test", "val", "valid", "validation")
 
 Array = npt.NDArray[Any]
+
+logger = logging.getLogger(__name__)
 
 _LAYOUT = "Give arrays image and label, or x_train, y_train, x_test, y_test, and class_names if there are any."
 
@@ -60,8 +63,9 @@ def read_npz(path: Path) -> list[dict[str, Any]]:
 def read_image_folder(path: Path) -> list[dict[str, Any]]:
     """Rows of a folder of images: columns ``image`` (the path), ``label``, ``class_name`` and perhaps ``split``.
 
-    The folder holds one subfolder per class, or ``train``, ``test``, ``val`` or ``validation`` with one subfolder per
-    class in each. Labels count the class names in alphabetical order, over all splits together.
+    The folder holds one subfolder per class, or ``train``, ``test``, ``val``, ``valid`` or ``validation`` with one
+    subfolder per class in each. Labels count the class names in alphabetical order, over all splits together. Files of
+    other kinds in the folders of classes, and files deeper in them, are left out, which a warning says.
 
     Args:
         path: The folder.
@@ -70,20 +74,17 @@ def read_image_folder(path: Path) -> list[dict[str, Any]]:
         The rows, by split, class and file name in alphabetical order. The images are not read yet.
 
     Raises:
-        DataError: There are no images in subfolders of this form.
+        DataError: There are no images in subfolders of this form, or others beside those of the splits.
     """
-    folders = _subfolders(path)
-    splits = {folder.name: folder for folder in folders if folder.name in SPLIT_NAMES}
-    if splits and len(splits) == len(folders):
-        found = [_split_images(folder, {"split": name}) for name, folder in splits.items()]
-    else:
-        found = [_split_images(path, {})]
+    splits = _splits(path)
+    found = [_split_images(folder, {"split": folder.name}) for folder in splits] or [_split_images(path, {})]
     rows = [row for rows in found for row in rows]
     if not rows:
         raise DataError(
             f"The folder '{path}' holds no images of the form CLASS/IMAGE or train/CLASS/IMAGE "
             f"({' '.join(IMAGE_ENDINGS)}). Sort the images into one subfolder per class."
         )
+    _say_what_is_left_out(path, splits or [path], rows)
     labels = {name: label for label, name in enumerate(sorted({row["class_name"] for row in rows}))}
     return [{**row, "label": labels[row["class_name"]]} for row in rows]
 
@@ -155,6 +156,49 @@ def _add_names(rows: list[dict[str, Any]], kind: str, column: str, names: list[s
 
 def _subfolders(path: Path) -> list[Path]:
     return sorted(entry for entry in path.iterdir() if entry.is_dir() and not entry.name.startswith("."))
+
+
+def _splits(path: Path) -> list[Path]:
+    """Folders of the splits; none where the subfolders are classes, one of which may be called `test`.
+
+    Raises:
+        DataError: There are other folders beside them.
+    """
+    folders = _subfolders(path)
+    splits = [folder for folder in folders if folder.name in SPLIT_NAMES]
+    others = [folder.name for folder in folders if folder not in splits]
+    if others and not any(_subfolders(folder) for folder in splits):
+        return []
+    if splits and others:
+        raise DataError(
+            f"The folder '{path}' has the splits {_quoted([folder.name for folder in splits])} and beside them "
+            f"{_quoted(others)}. Move these elsewhere, or call them as splits are called ({', '.join(SPLIT_NAMES)})."
+        )
+    return splits
+
+
+def _quoted(names: list[str]) -> str:
+    return ", ".join(f"'{name}'" for name in names)
+
+
+def _say_what_is_left_out(path: Path, parts: list[Path], rows: list[dict[str, Any]]) -> None:
+    read = {row["image"] for row in rows}
+    left = [
+        file
+        for part in parts
+        for folder in _subfolders(part)
+        for file in sorted(folder.rglob("[!.]*"))
+        if file.is_file() and str(file) not in read
+    ]
+    if left:
+        logger.warning(
+            "Files in the folders of classes in '%s' that are not read, being no images (%s) or deeper in a subfolder: "
+            "%d (first: '%s').",
+            path,
+            " ".join(IMAGE_ENDINGS),
+            len(left),
+            left[0].relative_to(path),
+        )
 
 
 def _split_images(path: Path, extra: Mapping[str, str]) -> list[dict[str, Any]]:

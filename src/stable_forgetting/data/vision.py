@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,8 @@ from PIL import Image, UnidentifiedImageError
 from torch import Tensor
 
 from stable_forgetting.data.array_store import ArrayStore
-from stable_forgetting.data.examples import ExampleSet, ImageExample, ImageOnDemand, pixels_sha256
+from stable_forgetting.data.examples import ExampleSet, ImageExample, ImageOnDemand
+from stable_forgetting.data.pixel_hashes import PixelHashes
 from stable_forgetting.data.rows import Row, Rows
 from stable_forgetting.errors import DataError
 
@@ -25,6 +27,9 @@ Process = Callable[[Sequence[Pixels]], Tensor]
 """The model's image processor: images (H, W, 3) to pixel values (N, C, H', W'), float32."""
 
 _BATCH = 256
+
+_MODES = frozenset({"1", "L", "LA", "P", "PA", "RGB", "RGBA", "RGBa", "RGBX", "CMYK", "YCbCr", "HSV"})
+"""Pillow's modes with 8 bits a channel; it would clip the values of others at 255 without a word."""
 
 
 @dataclass(frozen=True)
@@ -63,46 +68,71 @@ def image_examples(
             are looked at, and without a store scaled again, too.
 
     Returns:
-        One example per row, in order. The other columns are in the examples' metadata.
+        One example per row, in order. The other columns are in the examples' metadata, as ``class_name`` also a column
+        that names the labels (``fine_label_name`` for ``fine_label``), and as ``image_path`` that of an image file.
 
     Raises:
         DataError: A column is missing, an image cannot be read, a label is not a class index, or there are no rows.
     """
     columns = columns or ImageColumns()
     _require_columns(rows, columns, name)
+    hashes = PixelHashes(store.folder.parent if store else None)
     examples: list[ImageExample] = []
     for start in range(0, len(rows), _BATCH):
         numbers = range(start, min(start + _BATCH, len(rows)))
         places = [f"row {number} of the {name} set" for number in numbers]
-        images = [rows[number].get(columns.image) for number in numbers]
-        pixels = [read_pixels(image, place) for image, place in zip(images, places, strict=True)]
+        pictures = [_Picture(rows[n].get(columns.image), place) for n, place in zip(numbers, places, strict=True)]
         labels = [
             _read_label(rows[n].get(columns.label), num_classes, place)
             for n, place in zip(numbers, places, strict=True)
         ]
-        metadata = [_other_columns(rows[number], columns) for number in numbers]
+        metadata = [_metadata(rows[number], columns) for number in numbers]
+        keys = _hashes_of(pictures, hashes) if store or not in_memory else []
+        values = _kept_values(pictures, keys, process, store) if store else [None] * len(pictures)
         if in_memory:
-            values = _kept_values(pixels, process, store) if store else list(process(pixels))
-            examples += [ImageExample(*parts) for parts in zip(pixels, labels, values, metadata, strict=True)]
+            pixels = [picture.pixels for picture in pictures]
+            held = values if store else list(process(pixels))
+            examples += [ImageExample(*parts) for parts in zip(pixels, labels, held, metadata, strict=True)]
             continue
-        readers = [_reader(*parts) for parts in zip(images, pixels, places, strict=True)]
-        scaled = _kept_values(pixels, process, store) if store else [None] * len(pixels)
+        readers = [picture.reader() for picture in pictures]
         examples += [
-            ImageOnDemand(read, _values_reader(read, process, value), label, pixels_sha256(image), other)
-            for read, value, label, image, other in zip(readers, scaled, labels, pixels, metadata, strict=True)
+            ImageOnDemand(read, _values_reader(read, process, value), label, key, other)
+            for read, value, label, key, other in zip(readers, values, labels, keys, metadata, strict=True)
         ]
     return ExampleSet(name, examples, rows.source)
 
 
-def _kept_values(pixels: list[Pixels], process: Process, store: ArrayStore) -> list[Tensor]:
-    return store.arrays([pixels_sha256(image) for image in pixels], lambda places: process([pixels[n] for n in places]))
+class _Picture:
+    """An image that is read when it is first looked at.
+
+    Args:
+        given: What the row has.
+        place: Where it is, in words.
+    """
+
+    def __init__(self, given: Any, place: str) -> None:
+        self.given = given
+        self.place = place
+
+    @cached_property
+    def pixels(self) -> Pixels:
+        return read_pixels(self.given, self.place)
+
+    def reader(self) -> Callable[[], Pixels]:
+        """Reads a file again; what came as an array or a PIL image is in memory anyhow."""
+        given, place = self.given, self.place
+        if isinstance(given, str | Path):
+            return lambda: _read_file(Path(given), place)
+        pixels = self.pixels
+        return lambda: pixels
 
 
-def _reader(image: Any, pixels: Pixels, place: str) -> Callable[[], Pixels]:
-    """Reads a file again; what came as an array or a PIL image is in memory anyhow."""
-    if isinstance(image, str | Path):
-        return lambda: _read_file(Path(image), place)
-    return lambda: pixels
+def _hashes_of(pictures: list[_Picture], hashes: PixelHashes) -> list[str]:
+    return hashes.of([picture.given for picture in pictures], lambda place: pictures[place].pixels)
+
+
+def _kept_values(pictures: list[_Picture], keys: list[str], process: Process, store: ArrayStore) -> list[Tensor]:
+    return store.arrays(keys, lambda places: process([pictures[place].pixels for place in places]))
 
 
 def _values_reader(read: Callable[[], Pixels], process: Process, kept: Tensor | None) -> Callable[[], Tensor]:
@@ -153,12 +183,12 @@ def read_pixels(image: Any, place: str) -> Pixels:
         (H, W, 3): grey images get three equal channels, transparency is dropped.
 
     Raises:
-        DataError: It is none of these, or its file is missing or damaged.
+        DataError: It is none of these, has more than 8 bits a channel, or its file is missing or damaged.
     """
     if isinstance(image, str | Path):
         return _read_file(Path(image), place)
     if isinstance(image, Image.Image):
-        return np.asarray(image.convert("RGB"))
+        return _rgb(image, f"The image in {place}")
     if not isinstance(image, np.ndarray):
         raise DataError(f"The image in {place} is a {type(image).__name__}. Give a path, a PIL image or a uint8 array.")
     grey = image[..., 0] if image.ndim == 3 and image.shape[-1] == 1 else image
@@ -170,10 +200,19 @@ def read_pixels(image: Any, place: str) -> Pixels:
     return np.ascontiguousarray(np.repeat(grey[..., None], 3, axis=-1) if grey.ndim == 2 else grey[..., :3])
 
 
+def _rgb(image: Image.Image, what: str) -> Pixels:
+    if image.mode not in _MODES:
+        raise DataError(
+            f"{what} has the mode '{image.mode}', whose values need not be from 0 to 255, so that it is not known what "
+            "is white. Convert it to 8 bits a channel (mode L or RGB) first."
+        )
+    return np.asarray(image.convert("RGB"))
+
+
 def _read_file(path: Path, place: str) -> Pixels:
     try:
         with Image.open(path) as image:
-            return np.asarray(image.convert("RGB"))
+            return _rgb(image, f"The image file '{path}' ({place})")
     except FileNotFoundError as error:
         raise DataError(f"There is no image file '{path}' ({place}). Check the path.") from error
     except (UnidentifiedImageError, OSError, SyntaxError, Image.DecompressionBombError) as error:
@@ -191,5 +230,10 @@ def _read_label(label: Any, num_classes: int | None, place: str) -> int:
     return int(label)
 
 
-def _other_columns(row: Row, columns: ImageColumns) -> dict[str, Any]:
-    return {name: value for name, value in row.items() if name not in (columns.image, columns.label)}
+def _metadata(row: Row, columns: ImageColumns) -> dict[str, Any]:
+    found = {name: value for name, value in row.items() if name not in (columns.image, columns.label)}
+    if (name := row.get(f"{columns.label}_name")) is not None:
+        found.setdefault("class_name", name)
+    if isinstance(path := row.get(columns.image), str | Path):
+        found.setdefault("image_path", str(path))
+    return found

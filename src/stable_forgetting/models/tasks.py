@@ -211,12 +211,20 @@ class ImageTask:
 
 def _has_to_interpolate(model: Any, processor: Any) -> bool:
     """Whether the processor's images have another size than the model's position embeddings were made for."""
-    expected = getattr(model.config, "image_size", None)
-    if expected is None or "interpolate_pos_encoding" not in inspect.signature(type(model).forward).parameters:
+    config = getattr(model.config, "vision_config", model.config)  # CLIP and SigLIP have one for images, one for texts
+    expected = getattr(config, "image_size", None)
+    if expected is None or not _can_interpolate(model):
         return False
     square = np.zeros((64, 64, 3), dtype=np.uint8)
     found = processor(images=[square], return_tensors="pt")["pixel_values"].shape[-2:]
     return tuple(found) != (tuple(expected) if isinstance(expected, Sequence) else (expected, expected))
+
+
+def _can_interpolate(model: nn.Module) -> bool:
+    """Whether the model takes the option that interpolates, by its name or for one of its parts."""
+    found = [inspect.signature(type(part).forward).parameters for part in model.modules()]
+    hands_on = any(parameter.kind == parameter.VAR_KEYWORD for parameter in found[0].values())
+    return any("interpolate_pos_encoding" in parameters for parameters in (found if hands_on else found[:1]))
 
 
 def num_labels(examples: Sequence[Example]) -> int:

@@ -94,7 +94,7 @@ def _outputs(scores: SetScores) -> Sequence[str] | None:
 
 
 def class_names(sets: Sets) -> dict[int, str]:
-    """Names of the classes by number, from the column ``class_name``.
+    """Names of the classes by number, from the column ``class_name`` or one that names the labels.
 
     Empty for language, without such a column, and where it names something else than the labels, so that images of one
     label have several names.

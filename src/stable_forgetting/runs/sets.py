@@ -28,6 +28,11 @@ logger = logging.getLogger(__name__)
 DUPLICATES_ALLOWED = 0.05
 """Largest share of test images that may also be training images: CIFAR-100, for one, has such duplicates."""
 
+FEW_DUPLICATES = 5
+"""As many may be in any case, as long as most test images are none: in a small folder one is a large share."""
+
+_NUM_SHOWN = 3
+
 TARGETS = "targets"
 """Set that calibrated targets alone come from; nothing about it is reported."""
 
@@ -167,14 +172,16 @@ def _without_taught(test: ExampleSet[Any], sets: dict[str, ExampleSet[Any]]) -> 
     """
     trained_on = {example.key for name in ("forget", "retain") for example in sets[name]}
     shared = [index for index, example in enumerate(test) if example.key in trained_on]
-    if len(shared) > DUPLICATES_ALLOWED * len(test):
-        raise DataError(
-            f"{len(shared)} of {len(test)} test images are in the forget or retain set (first: {shared[0]}), "
-            "so they test nothing. Give other images as data.test."
-        )
     if not shared:
         return test
-    logger.warning("%d of %d test images are also training images and are left out.", len(shared), len(test))
+    places = [test[index].metadata.get("image_path", f"row {index}") for index in shared[:_NUM_SHOWN]]
+    first = ", ".join(places) + (" ..." if len(shared) > _NUM_SHOWN else "")
+    if len(shared) > min(max(DUPLICATES_ALLOWED * len(test), FEW_DUPLICATES), len(test) / 2):
+        raise DataError(
+            f"{len(shared)} of {len(test)} test images are in the forget or retain set (first: {first}), "
+            "so they test nothing. Take them out of the test images, or give others."
+        )
+    logger.warning("%d of %d test images are also training images and are left out: %s.", len(shared), len(test), first)
     left = [example for example in test if example.key not in trained_on]
     return ExampleSet(test.name, left, test.source)
 
