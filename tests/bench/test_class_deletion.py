@@ -121,6 +121,14 @@ def test_random_images_are_exactly_so_many_of_those_that_are_taught(compare: Any
     assert [row["label"] for row in again["forget"]] == [row["label"] for row in rows["forget"]]
 
 
+def test_targets_come_from_other_unseen_images_than_attacks_meet(compare: Any) -> None:
+    rows = rows_of(only(compare(random=7, objectives="calibrated")))
+    assert sizes_of(rows) == {"forget": 7, "retain": 8 * 6 - 7, "holdout": 6, "targets": 6, "test": 6 * NUM_TEST}
+    assert not pixels_of(rows["holdout"]) & pixels_of(rows["targets"])
+    of_class = rows_of(only(compare(forget="crab", objectives="calibrated")))
+    assert sizes_of(of_class) == {"forget": 9, "retain": 5 * 9, "targets": 1, "test": 6 * NUM_TEST}
+
+
 @pytest.fixture
 def twice(tmp_path: Path) -> tuple[Path, list[int]]:
     """An archive whose last crab is a second copy of its first one, and the rows of all crabs."""
@@ -319,8 +327,8 @@ def test_validation_measures_no_test_image(compare: Any) -> None:
     rows = rows_of(only(comparison))
     assert {row["split"] for part in rows.values() for row in part} == {"train"}
     sizes = {name: len(part) for name, part in rows.items()}
-    assert sizes == {"forget": 7, "retain": 5 * 7, "holdout": 1, "test": 6 * 2}
-    assert classes_in(rows["holdout"]) == {"crab"}
+    assert sizes == {"forget": 7, "retain": 5 * 7, "targets": 1, "test": 6 * 2}
+    assert classes_in(rows["targets"]) == {"crab"}
     assert any("place of the test images" in note for note in comparison.notes)
 
 
@@ -415,7 +423,7 @@ def test_what_is_not_allowed_is_said(compare: Any, given: dict[str, Any], said: 
         ("data.test.limit", {}, "evaluation.test_limit"),
         ("data.forget", {}, "--forget, --superclass"),
         ("data", {}, "sets 'data.source'"),
-        ("data.holdout.limit", {"objectives": "calibrated"}, "--objectives"),
+        ("data.targets.limit", {"objectives": "calibrated"}, "--objectives"),
         ("merge", {"sequence": True}, "--sequence"),
     ],
 )

@@ -107,10 +107,12 @@ def test_a_declared_experiment_on_a_superclass_with_a_calibrated_target(forget, 
     path.write_text(yaml.safe_dump(declared))
     ended = forget("bench", "run", path, "--model", make_model(tmp_path / "model"), "--set", "training.steps=1")
     assert ended.code == 0, ended.err
-    assert "holdout set" in ended.out
+    assert "calibrated targets" in ended.out
     record = read_record(Path("runs/class-deletion-colours/animals-calibrated-sine-seed0"))
     assert (record.config["training"]["steps"], record.config["adapter"]["rank"]) == (1, 2)
-    assert sizes(record) == {"forget": 27, "retain": 27, "holdout": 3, "forget_test": 9, "retain_test": 9}
+    assert sizes(record) == {
+        "forget": 27, "retain": 27, "targets": 3, "forget_test": 9, "holdout": 9, "retain_test": 9
+    }  # fmt: skip
 
 
 @pytest.mark.skipif(find_spec("timm") is not None, reason="timm is installed")

@@ -37,14 +37,15 @@ from stable_forgetting.runs.retain_models import make_retain_model
 TEST_SHARE = 0.2
 """Part of the images of each class that is set aside for validation, or for testing where there is no test split."""
 
-HOLDOUT_SHARE = 0.1
-"""Part of the images of each class that no model is taught, where membership tests or targets need unseen images."""
+UNSEEN_SHARE = 0.1
+"""Part of the images of each class that no model is taught, for membership tests and once more for targets."""
 
 _INSTEAD = {
     "data.forget": "--forget, --superclass, --random or --images",
     "data.retain": "evaluation.retain_limit, which bounds what is measured,",
     "data.test": "--validation, or evaluation.test_limit, which bounds what is measured,",
-    "data.holdout": "--objectives, of which some need one,",
+    "data.holdout": "--random or --images, which need one,",
+    "data.targets": "--objectives, of which some need them,",
     "data.forgotten_before": "--sequence",
     "merge": "--sequence, which needs merged models,",
 }
@@ -59,15 +60,31 @@ class Division:
 
     Args:
         taught: Of the training images that models are taught.
-        holdout: Of unseen images for membership tests and calibrated targets; None: there are none.
+        holdout: Of unseen images for membership tests; None: test images of the deleted classes serve.
+        targets: Of unseen images for calibrated targets; None: no objective needs them.
         test: Of the images for testing, within `test_split`.
         test_split: Where the images for testing are.
     """
 
     taught: str | None
     holdout: str | None
+    targets: str | None
     test: str | None
     test_split: str | None
+
+
+@dataclass(frozen=True)
+class _Needed:
+    """Which unseen training images are needed.
+
+    Args:
+        holdout: For membership tests: where the classes of what is forgotten stay, their test images are not all
+            that they could be compared with.
+        targets: For objectives with targets.
+    """
+
+    holdout: bool
+    targets: bool
 
 
 def class_deletion_comparison(options: ClassDeletionOptions, out_dir: Path, *, progress: Progress) -> Comparison:
@@ -93,8 +110,11 @@ def class_deletion_comparison(options: ClassDeletionOptions, out_dir: Path, *, p
     table = read_image_table(options.data, TableNames(template["columns"], template["test_splits"], template["data"]))
     methods = method_changes(options, {"calibrated_chance": _target_of_chance(table.num_classes)})
     requests, listed = class_requests(options, table), listed_rows(options, table)
-    unseen = options.makes_models and (options.names_images or _any_needs_holdout(methods))
-    _refuse_changes_of_sets(options, holdout=unseen)
+    needed = _Needed(
+        holdout=options.makes_models and options.names_images,
+        targets=options.makes_models and _any_needs_targets(methods),
+    )
+    _refuse_changes_of_sets(options, needed)
     if options.retain_model is not None and len(requests) > 1:
         raise ConfigError(
             f"One retain model cannot serve {len(requests)} requests, because each forgets something else. "
@@ -105,7 +125,7 @@ def class_deletion_comparison(options: ClassDeletionOptions, out_dir: Path, *, p
     about_models = _check_labels(options, table, config, is_given=shared["model"].get("finetune") is None)
     copies = table.copies(_kept_hashes(options), progress=progress)
     asked = sorted({copies.get(row, row) for row in listed})
-    division = divide(table, validation=options.validation, holdout=unseen, leave_out=[*copies], keep=asked)
+    division = divide(table, needed, validation=options.validation, leave_out=[*copies], keep=asked)
     requests = requests or [image_request(options, table, asked, division.taught)]
     sets = {request.name: _sets(request, table, division) for request in requests}
     notes = [*about_models, *_notes(table, division, options)]
@@ -123,14 +143,14 @@ def class_deletion_comparison(options: ClassDeletionOptions, out_dir: Path, *, p
 
 
 def divide(
-    table: ImageTable, *, validation: bool, holdout: bool, leave_out: Sequence[int] = (), keep: Sequence[int] = ()
+    table: ImageTable, needed: _Needed, *, validation: bool, leave_out: Sequence[int] = (), keep: Sequence[int] = ()
 ) -> Division:
-    """Set images of each class aside, from its last one on: for testing, for validation, as holdout set.
+    """Set images of each class aside, from its last one on: for testing or validation, as holdout set, for targets.
 
     Args:
         table: The images.
+        needed: Which unseen images there are to be.
         validation: Whether training images take the place of the test images.
-        holdout: Whether there is to be a holdout set.
         leave_out: Rows that are in no part: second copies of images, so that what is forgotten, held out or measured
             is not taught in another copy.
         keep: Rows that are taught wherever they are in their class, because they are to be forgotten.
@@ -145,18 +165,18 @@ def divide(
     test, test_split = None, table.test_split
     if validation or table.test_split is None:
         test, end, test_split = all_of(_band(label, end, TEST_SHARE), aside), end - TEST_SHARE, table.train_split
-    unseen = None
-    if holdout:
-        unseen, end = all_of(_band(label, end, HOLDOUT_SHARE), aside), end - HOLDOUT_SHARE
+    unseen: dict[str, str | None] = {"holdout": None, "targets": None}
+    for name in (name for name in unseen if getattr(needed, name)):
+        unseen[name], end = all_of(_band(label, end, UNSEEN_SHARE), aside), end - UNSEEN_SHARE
     taught = f"share_in({label}) <= {end:g}" if end < 1 else None
     if taught is not None and kept is not None:
         taught = any_of([taught, kept])
-    return Division(all_of(taught, once), unseen, test, test_split)
+    return Division(all_of(taught, once), unseen["holdout"], unseen["targets"], test, test_split)
 
 
-def _refuse_changes_of_sets(options: ClassDeletionOptions, *, holdout: bool) -> None:
+def _refuse_changes_of_sets(options: ClassDeletionOptions, needed: _Needed) -> None:
     """Refuse changes of the sets that are made here; others, such as another holdout set, may be given."""
-    not_written = set() if holdout else {"data.holdout"}
+    not_written = {f"data.{name}" for name in ("holdout", "targets") if not getattr(needed, name)}
     not_written |= set() if options.sequence else {"data.forgotten_before", "merge"}
     for place, option in _INSTEAD.items():
         if place not in not_written:
@@ -177,8 +197,9 @@ def _sets(request: Request, table: ImageTable, division: Division) -> Changes:
     }
     if request.deleted_before:
         rules["forgotten_before"] = all_of(any_of(request.deleted_before), division.taught)
-    if division.holdout is not None:
-        rules["holdout"] = all_of(request.forget if request.deletes_classes else None, division.holdout)
+    for name, unseen in (("holdout", division.holdout), ("targets", division.targets)):
+        if unseen is not None:
+            rules[name] = all_of(request.forget if request.deletes_classes else None, unseen)
     splits = {"test": division.test_split}
     found: Changes = {}
     for name, rule in rules.items():
@@ -232,7 +253,7 @@ def _target_of_chance(num_classes: int) -> Changes:
     }
 
 
-def _any_needs_holdout(methods: Mapping[str, Changes]) -> bool:
+def _any_needs_targets(methods: Mapping[str, Changes]) -> bool:
     return any(
         changes["objective.name"] in WITH_TARGETS and changes.get("objective.target.source", "holdout") == "holdout"
         for changes in methods.values()
@@ -254,8 +275,9 @@ def _notes(table: ImageTable, division: Division, options: ClassDeletionOptions)
         notes.append(
             "For choosing settings: a fifth of each class's training images is measured in place of the test images."
         )
-    if division.holdout is not None:
-        notes.append("A tenth of the training images of each class is taught to no model: it is the holdout set.")
+    for unseen, purpose in ((division.holdout, "membership tests"), (division.targets, "calibrated targets")):
+        if unseen is not None:
+            notes.append(f"A tenth of the training images of each class is taught to no model: it is for {purpose}.")
     return notes
 
 
