@@ -11,6 +11,7 @@ from safetensors.torch import save_file
 
 from stable_forgetting.models.load import ModelSource, cache_dir, load_model, model_sha256
 from stable_forgetting.records import finetuning_phase, read_record
+from stable_forgetting.report import summarize
 from tiny_pictures import make_archive, make_folder, make_model
 
 SMALL = {
@@ -94,9 +95,13 @@ def test_a_sequence_goes_on_from_the_merged_model(bench, tmp_path):
 
 
 def test_a_finished_sequence_is_finished_wherever_the_cache_is(bench, tmp_path, monkeypatch):
-    given = (make_archive(tmp_path / "pictures.npz"), "--forget", "crab,eel", "--sequence")
-    assert bench(*given).code == 0
+    given = (make_archive(tmp_path / "pictures.npz"), "--forget", "crab,eel", "--sequence", "--seeds", "0,1")
+    first = bench(*given)
+    assert first.code == 0
+    assert "then eel" in first.out
     before = records()
+    steps = [[len(method.records) for method in group.methods] for group in summarize([*before.values()]).groups]
+    assert steps == [[2], [2]], "each step is one problem, and the seeds of a method are one row"
     monkeypatch.setenv("STABLE_FORGETTING_CACHE", str(tmp_path / "another_cache"))
     Path("runs/report.html").unlink()
     ended = bench(*given)

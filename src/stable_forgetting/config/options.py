@@ -156,8 +156,8 @@ class RunConfig(Section):
     model: ModelConfig
     """The base model."""
     base_model: str | None = None
-    """Name or folder of the model to be unlearned, such as the merged model of an earlier run; the retain model is still
-    made from `model`. None: `model`, or what is made from it by finetuning."""
+    """Name or folder of the model to be unlearned, such as the merged model of an earlier run; the retain model is
+    still made from `model`. None: `model`, or what is made from it by finetuning."""
     pretrained_model: str | None = None
     """Name or folder of the model that the base model was finetuned from, for targets. None: with model.finetune the
     model as configured, else it is not known."""
