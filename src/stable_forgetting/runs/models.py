@@ -96,15 +96,14 @@ class RunModels:
         """Hashes of the model as configured, of each set and of what else decides: without them no run is resumed."""
         log = self.config.retain_log
         others = {} if log is None else {"retain log": hashlib.sha256(Path(log).read_bytes()).hexdigest()}
-        if self.config.base_model is not None:
-            others["base model"] = model_sha256(self._given_base(self.config.base_model).model)
-        target = self.config.objective.target
+        target, given_base = self.config.objective.target, self.config.base_model
         if self.config.pretrained_model is not None and target.needs_pretrained:
             others["pretrained model"] = model_sha256(self.pretrained().model)
         return {
             "model": self._pretrained_sha256,
             **{part.name: part.sha256 for part in self.sets.identities()},
             **others,
+            **({} if given_base is None else {"base model": model_sha256(self._given_base(given_base).model)}),
         }
 
     def pretrained(self) -> LoadedModel:
@@ -122,7 +121,8 @@ class RunModels:
         return model_sha256(self.loaded.model)
 
     def _given_base(self, name: str) -> LoadedModel:
-        self.loaded.model.to("cpu")  # one of the two is enough on the device
+        if self.config.model.finetune is not None:
+            self.loaded.model.to("cpu")  # one of the two is enough on the device
         return load_model(self.source(name))
 
     def _measured_once(self, loaded: LoadedModel) -> LoadedModel:
