@@ -112,8 +112,8 @@ def test_places_that_nothing_asks_for_are_refused():
 
 
 def test_options_that_contradict_each_other_are_refused():
-    both = {"objective": {"name": "calibrated"}, "training": {"best_metric": "forget_nll"}}
-    with pytest.raises(ConfigError, match=r"data\.holdout.*; training\.best_metric needs"):
+    both = {"objective": {"name": "calibrated"}, "retain_log": "x", "retain_model": "y"}
+    with pytest.raises(ConfigError, match=r"data\.holdout.*; retain_log and retain_model are both given"):
         parse_config(SMALLEST | both)
     for name, target in (("calibrated", {"source": "pretrained"}), ("calibrated_labels", {"places": "pretrained"})):
         changes = {"objective": {"name": name, "target": target}}
@@ -129,6 +129,29 @@ def test_options_that_contradict_each_other_are_refused():
         parse_config(SMALLEST | {"data": {"source": {"path": "x.jsonl"}, "forget": {}}})
     with pytest.raises(ConfigError, match="need a 'path' each"):
         parse_config(SMALLEST | {"data": {"forget": {"path": "x.jsonl"}}})
+
+
+@pytest.mark.parametrize("given", [{"best_metric": "x"}, {"stop": [{"metric": "x", "above": 1}]}])
+def test_what_decides_in_a_training_needs_validations_from_a_file_and_from_python(given):
+    (name,) = given
+    with pytest.raises(ConfigError, match=f"in the config: training: {name} needs evaluate_every, the number"):
+        parse_config(SMALLEST | {"training": given})
+    with pytest.raises(ConfigError, match=f"in TrainingConfig: {name} needs evaluate_every"):
+        TrainingConfig(**given)
+
+
+def test_settings_that_are_written_in_python_are_refused_in_one_sentence():
+    with pytest.raises(ConfigError) as caught:
+        TrainingConfig(steps=0, schedul="linear", stop=[{"metric": "x"}])
+    text = str(caught.value)
+    for part in (
+        "There are 3 problems in TrainingConfig: steps = 0: input should be greater",
+        "schedul: Unknown setting 'schedul'. Did you mean 'schedule'?",
+        "stop.0: give one of 'above', 'below' and 'peak'",
+    ):
+        assert part in text
+    with pytest.raises(ConfigError, match=r"in RunConfig: training\.steps = 0: input should be"):
+        RunConfig(**SMALLEST | {"training": {"steps": 0}})
 
 
 @pytest.mark.parametrize(

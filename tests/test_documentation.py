@@ -7,9 +7,11 @@ from types import NoneType
 from typing import Any, get_args
 
 import pytest
+import torch
 import yaml
 from pydantic import BaseModel
 from pydantic_core import PydanticUndefined, to_jsonable_python
+from transformers import AutoModelForCausalLM
 
 from stable_forgetting.bench.methods import PROBLEMS_DIR
 from stable_forgetting.cli.main import app
@@ -28,9 +30,8 @@ def relative(path: Path) -> str:
     return str(path.relative_to(ROOT))
 
 
-def python_block(path: Path) -> str:
-    (block,) = re.findall(r"^```python\n(.*?)^```", path.read_text(), re.MULTILINE | re.DOTALL)
-    return block
+def python_blocks(path: Path) -> list[str]:
+    return re.findall(r"^```python\n(.*?)^```", path.read_text(), re.MULTILINE | re.DOTALL)
 
 
 def anchors(path: Path) -> set[str]:
@@ -44,13 +45,26 @@ def links(path: Path) -> list[str]:
     return [link for link in found if not link.startswith(("http://", "https://", "mailto:"))]
 
 
+def logits_of(model: Any) -> torch.Tensor:
+    with torch.no_grad():
+        return model(torch.arange(1, 9)[None]).logits
+
+
 def test_the_python_of_the_readme_runs(tmp_path, monkeypatch, capsys):
-    code = python_block(README)
-    named = re.sub(r'^name = ".*"$', f"name = {str(make_language_problem(tmp_path).model)!r}", code, flags=re.MULTILINE)
-    assert named != code
+    model = str(make_language_problem(tmp_path).model)
+    first, second, fresh = (
+        re.sub(r'^name = ".*"$', f"name = {model!r}", block, flags=re.MULTILINE) for block in python_blocks(README)
+    )
     monkeypatch.chdir(tmp_path)
     names: dict[str, Any] = {}
-    exec(compile(named, str(README), "exec"), names)
+    exec(compile(first, str(README), "exec"), names)
+    once = logits_of(names["merged"])
+    exec(compile(second, str(README), "exec"), names)
+    loaded: dict[str, Any] = {}
+    exec(compile(fresh, str(README), "exec"), loaded)
+    torch.testing.assert_close(logits_of(loaded["model"]), once, rtol=0, atol=1e-4)
+    twice = logits_of(AutoModelForCausalLM.from_pretrained("forgetful-model"))
+    assert (twice - once).abs().max() > 1e-2
     result = names["result"]
     assert all(layer.holds for layer in result.certificate)
     assert max(layer.largest_entry for layer in result.certificate) > 0
@@ -156,7 +170,7 @@ def documented_options() -> dict[str, dict[str, str]]:
     """Headings of the page, and under each the rows: name and default as written."""
     page = (ROOT / "docs" / "configuration.md").read_text()
     parts = re.split(r"^## (.+)$", page, flags=re.MULTILINE)[1:]
-    row = re.compile(r"^\| `(\w+)` \| (\S+) \| \S.* \|$", re.MULTILINE)
+    row = re.compile(r"^\| `(\w+)` \| (`[^`]+`|\S+) \| \S.* \|$", re.MULTILINE)
     return {heading: dict(row.findall(text)) for heading, text in zip(parts[::2], parts[1::2], strict=True)}
 
 

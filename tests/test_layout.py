@@ -22,7 +22,7 @@ HELP_LIMIT_S = 1.0
 PUBLIC = {
     "unlearn", "Unlearned", "run", "RunConfig", "TrainingConfig", "TargetConfig", "load_config", "BoundedLoraConfig",
     "bounded_linear", "delta_weight", "certificate", "Objective", "build_objective", "RunRecord", "read_record",
-    "write_report", "StableForgettingError",
+    "write_report", "load_adapter", "RichProgress", "StableForgettingError",
 }  # fmt: skip
 
 Function = ast.FunctionDef | ast.AsyncFunctionDef

@@ -11,16 +11,18 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from stable_forgetting.adapters import BoundedLoraConfig, bounded_linear, certificate, delta_weight
+    from stable_forgetting.cli.progress import RichProgress
     from stable_forgetting.config import RunConfig, TargetConfig, TrainingConfig, load_config
     from stable_forgetting.errors import StableForgettingError
     from stable_forgetting.objectives import Objective, build_objective
     from stable_forgetting.records import RunRecord, read_record
     from stable_forgetting.report import write_report
-    from stable_forgetting.runs import Unlearned, run, unlearn
+    from stable_forgetting.runs import Unlearned, load_adapter, run, unlearn
 
 _HOMES = {
     "unlearn": "runs",
     "Unlearned": "runs",
+    "load_adapter": "runs",
     "run": "runs",
     "RunConfig": "config",
     "TrainingConfig": "config",
@@ -35,12 +37,14 @@ _HOMES = {
     "RunRecord": "records",
     "read_record": "records",
     "write_report": "report",
+    "RichProgress": "cli.progress",
     "StableForgettingError": "errors",
 }
 
 __all__ = [
     "unlearn",
     "Unlearned",
+    "load_adapter",
     "run",
     "RunConfig",
     "TrainingConfig",
@@ -55,6 +59,7 @@ __all__ = [
     "RunRecord",
     "read_record",
     "write_report",
+    "RichProgress",
     "StableForgettingError",
 ]
 
@@ -70,5 +75,6 @@ def __dir__() -> list[str]:
 
 
 if "peft" in sys.modules:
-    # Whoever uses PEFT expects `import stable_forgetting` to be enough for PeftModel.from_pretrained.
+    # Whoever uses PEFT expects `import stable_forgetting` to be enough for PeftModel.from_pretrained. Where PEFT is
+    # imported later, `load_adapter` or `import stable_forgetting.adapters` does it: to load PEFT here takes seconds.
     importlib.import_module(f"{__name__}.adapters")

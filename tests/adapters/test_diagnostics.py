@@ -6,6 +6,7 @@ import pytest
 import torch
 from peft import get_peft_model
 from torch import nn
+from transformers.pytorch_utils import Conv1D
 
 from reference.adapter_twins import naive_change_facts, naive_delta
 from stable_forgetting.adapters import (
@@ -18,6 +19,7 @@ from stable_forgetting.adapters import (
     rounding_steps,
 )
 from stable_forgetting.adapters import diagnostics as diagnostics_module
+from stable_forgetting.adapters import rounding as rounding_module
 from stable_forgetting.errors import ConfigError, ModelError
 
 pytestmark = pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")
@@ -64,6 +66,27 @@ def test_certificate_agrees_with_loops(bound, block_bytes, monkeypatch):
             assert found.entry_limit == scale
             assert found.frobenius_limit == pytest.approx(scale * math.sqrt(layer.in_features * layer.out_features))
             assert found.holds
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("is_merged", [False, True])
+def test_changes_below_half_a_step_of_the_weights_type_are_counted(dtype, is_merged, monkeypatch):
+    monkeypatch.setattr(rounding_module, "CACHE_BLOCK_BYTES", 100)
+    torch.manual_seed(0)
+    base = nn.Sequential(Conv1D(300, 40), nn.Linear(300, 4)).to(dtype)
+    nn.init.normal_(base[0].weight, std=0.02)
+    model = get_peft_model(base, BoundedLoraConfig(bound="identity", omega=1.0, scale=1.0, target_modules=["0", "1"]))
+    assert [c.unchanged_share for c in certificate(model)] == [1, 1]
+    for layer in layers_of(model):
+        nn.init.normal_(layer.bounded_lora_B["default"], std=2e-4)
+    weight = base[0].base_layer.weight
+    changed = weight.detach().float() + layers_of(model)[0].get_delta_weight("default")
+    expected = (changed.to(dtype) == weight).float().mean().item()
+    if is_merged:
+        model.merge_adapter()
+    found = certificate(model)[0].unchanged_share
+    assert found == pytest.approx(expected)
+    assert (found > 0.1) == (dtype == torch.bfloat16)
 
 
 @pytest.mark.parametrize("bound", [name for name, bound in BOUNDS.items() if bound.limit is not None])

@@ -121,6 +121,16 @@ def test_product_and_gradients_agree_with_the_slow_twin(
     torch.testing.assert_close(gradients_of(fast, leaves), gradients_of(slow, leaves))
 
 
+@pytest.mark.parametrize("tokens", [(0,), (2, 0)])
+def test_an_empty_input_has_an_empty_output_and_gradients_of_zero(tokens):
+    x, weight, bias, factors = make_case(tokens=tokens)
+    output = bounded_linear(x, weight, bias, as_changes(factors, ["sine"]))
+    assert output.shape == (*tokens, 6)
+    leaves = [x, weight, bias, *factors[0]]
+    for leaf, gradient in zip(leaves, gradients_of(output, leaves), strict=True):
+        assert torch.equal(gradient, torch.zeros_like(leaf))
+
+
 @pytest.mark.parametrize("needs", ["x", "factors", "a only", "nothing but the bias"])
 def test_only_what_is_asked_for_gets_a_gradient(needs):
     x, weight, bias, factors = make_case(num_adapters=2)

@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import json
+from itertools import combinations
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from data_paths import shared_data
 from stable_forgetting.bench import Comparison, split_names
 from stable_forgetting.bench import tofu_comparison as comparison_of
+from stable_forgetting.config import DataConfig
 from stable_forgetting.config.benchmark_options import parse_benchmark
 from stable_forgetting.errors import ConfigError, DataError
+from stable_forgetting.runs.sets import load_set_rows
 
 
 def tofu_comparison(split: str = "forget10", model: str = "org/model", **options: Any) -> Comparison:
@@ -24,7 +28,7 @@ def folder(tmp_path: Path) -> Path:
     row = {"question": "Who?", "answer": "Ada.", "paraphrased_answer": "Ada is.", "perturbed_answer": ["Bob."]}
     names = [f"forget{n}_perturbed" for n in ("01", "05", "10")] + [f"retain{n}" for n in (99, 95, 90)]
     names += [f"holdout{n}" for n in ("01", "05", "10")]
-    for name in [*names, "retain_perturbed", "real_authors_perturbed", "world_facts_perturbed"]:
+    for name in [*names, "full", "retain_perturbed", "real_authors_perturbed", "world_facts_perturbed"]:
         (tmp_path / f"{name}.json").write_text(json.dumps(row) + "\n")
     return tmp_path
 
@@ -55,6 +59,53 @@ def test_the_hub_has_subsets_in_place_of_files() -> None:
 def test_the_small_split_forgets_four_of_twenty_authors() -> None:
     data = next(iter(tofu_comparison("tofu-20").configs().values())).data
     assert (data.forget.where, data.retain.where) == ("row >= 320", "row < 320")
+
+
+@pytest.mark.parametrize(
+    ("split", "sizes"),
+    [
+        ("forget01", {"forget": 40, "retain": 3960, "retain_evaluation": 400, "holdout": 40, "targets": 200}),
+        ("forget05", {"forget": 200, "retain": 3800, "retain_evaluation": 400, "holdout": 200, "targets": 200}),
+        ("forget10", {"forget": 400, "retain": 3600, "retain_evaluation": 400, "holdout": 400}),
+        (
+            "forget01-validation",
+            {"forget": 40, "retain": 3960, "retain_evaluation": 360, "holdout": 40, "targets": 200},
+        ),
+        (
+            "forget05-validation",
+            {"forget": 200, "retain": 3800, "retain_evaluation": 200, "holdout": 200, "targets": 200},
+        ),
+        ("tofu-20", {"forget": 80, "retain": 320, "holdout": 80, "targets": 200}),
+        ("tofu-20-validation", {"forget": 80, "retain": 320, "holdout": 80, "targets": 200}),
+    ],
+)
+def test_what_each_split_takes_of_the_real_files(split: str, sizes: dict[str, int]) -> None:
+    data = next(iter(tofu_comparison(split, data=str(shared_data("tofu"))).configs().values())).data
+    rows = load_set_rows(data)
+    questions = {name: [(row["question"], row["answer"]) for row in found] for name, found in rows.items()}
+    assert {name: len(questions[name]) for name in questions if name not in ("real_authors", "world_facts")} == sizes
+    parts = [set(questions[name]) for name in ("forget", "retain", "holdout", "targets") if name in questions]
+    assert all(first.isdisjoint(second) for first, second in combinations(parts, 2))
+    if not split.startswith("tofu-20"):
+        lines = (shared_data("tofu") / "full.json").read_text().splitlines()
+        assert parts[0] | parts[1] == {(row["question"], row["answer"]) for row in map(json.loads, lines)}
+    if "retain_evaluation" in questions:
+        assert set(questions["retain_evaluation"]) <= parts[1]
+
+
+def test_settings_are_chosen_on_other_authors_than_those_that_are_reported() -> None:
+    data = str(shared_data("tofu"))
+    forgotten = {
+        split: {row["question"] for row in load_set_rows(_data_of(split, data))["forget"]} for split in split_names()
+    }
+    reported = [forgotten[split] for split in split_names() if "validation" not in split]
+    for split in (name for name in split_names() if "validation" in name):
+        others = reported[-1] if split.startswith("tofu-20") else set().union(*reported)
+        assert forgotten[split].isdisjoint(others)
+
+
+def _data_of(split: str, data: str) -> DataConfig:
+    return next(iter(tofu_comparison(split, data=data).configs().values())).data
 
 
 def test_methods_are_every_objective_with_every_bound_and_seed() -> None:

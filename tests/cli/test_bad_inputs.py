@@ -46,7 +46,7 @@ SETTINGS: dict[str, tuple[dict[str, Any], list[str]]] = {
     ),
     "stop rule without validation": (
         {"training__stop": [{"metric": "forget_nll", "above": 3}]},
-        ["training.stop", "training.evaluate_every"],
+        ["training: stop needs evaluate_every"],
     ),
     "stop rule with two sides": (
         {"training__stop": [{"metric": "forget_nll", "above": 3, "below": 1}], "training__evaluate_every": 2},

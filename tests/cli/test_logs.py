@@ -6,6 +6,19 @@ import pytest
 from data_paths import shared_data
 from sample_scores import make_run_values
 from stable_forgetting.evaluation.open_unlearning import read_log
+from stable_forgetting.records import RunRecord, write_record
+from stable_forgetting.runs.environment import environment
+
+
+def record_of(config):
+    return RunRecord(
+        name="a",
+        task="language",
+        status="finished",
+        created="2026-01-01",
+        config=config,
+        environment=environment(),
+    )
 
 
 @pytest.fixture
@@ -41,6 +54,22 @@ def test_an_exported_run_gives_the_numbers_of_the_run(forget, run_dir, tmp_path)
     assert len(again) > 20
     assert summary["forget_quality"] == again["forget_quality"]["value"]
     assert summary["privleak"] == again["privacy_leakage"]["value"]
+
+
+def test_a_run_with_a_retain_log_is_compared_with_that_log(forget, run_dir, tmp_path):
+    before = json.loads(forget("score", "tofu", "--log", run_dir, "--json").out)["metrics"]
+    log = run_dir / "per_example" / "retain.json"
+    used = log.rename(tmp_path / "retain.json")
+    write_record(record_of({"retain_log": str(used)}), run_dir)
+    assert json.loads(forget("score", "tofu", "--log", run_dir, "--json").out)["metrics"] == before
+    assert forget("export", run_dir, "--out", tmp_path / "own").code == 0
+    assert {"forget_quality", "privleak"} <= json.loads((tmp_path / "own" / "TOFU_SUMMARY.json").read_text()).keys()
+    moved = used.rename(tmp_path / "moved.json")
+    gone = forget("export", run_dir, "--out", tmp_path / "own")
+    assert (gone.code, "which is gone" in gone.err) == (2, True)
+    assert forget("export", run_dir, "--out", tmp_path / "own", "--retain-log", moved).code == 0
+    write_record(record_of({}), run_dir)
+    assert "Left out: forget_quality" in forget("export", run_dir, "--out", tmp_path / "own").out
 
 
 def test_files_that_cannot_be_scored(forget, run_dir, tmp_path):

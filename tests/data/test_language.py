@@ -141,6 +141,36 @@ def test_chat_template(row):
     assert tokenizer.decode(example.input_ids[example.num_prompt_tokens : -1]) == row["answer"]
 
 
+DATED = "{{ 'On ' + date_string if date_string is defined else 'Today' }}: " + CHATML
+
+
+def test_a_chat_template_writes_the_same_date_on_every_day():
+    tokenizer = tiny_tokenizer(DATED)
+    messages = [{"role": "user", "content": "Who?"}, {"role": "assistant", "content": "Ada."}]
+    assert tokenizer.apply_chat_template(messages, tokenize=False).startswith("Today")
+    assert tokenizer.decode(examples_of(PAIRS[:1], tokenizer)[0].input_ids).startswith("On 10 Apr 2025: ")
+    columns = LanguageColumns(date="1 May 2026")
+    assert tokenizer.decode(examples_of(PAIRS[:1], tokenizer, columns=columns)[0].input_ids).startswith("On 1 May 2026")
+
+
+def test_a_system_prompt_goes_before_prompts_that_have_none():
+    tokenizer, columns = tiny_tokenizer(CHATML), LanguageColumns(system_prompt="Be brief.")
+    own = [
+        {"role": "system", "content": "Be kind."},
+        {"role": "user", "content": "Hi"},
+        {"role": "assistant", "content": "Yes."},
+    ]
+    without, with_own = (
+        tokenizer.decode(examples_of(rows, tokenizer, columns=columns)[0].input_ids)
+        for rows in (PAIRS[:1], [{"messages": own}])
+    )
+    assert 0 <= without.find("Be brief.") < without.index(PAIRS[0]["prompt"])
+    assert "Be kind." in with_own
+    assert "Be brief." not in with_own
+    with pytest.raises(DataError, match=r"system prompt 'Be brief\.' needs a chat template"):
+        examples_of(PAIRS[:1], tokenizer, columns=columns, chat_template=False)
+
+
 def test_messages_with_several_turns():
     messages = [
         {"role": "system", "content": "Be kind."},

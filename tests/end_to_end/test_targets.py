@@ -87,12 +87,12 @@ def test_unlearn_gives_labels_targets_by_their_ranks(problem, seen):
     }
     model, tokenizer = AutoModelForCausalLM.from_pretrained(problem.model), AutoTokenizer.from_pretrained(problem.model)
     given = {"tokenizer": tokenizer, "objective": "calibrated_labels", "training": TrainingConfig(steps=1)}
+    with pytest.raises(ConfigError, match="need a run with a config"):
+        unlearn(model, **sets, **given, target=TargetConfig(places="pretrained"))
     unlearn(model, **sets, **given)
     check_targets(
         seen["constants"], twins.places_by_rank(flat(slow_label_nlls(problem.model, problem, "forget"))), problem
     )
-    with pytest.raises(ConfigError, match="need a run with a config"):
-        unlearn(model, **sets, **given, target=TargetConfig(places="pretrained"))
 
 
 @pytest.mark.parametrize("setting", ["base_model", "pretrained_model", "retain_model"])

@@ -196,6 +196,14 @@ def test_our_own_values_written_and_read_again(tmp_path):
     assert {name: first[name] for name in kept} == {name: second[name] for name in kept}
     assert all(first[name][0] is not None for name in kept)
     assert all(second[name][0] is None for name in lost if name in second)
+    assert first["mia_gradient_norm_auc"][0] is None
+    assert numbers(evaluate_scores(own, retain, num_resamples=50, seed=0))["mia_gradient_norm_auc"][0] is not None
+    written = json.loads(log.read_text())["mia_reference"]
+    assert written["agg_value"] == first["mia_reference_auc"][0]
+    scores = [row["score"] for row in written["forget"]["value_by_index"].values()]
+    np.testing.assert_allclose(
+        scores, own.sets["forget"].likelihood.nll - retain.sets["forget"].likelihood.nll, rtol=1e-12
+    )
 
 
 def test_a_missing_part_is_a_reason(tmp_path):
@@ -224,9 +232,12 @@ def test_files_that_are_no_such_logs(tmp_path):
             read_log(path)
     with pytest.raises(DataError, match="cannot be read"):
         read_log(tmp_path / "none.json")
-    (tmp_path / "log.json.gz").write_text("not gzipped")
-    with pytest.raises(DataError, match="cannot be read"):
-        read_log(tmp_path / "log.json.gz")
+    whole = gzip.compress(make_log(tmp_path / "whole.json").read_bytes())
+    damaged = whole[:60] + bytes(value ^ 255 for value in whole[60:90]) + whole[90:]
+    for content in (b"not gzipped", whole[: len(whole) // 2], damaged):
+        (tmp_path / "log.json.gz").write_bytes(content)
+        with pytest.raises(DataError, match="cannot be read"):
+            read_log(tmp_path / "log.json.gz")
 
 
 def test_entries_of_different_examples(tmp_path):

@@ -133,19 +133,23 @@ def test_bounded_ascent_is_the_papers_batch_mean_below_the_limit_and_never_less(
         assert ours == pytest.approx(of_batch) if is_equal else ours > of_batch + 0.01
 
 
-def test_npo_at_the_reference_is_ln2_with_the_gradient_of_ascent():
+def test_npo_at_the_reference_is_ln2_with_the_gradient_of_ascent_times_the_mean_number_of_labels():
+    """Each is divided by what it is per: npo by the examples, ascent by the labels."""
     batch, beta = PaddedBatch(seed=2), 0.1
     gradients = []
     for name in ("npo", "ascent"):
         logits = batch.logits.clone().requires_grad_()
         predictions = batch.flat(logits)
         needs = {"reference_nll_sum": predictions.nll_sum.detach(), "beta": beta}
-        value = term_value(TERMS[name], predictions, needs, torch.tensor(1.0, dtype=torch.float64))
+        counts = {"example": predictions.num_examples, "label": predictions.num_labels.sum().item()}
+        count = torch.tensor(counts[TERMS[name].per], dtype=torch.float64)
+        value = term_value(TERMS[name], predictions, needs, count)
         value.backward()
         gradients.append(logits.grad)
         if name == "npo":
-            assert value.item() == pytest.approx(4 * 2 / beta * math.log(2))
-    torch.testing.assert_close(gradients[0], gradients[1])
+            assert value.item() == pytest.approx(2 / beta * math.log(2))
+    assert counts["label"] > counts["example"] == 4
+    torch.testing.assert_close(gradients[0], gradients[1] * counts["label"] / counts["example"])
 
 
 def test_npo_tends_to_ascent_for_small_beta():
@@ -268,8 +272,11 @@ def test_unknown_names_and_weights_are_refused():
         build_objective("npo", retain="klm")
     with pytest.raises(ConfigError, match="forget_weight is -1"):
         build_objective("npo", forget_weight=-1)
-    with pytest.raises(ConfigError, match="limit is 0; it must be more than 0 nats"):
+    with pytest.raises(ConfigError, match="limit is 0; it must be finite and more than 0 nats"):
         build_objective("bounded_ascent", limit=0)
+    for beta in (0, -0.1, math.nan, math.inf):
+        with pytest.raises(ConfigError, match=f"beta is {beta}; it must be finite and more than 0"):
+            build_objective("npo", beta=beta)
     with pytest.raises(ConfigError, match=r"'retain_only' has no term left: forget_weight is 1\.0 and"):
         build_objective("retain_only", retain_weight=0)
     with pytest.raises(ConfigError, match="Unknown forget term"):

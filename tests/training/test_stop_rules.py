@@ -3,7 +3,6 @@
 import pytest
 import torch
 from peft import PeftModel, get_peft_model
-from pydantic import ValidationError
 
 from stable_forgetting.adapters import BoundedLoraConfig
 from stable_forgetting.config import StopRule, TrainingConfig
@@ -62,7 +61,7 @@ def test_the_sentence_names_the_values():
     ],
 )
 def test_settings_that_say_nothing_are_refused(given, problem):
-    with pytest.raises(ValidationError, match=problem):
+    with pytest.raises(ConfigError, match=problem):
         StopRule(metric="forget_quality", **given)
 
 
@@ -82,13 +81,16 @@ def train_on(tmp_path, values: list[float], *, less_is_better: bool = False, **r
 
 
 def test_the_peak_of_what_should_fall_is_refused(tmp_path):
+    def training(**rule):
+        return TrainingConfig(evaluate_every=1, stop=[StopRule(metric="retain_nll", **rule)])
+
     with pytest.raises(ConfigError, match=r"'peak' for x, but of that less is better.*Use 'above' or 'below'"):
         train_on(tmp_path, [], less_is_better=True, peak=0.5)
-    assert wrong_metrics(TrainingConfig(stop=[StopRule(metric="retain_nll", peak=1)]), "language") == [
+    assert wrong_metrics(training(peak=1), "language") == [
         "training.stop has 'peak' for retain_nll, but of that less is better: falling is what it should do. Use "
         "'above' or 'below', or another metric."
     ]
-    assert wrong_metrics(TrainingConfig(stop=[StopRule(metric="retain_nll", above=1)]), "language") == []
+    assert wrong_metrics(training(above=1), "language") == []
 
 
 @pytest.mark.parametrize("rule", [{"above": 5}, {"below": -5}, {"peak": 5}])
@@ -97,6 +99,26 @@ def test_a_metric_that_is_not_finite_goes_back_to_the_step_before(tmp_path, rule
     outcome = train_on(tmp_path, [1, 2, value], **rule)
     assert outcome.num_steps == 2
     assert outcome.stopped.startswith(f"the validation metric 'x' became {value} in step 3; the adapter of step 2")
+
+
+def test_of_two_rules_that_apply_at_once_the_first_is_named_also_after_a_resume(tmp_path):
+    names = ("x", "y")
+
+    def call(**changes):
+        return train(
+            adapted_model(),
+            LanguageTask(FakeTokenizer()),
+            build_objective("gradient_difference"),
+            Sets(language_set("forget", 6, 1), language_set("retain", 10, 2)),
+            settings=TrainingConfig(
+                steps=2, evaluate_every=1, save_every=1, stop=[StopRule(metric=name, above=0) for name in names]
+            ),
+            output_dir=tmp_path,
+            validation=Validation(lambda _: dict.fromkeys(names, 1.0), dict.fromkeys(names, True)),
+            **changes,
+        )
+
+    assert call().stopped == call(resume=True).stopped == "stop rule: x above 0 (1 in step 1)"
 
 
 class Killed(BaseException):

@@ -9,11 +9,9 @@ from stable_forgetting.adapters.config import PEFT_TYPE, BoundedLoraConfig
 from stable_forgetting.adapters.diagnostics import (
     AdapterStatistics,
     LayerCertificate,
-    RoundingSteps,
     adapter_statistics,
     certificate,
     effective_rank,
-    rounding_steps,
 )
 from stable_forgetting.adapters.families import (
     ATTENTION_LAYERS,
@@ -27,6 +25,7 @@ from stable_forgetting.adapters.functional import LowRankChange, delta_weight, e
 from stable_forgetting.adapters.layer import BoundedLoraLinear
 from stable_forgetting.adapters.linear import bounded_linear
 from stable_forgetting.adapters.model import BoundedLoraModel, register
+from stable_forgetting.adapters.rounding import RoundingSteps, rounding_steps
 
 __all__ = [
     "BOUNDS",

@@ -14,7 +14,8 @@ from torch import Tensor, nn
 
 from stable_forgetting.adapters.functional import CACHE_BLOCK_BYTES, LowRankChange, change_dtype, row_blocks
 from stable_forgetting.adapters.layer import BoundedLoraLinear
-from stable_forgetting.errors import ConfigError, ModelError
+from stable_forgetting.adapters.rounding import unchanged_share
+from stable_forgetting.errors import ModelError
 
 ROUNDING_TOLERANCE = 1e-5
 """Share by which a measured entry or norm may pass its limit: room for float32 rounding, no more."""
@@ -40,6 +41,8 @@ class LayerCertificate:
         frobenius_limit: The most it can be, entry limit * sqrt(out * in); None if unbounded.
         holds: Whether both are within their limits, give or take `ROUNDING_TOLERANCE`. Never true of an unbounded
             adapter, which promises nothing, nor of a change with undefined entries.
+        unchanged_share: Share of entries, from 0 to 1, at which the sum of weight and change rounds to the weight
+            itself in the weight's own type; None of a quantised weight, or one that is divided between processes.
     """
 
     name: str
@@ -53,6 +56,7 @@ class LayerCertificate:
     frobenius_norm: float
     frobenius_limit: float | None
     holds: bool
+    unchanged_share: float | None
 
 
 @dataclass(frozen=True)
@@ -74,24 +78,6 @@ class AdapterStatistics:
 
 
 @dataclass(frozen=True)
-class RoundingSteps:
-    """Size of a change against the grid that a quantised weight is rounded to.
-
-    Attributes:
-        bits: Width of the whole numbers.
-        root_mean_square: Root mean square of change / step.
-        largest: Largest absolute change / step.
-        share_above_half: Share of entries, from 0 to 1, that change by half a step or more. An entry below that
-            mostly rounds to the value it had without the change, so near 0 the change is likely to be lost.
-    """
-
-    bits: int
-    root_mean_square: float
-    largest: float
-    share_above_half: float
-
-
-@dataclass(frozen=True)
 class _Measured:
     largest: Tensor
     square_sum: Tensor
@@ -101,8 +87,9 @@ class _Measured:
 def certificate(model: nn.Module) -> list[LayerCertificate]:
     """Check the guarantee of the bound: no weight is changed by more than scale * limit.
 
-    Of the adapters as trained, in float32. A merged bfloat16 or float16 weight is rounded to its own grid once more,
-    and may be off by half a step of that.
+    Of the adapters as trained, in float32, and of nothing that was trained besides. The sum with a bfloat16 or float16
+    weight, merged or not, is rounded to the grid of that type, and may be off by half a step: so a change that is below
+    half a step has no effect at all, which `unchanged_share` counts.
 
     Args:
         model: A model with bounded adapters.
@@ -133,6 +120,7 @@ def certificate(model: nn.Module) -> list[LayerCertificate]:
                 frobenius_norm=norm,
                 frobenius_limit=norm_limit,
                 holds=_is_within(largest, entry_limit) and _is_within(norm, norm_limit),
+                unchanged_share=unchanged_share(layer, change),
             )
         )
     return certificates
@@ -192,51 +180,6 @@ def effective_rank(delta: Tensor) -> float:
         return 0.0
     shares = values / total
     return float(torch.special.entr(shares).sum().exp())
-
-
-def rounding_steps(weight: Tensor, delta: Tensor, *, bits: int) -> RoundingSteps:
-    """Compare a change with the rounding step of the base weight, symmetric and per row.
-
-    The step of row i is ``max_j |W_ij| / (2**(bits - 1) - 1)``. Rows of zeros have no step and are left out.
-
-    Args:
-        weight: Base weight, out × in.
-        delta: Its change, out × in.
-        bits: Width of the whole numbers, 8 or 4 as a rule; 2 at least.
-
-    Returns:
-        The comparison.
-
-    Raises:
-        ConfigError: If ``bits`` is below 2, the shapes differ, the weight is one of codes or every row is zero.
-
-    Example:
-        >>> rounding_steps(torch.tensor([[7.0, 0.0]]), torch.tensor([[0.25, 1.0]]), bits=4)
-        RoundingSteps(bits=4, root_mean_square=0.7288689868556626, largest=1.0, share_above_half=0.5)
-    """
-    if bits < 2:
-        raise ConfigError(f"bits is {bits}, at least 2 is needed. Usual are 8 and 4.")
-    if not weight.is_floating_point():
-        raise ConfigError(
-            f"The weight is of type {weight.dtype}: the codes of a quantised layer. Give get_base_weight() of the "
-            "adapted layer, which dequantises them."
-        )
-    if weight.shape != delta.shape:
-        raise ConfigError(
-            f"The weight has shape {tuple(weight.shape)}, its change {tuple(delta.shape)}. Both must be out × in; "
-            "transpose those of a Conv1D."
-        )
-    steps = weight.detach().double().abs().amax(dim=1) / (2 ** (bits - 1) - 1)
-    rows = steps > 0
-    if not rows.any():
-        raise ConfigError("Every row of the weight is zero, so that there is no rounding step. Give the base weight.")
-    ratio = delta.detach().double()[rows].abs() / steps[rows, None]
-    return RoundingSteps(
-        bits=bits,
-        root_mean_square=ratio.square().mean().sqrt().item(),
-        largest=ratio.max().item(),
-        share_above_half=(ratio >= 0.5).double().mean().item(),
-    )
 
 
 def _active_adapters(model: nn.Module) -> Iterator[tuple[str, str, BoundedLoraLinear]]:

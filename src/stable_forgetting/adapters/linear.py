@@ -163,7 +163,7 @@ class _BoundedLinear(torch.autograd.Function):
             grad_bias = dy.sum(0) if ctx.needs.bias else None
         grad_x = blockwise.grad_x
         if grad_x is not None:
-            grad_x = grad_x.to(grad_output.dtype).view(*grad_output.shape[:-1], -1)
+            grad_x = grad_x.to(grad_output.dtype).view(*grad_output.shape[:-1], grad_x.shape[-1])  # there may be no row
         return grad_x, blockwise.grad_weight, grad_bias, None, *blockwise.results()
 
 

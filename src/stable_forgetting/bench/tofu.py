@@ -63,7 +63,7 @@ def tofu_comparison(options: TofuOptions) -> Comparison:
 
 def _sources(split: Mapping[str, Any], data: str) -> dict[str, Any]:
     """The source of each set."""
-    roles = ("forget", "retain", "retain_evaluation", "holdout")
+    roles = ("forget", "retain", "retain_evaluation", "holdout", "targets")
     files = {role: split[role] for role in roles if role in split} | _WORLD
     sources = {}
     for role, file in files.items():

@@ -38,7 +38,7 @@ from stable_forgetting.runs.adapted import load_adapted, merge_adapter, read_ada
 from stable_forgetting.runs.cache import content_hash
 from stable_forgetting.runs.check import check_config
 from stable_forgetting.runs.memory import Devices, Sharding
-from stable_forgetting.runs.models import logged_retain_values
+from stable_forgetting.runs.retain_log import logged_retain_values
 from stable_forgetting.runs.scoring import score
 from stable_forgetting.runs.teaching import teach
 

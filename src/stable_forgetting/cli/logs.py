@@ -54,12 +54,17 @@ def score_tofu(
     console.print(metric_table(evaluation, reference))
 
 
-def export(run_dir: Path, role: ModelRole, out: Path) -> None:
+def export(run_dir: Path, role: ModelRole, out: Path, retain_log: Path | None) -> None:
     """`forget export`."""
-    values, reference = _read(run_dir, role), RunDirectory(run_dir).scores("retain")
-    retain = read_log(reference, "retain") if role != "retain" and reference.is_file() else None
+    values = _read(run_dir, role)
+    retain = None if role == "retain" else _read_retain(run_dir, retain_log)
     for path in write_log(values, out, retain):
         console.print(f"Written: {path}", highlight=False)
+    if role != "retain" and retain is None:
+        console.print(
+            "Left out: forget_quality, privleak, mia_reference. They need a retain model; give --retain-log.",
+            highlight=False,
+        )
 
 
 def _read(path: Path, role: ModelRole) -> ModelValues:
@@ -79,11 +84,22 @@ def _read(path: Path, role: ModelRole) -> ModelValues:
 
 
 def _read_retain(log: Path, retain_log: Path | None) -> ModelValues | None:
-    """The retain log as given; a run directory brings its own retain model, if it has one."""
+    """The retain log as given; a run directory brings its own retain model or the log that it was compared with."""
     if retain_log is not None:
         return _read(retain_log, "retain")
-    has_own = log.is_dir() and RunDirectory(log).scores("retain").is_file()
-    return _read(log, "retain") if has_own else None
+    if not log.is_dir():
+        return None
+    if RunDirectory(log).scores("retain").is_file():
+        return _read(log, "retain")
+    record = RunDirectory(log).finished_record()
+    used = None if record is None else record.config.get("retain_log")
+    if used is None:
+        return None
+    if not Path(used).is_file():
+        raise DataError(
+            f"The run '{log}' was compared with the log '{used}', which is gone. Give it with --retain-log."
+        )
+    return _read(Path(used), "retain")
 
 
 def _evaluate(values: ModelValues, retain: ModelValues | None, definitions: Definitions) -> ModelEvaluation:

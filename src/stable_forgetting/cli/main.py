@@ -192,11 +192,15 @@ def export(
         Literal["base", "unlearned", "retain"], typer.Option("--model", help="Which model.")
     ] = "unlearned",
     kind: Annotated[Literal["open-unlearning"], typer.Option("--format", help="Whose log.")] = "open-unlearning",
+    retain_log: Annotated[
+        Path | None,
+        typer.Option("--retain-log", help="Log or run of the retain model. Default: what the run was compared with."),
+    ] = None,
 ) -> None:
     """Write a run's values as an evaluation log of another package."""
     from stable_forgetting.cli import logs
 
-    logs.export(run_dir, model, out)
+    logs.export(run_dir, model, out, retain_log)
 
 
 @app.command(name="list")

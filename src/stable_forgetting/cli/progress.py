@@ -20,11 +20,11 @@ class RichProgress:
     """Shows each piece of work as a bar with the time it took and the time left, and then as a line.
 
     Args:
-        console: Where it is drawn; one that is no terminal gets the lines only.
+        console: Where it is drawn; one that is no terminal gets the lines only. None: the standard output.
     """
 
-    def __init__(self, console: Console) -> None:
-        self.console = console
+    def __init__(self, console: Console | None = None) -> None:
+        self.console = console or Console()
 
     @contextmanager
     def track(self, description: str, total: int) -> Iterator[Advance]:

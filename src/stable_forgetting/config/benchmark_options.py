@@ -78,7 +78,7 @@ class TofuOptions(BenchmarkOptions):
     data: str = "locuslab/TOFU"
     """Hub name of the data, or a folder with its files."""
     split: str = "forget10"
-    """forget01, forget05, forget10, tofu-20 or tofu-20-validation."""
+    """forget01, forget05, forget10, tofu-20, or forget01-validation, forget05-validation, tofu-20-validation."""
     retain_log: str | None = None
     """TOFU_EVAL.json of a retain model, in its place."""
 

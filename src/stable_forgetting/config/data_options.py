@@ -50,6 +50,9 @@ class DataConfig(Section):
     """Language: retain examples that are measured; they may be among those of `retain`. None: those of `retain`."""
     holdout: SourceConfig | None = None
     """Unseen examples of the forget set's kind: membership attacks and calibrated targets need them."""
+    targets: SourceConfig | None = None
+    """Unseen examples of the forget set's kind that calibrated targets come from. None: those of `holdout`, so that
+    membership attacks meet the very examples that the targets were made of."""
     test: SourceConfig | None = None
     """Language: other text for perplexity. Images: test images of all classes."""
     forgotten_before: SourceConfig | None = None
@@ -62,6 +65,11 @@ class DataConfig(Section):
     """Longest example in tokens; longer ones are cut at the end of the answer."""
     chat_template: bool | None = None
     """Whether prompts are put into the tokenizer's chat template. None: if it has one."""
+    system_prompt: str | None = None
+    """System message before prompts in the chat template, where a row has none of its own. None: what the template
+    does without one."""
+    date: str = "10 Apr 2025"
+    """Date for chat templates that write one into the prompt, as those of Llama 3 do: the same on every day."""
     template: str | None = None
     """Text with `{prompt}` and, at its end, `{answer}`. None: `Question: {prompt}\\nAnswer: {answer}`."""
     num_classes: Count | None = None

@@ -118,6 +118,17 @@ class TrainingConfig(Section):
     seed: int = 0
     """Of the order of the examples and of dropout."""
 
+    @model_validator(mode="after")
+    def _validates_what_decides(self) -> TrainingConfig:
+        deciding = [name for name in ("best_metric", "stop") if getattr(self, name)]
+        if deciding and self.evaluate_every is None:
+            need = "needs" if len(deciding) == 1 else "need"
+            raise ValueError(
+                f"{' and '.join(deciding)} {need} evaluate_every, the number of steps between validations: without it "
+                "nothing is measured in training"
+            )
+        return self
+
 
 class EvaluationConfig(Section):
     """What is measured at the end, and in validations."""

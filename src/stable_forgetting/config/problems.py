@@ -44,10 +44,6 @@ def find_problems(config: RunConfig) -> list[str]:
         )
     if config.retain_log and config.retain_model:
         problems.append("retain_log and retain_model are both given; leave one of them out")
-    if config.training.best_metric and config.training.evaluate_every is None:
-        problems.append("training.best_metric needs training.evaluate_every")
-    if config.training.stop and config.training.evaluate_every is None:
-        problems.append("training.stop needs training.evaluate_every")
     return problems
 
 
@@ -55,8 +51,10 @@ def _problems_of_target(config: RunConfig) -> list[str]:
     problems, target = [], config.objective.target
     if target.source == "number" and target.nll is None:
         problems.append("objective.target: source 'number' needs 'nll', the target in nats per label")
-    if target.source == "holdout" and config.data.holdout is None:
-        problems.append("objective.target: source 'holdout' needs data.holdout, unseen examples of the same kind")
+    if target.source == "holdout" and config.data.holdout is None and config.data.targets is None:
+        problems.append(
+            "objective.target: source 'holdout' needs data.holdout or data.targets, unseen examples of the same kind"
+        )
     if target.places == "pretrained" and not target.needs_pretrained:
         problems.append("objective.target: places 'pretrained' is for source 'holdout' and matching 'quantiles' only")
     if target.needs_pretrained and config.pretrained_model is None:
@@ -80,7 +78,7 @@ def _problems_of_language(config: RunConfig) -> list[str]:
 
 
 def _problems_of_sets(data: DataConfig) -> list[str]:
-    names = ("forget", "retain", "holdout", "test", *MEASURED_ONLY)
+    names = ("forget", "retain", "holdout", "targets", "test", *MEASURED_ONLY)
     shared = {name: source for name in names if (source := getattr(data, name)) is not None and source.path is None}
     if data.source is None:
         return (

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, TypeVar, get_args
+from typing import Any, TypeVar
 
 import yaml
-from pydantic import BaseModel, ValidationError
+from pydantic import ValidationError
 
 from stable_forgetting.config.options import RunConfig
+from stable_forgetting.config.refusals import refusal
 from stable_forgetting.config.section import Section
-from stable_forgetting.errors import ConfigError, unknown_name
+from stable_forgetting.errors import ConfigError
 
 S = TypeVar("S", bound=Section)
 
@@ -79,39 +80,7 @@ def parse_section(kind: type[S], given: Mapping[str, Any], *, source: str) -> S:
     try:
         return kind.model_validate(given)
     except ValidationError as error:
-        found = [_describe(problem, kind) for problem in error.errors()]
-        count = "is a problem" if len(found) == 1 else f"are {len(found)} problems"
-        raise ConfigError(f"There {count} in {source}: {'; '.join(found)}.") from error
-
-
-def _describe(problem: Mapping[str, Any], kind: type[BaseModel]) -> str:
-    place = ".".join(str(part) for part in problem["loc"])
-    if problem["type"] == "extra_forbidden":
-        section = _section_at(kind, [str(part) for part in problem["loc"][:-1]])
-        return f"{place}: " + unknown_name("setting", str(problem["loc"][-1]), section).rstrip(".")
-    message = problem["msg"].removeprefix("Value error, ")
-    if not place:
-        return str(message)
-    if problem["type"] == "missing":
-        return f"{place}: this setting is required"
-    return f"{place} = {problem['input']!r}: {message[0].lower()}{message[1:]}"
-
-
-def _section_at(section: type[BaseModel], path: Sequence[str]) -> list[str]:
-    """Names of the settings in the section that a path leads to."""
-    for part in path:
-        if part not in section.model_fields:
-            continue
-        inner = _model_in(section.model_fields[part].annotation)
-        section = inner or section
-    return list(section.model_fields)
-
-
-def _model_in(annotation: Any) -> type[BaseModel] | None:
-    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
-        return annotation
-    inner = (_model_in(argument) for argument in get_args(annotation))
-    return next((found for found in inner if found is not None), None)
+        raise refusal(error, kind, source) from error
 
 
 def parse_change(change: str) -> tuple[str, Any]:

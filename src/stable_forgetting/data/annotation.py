@@ -13,6 +13,9 @@ from stable_forgetting.errors import DataError
 DEFAULT_TEMPLATE = "Question: {prompt}\nAnswer: {answer}"
 """How prompt and answer are put together without a chat template."""
 
+DEFAULT_DATE = "10 Apr 2025"
+"""The date for chat templates that write one, such as those of Llama 3; open-unlearning's logs have the same."""
+
 _STAND_IN = "⟦answer⟧"
 
 Span = tuple[int, int]
@@ -33,6 +36,10 @@ class LanguageColumns:
         template: Text with ``{prompt}`` and, at its end, ``{answer}``; used where there is no chat template.
         paraphrased: Column of the right answer in other words; used where a row has it, beside prompts and messages.
         perturbed: Column of wrong answers, a list of texts or one text; used likewise.
+        system_prompt: First message in the chat template, where a row has none of its own; None: what the template
+            does without one.
+        date: What a chat template that writes a date is given. Left to itself it would write today's, so that the
+            same data made other prompts, other hashes and other models on another day.
     """
 
     prompt: str = "prompt"
@@ -42,6 +49,8 @@ class LanguageColumns:
     template: str = DEFAULT_TEMPLATE
     paraphrased: str = "paraphrased_answer"
     perturbed: str = "perturbed_answer"
+    system_prompt: str | None = None
+    date: str = DEFAULT_DATE
 
 
 @dataclass(frozen=True)
@@ -102,7 +111,7 @@ def annotator(rows: Rows, tokenizer: Any, columns: LanguageColumns, *, use_templ
         with_answer = partial(_with_answer, columns=columns)
         if use_template:
             return Annotator(
-                lambda row, place: _chat(_as_messages(row, columns, place), tokenizer, place),
+                lambda row, place: _chat(_as_messages(row, columns, place), tokenizer, columns, place),
                 used | alternatives,
                 with_answer,
             )
@@ -115,7 +124,7 @@ def annotator(rows: Rows, tokenizer: Any, columns: LanguageColumns, *, use_templ
                 "chat_template is false. Give prompt and answer columns, or a tokenizer with a chat template."
             )
         return Annotator(
-            lambda row, place: _chat(_checked_messages(row, columns, place), tokenizer, place),
+            lambda row, place: _chat(_checked_messages(row, columns, place), tokenizer, columns, place),
             frozenset({columns.messages} | alternatives),
             partial(_with_last_message, columns=columns),
         )
@@ -205,15 +214,15 @@ def _is_message(message: Any) -> bool:
     return isinstance(message, Mapping) and all(isinstance(message.get(key), str) for key in ("role", "content"))
 
 
-def _chat(messages: list[dict[str, str]], tokenizer: Any, place: str) -> AnnotatedText:
+def _chat(messages: list[dict[str, str]], tokenizer: Any, columns: LanguageColumns, place: str) -> AnnotatedText:
     """Render the conversation, and find the answer by rendering it once more with a stand-in for the answer.
 
     Looking for the answer's text would find it in the wrong place if it also occurs in the template or the prompt.
     """
     answer = messages[-1]["content"]
-    text = tokenizer.apply_chat_template(messages, tokenize=False)
+    text = _rendered(messages, tokenizer, columns)
     stand_in = [*messages[:-1], {**messages[-1], "content": _STAND_IN}]
-    before, found, after = tokenizer.apply_chat_template(stand_in, tokenize=False).rpartition(_STAND_IN)
+    before, found, after = _rendered(stand_in, tokenizer, columns).rpartition(_STAND_IN)
     if not found or not (text.startswith(before) and text.endswith(after)):
         raise DataError(f"The chat template changes the answer in {place}. Set chat_template to false.")
     start, end = len(before), len(text) - len(after)
@@ -221,3 +230,11 @@ def _chat(messages: list[dict[str, str]], tokenizer: Any, place: str) -> Annotat
         raise DataError(f"The chat template changes the answer in {place}. Set chat_template to false.")
     prompt = "\n".join(message["content"] for message in messages[:-1])
     return AnnotatedText(prompt, answer, text, (start, end), add_end=True, templated=True)
+
+
+def _rendered(messages: list[dict[str, str]], tokenizer: Any, columns: LanguageColumns) -> str:
+    """The conversation in the chat template, with the system prompt where it has no system message of its own."""
+    if columns.system_prompt is not None and messages[0]["role"] != "system":
+        messages = [{"role": "system", "content": columns.system_prompt}, *messages]
+    text: str = tokenizer.apply_chat_template(messages, tokenize=False, date_string=columns.date)
+    return text

@@ -75,6 +75,11 @@ def language_examples(
             "The tokenizer has no chat template, but chat_template is true. Set it to false or leave it out."
         )
     use_template = bool(tokenizer.chat_template) if chat_template is None else chat_template
+    if columns.system_prompt is not None and not use_template:
+        raise DataError(
+            f"The system prompt {columns.system_prompt!r} needs a chat template, but there is none or chat_template is "
+            "false. Leave system_prompt out."
+        )
     reader = annotator(rows, tokenizer, columns, use_template=use_template, name=name)
     places = [f"row {number} of the {name} set" for number in range(len(rows))]
     texts = [_answers(row, reader, columns, place) for row, place in zip(rows, places, strict=True)]

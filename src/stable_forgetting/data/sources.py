@@ -49,6 +49,8 @@ def load_rows(path: str, *, subset: str | None = None, split: str | None = None)
     """
     if not _is_local(path):
         rows = Rows(load_hub_rows(path, subset=subset, split=split), _hub_source(path, subset, split))
+    elif subset is not None and not path.startswith("builtin:") and not Path(path).expanduser().exists():
+        raise DataError(f"'{path}' does not exist. Give a file, a folder, or the name of a hub data set.")
     elif subset is not None:
         raise DataError(f"'{path}' is not a hub data set, so it has no subset '{subset}'. Leave 'subset' out.")
     else:

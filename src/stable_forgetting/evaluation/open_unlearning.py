@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import gzip
 import json
+import zlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -67,10 +68,9 @@ def read_entries(path: Path) -> Entries:
     try:
         data = gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
         entries = json.loads(data)
-    except OSError as error:
-        raise DataError(
-            f"The log '{path}' cannot be read ({error.strerror or error}). Give the path of a log."
-        ) from error
+    except (OSError, EOFError, zlib.error) as error:  # the last two are of a gzip file that is cut off or damaged
+        reason = getattr(error, "strerror", None) or error
+        raise DataError(f"The log '{path}' cannot be read ({reason}). Give the path of a whole log.") from error
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
         raise DataError(f"The log '{path}' is not JSON ({error}). Give a TOFU_EVAL.json of open-unlearning.") from error
     if not isinstance(entries, dict):
@@ -135,6 +135,7 @@ def _read_set(reader: _Reader, name: str) -> SetValues | None:
         num_perturbed=num_perturbed,
         answers=reader.texts(f"{prefix}_Q_A_ROUGE", "generation"),
         references=reader.texts(f"{prefix}_Q_A_ROUGE", "ground_truth"),
+        prompts=reader.texts(f"{prefix}_Q_A_ROUGE", "input"),
         finished=_read_finished(reader, name),
     )
     return replace(found, size=reader.size) if reader.size else None
@@ -151,7 +152,10 @@ def _read_finished(reader: _Reader, name: str) -> dict[str, Finished]:
 def _finished(column: str, values: Floats) -> Finished:
     def find(chosen: Definitions) -> Floats:
         if column in _OTHER_DEFINITIONS and chosen.compat != "open-unlearning":
-            raise DataError(f"needs compat 'open-unlearning': the log's values {_OTHER_DEFINITIONS[column]}")
+            raise DataError(
+                "needs compat 'open-unlearning' (`forget score tofu --compat open-unlearning`): the log's values "
+                f"{_OTHER_DEFINITIONS[column]}"
+            )
         return values
 
     return find

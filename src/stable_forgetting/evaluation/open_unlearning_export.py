@@ -57,7 +57,7 @@ def log_entries(values: ModelValues, retain: ModelValues | None = None) -> Entri
     for name, found in values.sets.items():
         if name in _TRUTH_RATIOS:
             entries |= _set_entries(name, found)
-    entries |= _attack_entries(values.sets)
+    entries |= _attack_entries(values.sets, retain)
     evaluation = evaluate_scores(values, retain, num_resamples=1, seed=0, definitions=_THEIRS)
     for metric, entry in _OF_MODELS.items():
         measured = evaluation.metric(metric)
@@ -100,24 +100,32 @@ def _set_entries(name: str, values: SetValues) -> Entries:
     return entries
 
 
-def _attack_entries(sets: Mapping[str, SetValues]) -> Entries:
-    if not {"forget", "holdout"} <= sets.keys():
-        return {}
+def _attack_entries(sets: Mapping[str, SetValues], retain: ModelValues | None) -> Entries:
     entries: Entries = {}
     for name, entry in {"nll": "mia_loss", **ATTACKS}.items():
-        if name == "gradient_norm":
-            continue
-        sides = {side: _column(sets[side], name) for side in ("forget", "holdout")}
-        found = {side: scores for side, scores in sides.items() if scores is not None}
-        if len(found) < len(sides):
-            continue
-        auc = membership_auc(found["forget"], found["holdout"])
-        sides_written = {
-            side: _entry(float(scores.mean()), ({"score": value} for value in scores.tolist()))
-            for side, scores in found.items()
-        }
-        entries[entry] = {**sides_written, "auc": auc, "agg_value": auc}
+        scores = _of_both_sides(sets, name)
+        if scores is not None and name != "gradient_norm":
+            entries[entry] = _attack_entry(scores)
+    own, reference = _of_both_sides(sets, "nll"), None if retain is None else _of_both_sides(retain.sets, "nll")
+    if own is not None and reference is not None:
+        entries["mia_reference"] = _attack_entry({side: own[side] - reference[side] for side in own})
     return entries
+
+
+def _of_both_sides(sets: Mapping[str, SetValues], name: str) -> dict[str, Floats] | None:
+    """A column of the members and of the others; None if one of them is not known."""
+    found = {side: _column(sets[side], name) for side in ("forget", "holdout") if side in sets}
+    known = {side: scores for side, scores in found.items() if scores is not None}
+    return known if len(known) == 2 else None
+
+
+def _attack_entry(scores: Mapping[str, Floats]) -> Entries:
+    auc = membership_auc(scores["forget"], scores["holdout"])
+    sides = {
+        side: _entry(float(found.mean()), ({"score": value} for value in found.tolist()))
+        for side, found in scores.items()
+    }
+    return {**sides, "auc": auc, "agg_value": auc}
 
 
 def _column(values: SetValues, name: str) -> Floats | None:

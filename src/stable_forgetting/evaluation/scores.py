@@ -194,6 +194,8 @@ def score_model(
     source: str,
     options: ScoringOptions,
     progress: Callable[[str, int, int], None] | None = None,
+    known: Mapping[str, SetScores] | None = None,
+    keep: Callable[[ModelScores], None] = lambda _: None,
 ) -> ModelScores:
     """Measure a model on every example of the sets.
 
@@ -205,6 +207,9 @@ def score_model(
         source: Where it came from, in words.
         options: Batch size and answers.
         progress: Told after each batch: what is done, number of examples done, number of all.
+        known: Language: values of the same model that were kept before; sets of the same examples are not measured
+            again.
+        keep: Language: called with what there is after each set that was measured.
 
     Raises:
         DataError: A set has a name that no metric knows.
@@ -217,7 +222,13 @@ def score_model(
         return None if progress is None else partial(progress, f"{role} model: {what}")
 
     if isinstance(task, LanguageTask):
-        found = {name: _score_language_set(model, task, name, part, options, tell) for name, part in sets.items()}
+        found: dict[str, SetScores] = {}
+        for name, part in sets.items():
+            if known is not None and name in known and known[name].sha256 == part.sha256:
+                found[name] = known[name]
+                continue
+            found[name] = _score_language_set(model, task, name, part, options, tell)
+            keep(ModelScores(task=task.name, role=role, source=source, sets=found))
     else:
         size, probe = options.batch_size, options.linear_probe
         images = score_images(model, task, sets, batch_size=size, linear_probe=probe, tell=tell)

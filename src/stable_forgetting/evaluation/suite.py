@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
 
+from stable_forgetting.data.examples import ExampleSet, LanguageExample
 from stable_forgetting.errors import DataError
 from stable_forgetting.evaluation.metric import Metric, MetricInputs, Need
 from stable_forgetting.evaluation.metrics import METRICS
@@ -153,6 +155,12 @@ def check_same_examples(
                 f"The model and the {whose} model were measured on different {name} examples{problem}. "
                 "Score both on the same example sets."
             )
+
+
+def described(example_set: ExampleSet[Any]) -> SetValues:
+    """A set without any model's values: enough to tell whether others are of the same examples."""
+    answers = tuple(example.answer for example in example_set if isinstance(example, LanguageExample))
+    return SetValues(len(example_set), example_set.sha256, references=answers or None)
 
 
 def _difference(own: SetValues, retain: SetValues) -> str | None:

@@ -11,7 +11,7 @@ from typing import Any
 
 from torch import nn
 
-from stable_forgetting.data.examples import ExampleSet, LanguageExample
+from stable_forgetting.data.examples import ExampleSet
 from stable_forgetting.data.splits import subset, subset_positions
 from stable_forgetting.errors import NotFiniteError
 from stable_forgetting.evaluation.alternatives import score_answers
@@ -29,7 +29,7 @@ from stable_forgetting.evaluation.metrics_validation import (
     retain_utility,
 )
 from stable_forgetting.evaluation.scores import ModelScores, SetScores, TaskName
-from stable_forgetting.evaluation.suite import check_same_examples
+from stable_forgetting.evaluation.suite import check_same_examples, described
 from stable_forgetting.evaluation.values import Definitions, SetValues, values_of
 from stable_forgetting.models.tasks import LanguageTask, Task
 
@@ -74,7 +74,7 @@ def validation_data(
         DataError: The retain model was measured on other examples.
     """
     references = retain or {}
-    check_same_examples({name: _described(sets[name]) for name in VALIDATED_SETS}, references)
+    check_same_examples({name: described(sets[name]) for name in VALIDATED_SETS}, references)
     columns = {name: columns_of_examples(sets[name]) for name in VALIDATED_SETS}
     of_retain = {name: columns_of_values(references[name]) for name in VALIDATED_SETS if name in references}
     positions = {name: subset_positions(len(sets[name]), size, seed) for name in VALIDATED_SETS}
@@ -90,12 +90,6 @@ def validation_data(
         retain={name: references[name].rows(positions[name]) for name in of_retain},
         base_utility=base_utility,
     )
-
-
-def _described(example_set: ExampleSet[Any]) -> SetValues:
-    """A set without any model's values: enough to tell whether others are of the same examples."""
-    answers = tuple(example.answer for example in example_set if isinstance(example, LanguageExample))
-    return SetValues(len(example_set), example_set.sha256, references=answers or None)
 
 
 def validation_metrics(model: nn.Module, task: Task, data: ValidationData, batch_size: int) -> dict[str, float]:

@@ -9,6 +9,7 @@ from typing import Protocol
 
 import numpy as np
 
+from stable_forgetting.errors import DataError
 from stable_forgetting.evaluation.classification import correct
 from stable_forgetting.evaluation.likelihood import Ints
 from stable_forgetting.evaluation.membership import min_k, min_k_plus_plus, zlib_score
@@ -61,6 +62,7 @@ class SetValues:
         num_perturbed: Wrong answers of each example, (N,).
         answers: Greedy answers.
         references: Right answers beside them.
+        prompts: What the model read before its answers, without special tokens.
         finished: Further columns by name.
     """
 
@@ -72,6 +74,7 @@ class SetValues:
     num_perturbed: Ints | None = None
     answers: tuple[str, ...] | None = None
     references: tuple[str, ...] | None = None
+    prompts: tuple[str, ...] | None = None
     finished: Mapping[str, Finished] = field(default_factory=dict)
 
     @property
@@ -177,8 +180,16 @@ def _finished(scores: SetScores) -> dict[str, Finished]:
     if compressed is not None:
         found["zlib"] = lambda _: zlib_score(likelihood.nll, compressed)
     if norm is not None:
-        found["gradient_norm"] = lambda _: norm
+        found["gradient_norm"] = partial(_own_gradient_norm, norm)
     return found
+
+
+def _own_gradient_norm(norm: Floats, chosen: Definitions) -> Floats:
+    if chosen.compat == "open-unlearning":
+        raise DataError(
+            "needs a log of open-unlearning: its gradient norms are means over single weights, ours are over all"
+        )
+    return norm
 
 
 def _finished_of_images(scores: SetScores) -> dict[str, Finished]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -21,8 +22,11 @@ class Objective:
         retain: Retain term; None to forget without regard to the rest.
         forget_weight: At least 0.
         retain_weight: At least 0.
-        beta: Of terms that need it.
-        limit: Of terms that need it, in nats per label; None: ln of the number of classes or tokens.
+        beta: Of terms that need it, more than 0.
+        limit: Of terms that need it, in nats per label and more than 0; None: ln of the number of classes or tokens.
+
+    Raises:
+        ConfigError: A number is not allowed.
     """
 
     forget: Term | None
@@ -31,6 +35,19 @@ class Objective:
     retain_weight: float = 1.0
     beta: float = 0.1
     limit: float | None = None
+
+    def __post_init__(self) -> None:
+        for name in ("forget_weight", "retain_weight"):
+            weight = getattr(self, name)
+            if not 0 <= weight < math.inf:
+                raise ConfigError(f"{name} is {weight}; it must be finite and 0 or more. 0 leaves the term out.")
+        if not 0 < self.beta < math.inf:
+            raise ConfigError(f"beta is {self.beta}; it must be finite and more than 0. The default, of npo, is 0.1.")
+        if self.limit is not None and not 0 < self.limit < math.inf:
+            raise ConfigError(
+                f"limit is {self.limit}; it must be finite and more than 0 nats per label. Leave it out for a uniform "
+                "guess."
+            )
 
     @property
     def uses_forget(self) -> bool:
@@ -87,14 +104,14 @@ def build_objective(
         retain: Another retain term than the usual one.
         forget_weight: Factor of the forget term, at least 0.
         retain_weight: Factor of the retain term, at least 0.
-        beta: Of npo.
+        beta: Of npo, more than 0.
         limit: Of bounded_ascent, in nats per label and more than 0; None: ln of the number of classes or tokens.
 
     Returns:
         The objective.
 
     Raises:
-        ConfigError: The name is unknown, a weight is negative, the limit is not above 0, or no term is left.
+        ConfigError: The name is unknown, a weight is negative, beta or the limit is not above 0, or no term is left.
 
     Example:
         >>> build_objective("gradient_difference").forget.formula
@@ -102,11 +119,6 @@ def build_objective(
     """
     if name not in OBJECTIVES:
         raise ConfigError(unknown_name("objective", name, OBJECTIVES))
-    for what, weight in (("forget_weight", forget_weight), ("retain_weight", retain_weight)):
-        if not weight >= 0:
-            raise ConfigError(f"{what} is {weight}; it must be 0 or more. 0 leaves the term out.")
-    if limit is not None and not limit > 0:
-        raise ConfigError(f"limit is {limit}; it must be more than 0 nats per label. Leave it out for a uniform guess.")
     forget_name, usual, _ = OBJECTIVES[name]
     retain_name = retain or usual
     objective = Objective(

@@ -77,8 +77,9 @@ def bounded_ascent(predictions: Predictions, *, limit: float | None) -> Tensor:
 def npo(predictions: Predictions, *, reference_nll_sum: Tensor, beta: float) -> Tensor:
     """−(2/β) log σ(β (S − S_ref)): negative preference optimisation (Zhang et al. 2024, arXiv 2404.05868, eq. 3).
 
-    Summed log-likelihoods, as in the paper. It is (2/β) ln 2 with the gradient of ascent where the model is the
-    reference, and tends to ascent for β → 0.
+    Summed log-likelihoods, and a mean over examples, as in the paper. Where the model is the reference it is (2/β) ln 2
+    with the gradient of −mean S, to which its gradient also tends for β → 0. That is n̄ times the gradient of `ascent`,
+    which is −ΣS / Σn; n̄: mean number of labels of an example. So the same forget weight is more for npo.
 
     Args:
         predictions: Of the forget examples.

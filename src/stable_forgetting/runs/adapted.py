@@ -16,6 +16,7 @@ from stable_forgetting.errors import ConfigError, ModelError, RunDirectoryError
 from stable_forgetting.models.folders import resolve_folder
 from stable_forgetting.models.load import LoadedModel, ModelSource, load_model, save_model
 from stable_forgetting.progress import Progress
+from stable_forgetting.runs.arguments import check_model
 from stable_forgetting.runs.directory import CONFIG_NAME
 from stable_forgetting.runs.pipeline import prepare
 
@@ -33,20 +34,43 @@ def load_adapted(base: LoadedModel, adapter_dir: Path) -> LoadedModel:
     Raises:
         ModelError: There is no adapter, it is damaged, or it does not fit the model.
     """
+    model = _on_base(base.model, adapter_dir, base.source)
+    return LoadedModel(model, base.task, f"{base.source} with the adapter {adapter_dir}")
+
+
+def load_adapter(model: Any, folder: str | Path) -> PeftModel:
+    """Put a saved adapter on its base model, in any process: PEFT is told of the method first.
+
+    Args:
+        model: The base model, without an adapter; its layers are wrapped in place.
+        folder: What `save_pretrained` of the adapted model wrote, or `adapter` of a run directory.
+
+    Returns:
+        The model with the adapter, in evaluation mode; `merge_and_unload()` gives plain weights.
+
+    Raises:
+        ModelError: The model is none or has an adapter, there is no adapter in the folder, it is damaged, or it does
+            not fit the model.
+    """
+    check_model(model)
+    return _on_base(model, Path(folder), getattr(model, "name_or_path", "") or type(model).__name__)
+
+
+def _on_base(base: Any, adapter_dir: Path, source: str) -> PeftModel:
     read_adapter_config(adapter_dir)
     if not (adapter_dir / ADAPTER_WEIGHTS).is_file():
         pickled = (adapter_dir / "adapter_model.bin").is_file()
         found = "pickled weights, which can run code when read" if pickled else f"no {ADAPTER_WEIGHTS}"
         raise ModelError(f"The adapter folder '{adapter_dir}' holds {found}. Save the adapter as safetensors.")
     try:
-        model = PeftModel.from_pretrained(base.model, str(adapter_dir)).eval()
+        model: PeftModel = PeftModel.from_pretrained(base, str(adapter_dir)).eval()
     except (SafetensorError, RuntimeError, ValueError, TypeError, KeyError) as error:
         reason = " ".join(str(error).split())[:300].rstrip(".")
         raise ModelError(
-            f"The adapter '{adapter_dir}' cannot be put on '{base.source}': {reason}. "
+            f"The adapter '{adapter_dir}' cannot be put on '{source}': {reason}. "
             "Give the adapter's own base model, or save the adapter again."
         ) from error
-    return LoadedModel(model, base.task, f"{base.source} with the adapter {adapter_dir}")
+    return model
 
 
 def read_adapter_config(adapter_dir: Path) -> dict[str, Any]:

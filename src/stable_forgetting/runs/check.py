@@ -14,14 +14,15 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForImageClas
 
 from stable_forgetting.adapters import BoundedLoraConfig
 from stable_forgetting.config import DataConfig, RunConfig
-from stable_forgetting.data.examples import LanguageExample
 from stable_forgetting.errors import ConfigError, ModelError, StableForgettingError
 from stable_forgetting.models.load import LoadedModel, ModelSource, load_without_weights
 from stable_forgetting.models.tasks import LanguageTask
 from stable_forgetting.objectives import Objective, build_objective
 from stable_forgetting.runs.adapter import bounded_config
+from stable_forgetting.runs.fits import all_answers, check_positions
 from stable_forgetting.runs.memory import Devices, Estimate, estimate
-from stable_forgetting.runs.models import configured_source, logged_retain_values, other_source
+from stable_forgetting.runs.models import configured_source, other_source
+from stable_forgetting.runs.retain_log import check_retain_log, logged_retain_values
 from stable_forgetting.runs.sets import Sets, load_set_rows, make_sets, num_classes
 from stable_forgetting.runs.validation import check_validation, wrong_metrics
 
@@ -87,9 +88,10 @@ def check_config(config: RunConfig, devices: Devices | None = None) -> Check:
         )
     if loaded is not None:
         model = loaded.model
-    if sets is not None:
+    if sets is not None and loaded is not None:
         _attempt(found, lambda: check_lengths(model, sets, config))
         _attempt(found, lambda: check_validation(sets, config))
+        _attempt(found, lambda: check_retain_log(config, sets, loaded.task))
         found.sets = {name: len(examples) for name, examples in sets.by_name.items()}
     if model is not None and adapter is not None:
         _attempt(found, lambda: _describe_adapter(found, model, adapter))
@@ -160,34 +162,28 @@ def check_lengths(model: Any, sets: Sets, config: RunConfig) -> None:
     Raises:
         ConfigError: They do not.
     """
+    texts = all_answers(sets.by_name.values())
+    check_positions(model, texts, setting="data.max_length")
     positions = getattr(model.config, "max_position_embeddings", None)
-    found = [example for part in sets.by_name.values() for example in part if isinstance(example, LanguageExample)]
-    examples = [answer for example in found for answer in (example, *example.alternatives)]
-    if positions is None or not examples:
+    if positions is None:
         return
-    longest = max(len(example.input_ids) for example in examples)
-    if longest > positions:
-        raise ConfigError(
-            f"The longest example has {longest} tokens, but the model has {positions} positions. "
-            f"Set data.max_length to at most {positions}."
-        )
-    prompt = max((example.num_prompt_tokens for example in examples if example.end_token is not None), default=0)
-    if config.evaluation.generate and prompt + config.evaluation.max_new_tokens > positions:
+    prompt = max((text.num_prompt_tokens for text in texts if text.end_token is not None), default=0)
+    if texts and config.evaluation.generate and prompt + config.evaluation.max_new_tokens > positions:
         raise ConfigError(
             f"The longest prompt has {prompt} tokens and evaluation.max_new_tokens is "
             f"{config.evaluation.max_new_tokens}, but the model has {positions} positions. Lower max_new_tokens."
         )
 
 
-def check_other_models(config: RunConfig, loaded: LoadedModel) -> None:
+def check_other_models(config: RunConfig, sets: Sets, loaded: LoadedModel) -> None:
     """Check what `check_other_model` checks of every model that the config names, and the log of a retain model.
 
     Raises:
         ModelError: A model cannot be found, or its config cannot be read.
         ConfigError: The tokens or classes of a model are others.
-        DataError: The log is missing or no such log.
+        DataError: The log is missing, no such log, or of other examples.
     """
-    logged_retain_values(config)
+    check_retain_log(config, sets, loaded.task)
     for setting in OTHER_MODELS:
         check_other_model(config, setting, loaded)
 

@@ -13,9 +13,11 @@ from stable_forgetting import processes
 from stable_forgetting.config import RunConfig
 from stable_forgetting.errors import RunDirectoryError
 from stable_forgetting.records import RECORD_NAME, RunRecord, read_record, write_text
+from stable_forgetting.runs.files import local_files
 
 CONFIG_NAME = "config.yaml"
 INPUTS_NAME = "inputs.json"
+FILES_NAME = "files.json"
 
 
 class RunDirectory:
@@ -42,6 +44,11 @@ class RunDirectory:
             return None
         record = read_record(self.path)
         return None if record.status == "failed" else record
+
+    def has_files_of(self, config: RunConfig) -> bool:
+        """Whether no local file that the run read has changed since; one that has may still hold the same examples."""
+        path = self.path / FILES_NAME
+        return path.is_file() and json.loads(path.read_text(encoding="utf-8")) == local_files(config)
 
     def check(self, config: RunConfig, *, resume: bool) -> None:
         """Whether the directory is free for a run, or holds the run that is to be resumed; nothing is written.
@@ -95,6 +102,7 @@ class RunDirectory:
         try:
             write_text(self.path / CONFIG_NAME, text)
             write_text(path, json.dumps(dict(inputs), indent=1))
+            write_text(self.path / FILES_NAME, json.dumps(local_files(config)))
         except OSError as error:
             raise RunDirectoryError(
                 f"The run directory '{self.path}' cannot be written: {error.strerror}. Choose another with --out."

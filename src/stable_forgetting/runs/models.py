@@ -17,8 +17,6 @@ from stable_forgetting import processes
 from stable_forgetting.config import FinetuneConfig, RunConfig
 from stable_forgetting.data.examples import ExampleSet
 from stable_forgetting.errors import ConfigError
-from stable_forgetting.evaluation.open_unlearning import read_log
-from stable_forgetting.evaluation.values import ModelValues
 from stable_forgetting.models.load import LoadedModel, ModelSource, cache_dir, load_model, model_sha256, save_model
 from stable_forgetting.progress import Progress
 from stable_forgetting.records import write_text
@@ -29,15 +27,6 @@ from stable_forgetting.runs.teaching import teach
 
 SECONDS_NAME = "finetuning_seconds.json"
 """File beside a kept model with what its finetuning took."""
-
-
-def logged_retain_values(config: RunConfig) -> ModelValues | None:
-    """What a log says about a retain model; None if the config names no log.
-
-    Raises:
-        DataError: The file is missing or no such log.
-    """
-    return None if config.retain_log is None else read_log(Path(config.retain_log), "retain")
 
 
 @dataclass(frozen=True, eq=False)
@@ -96,11 +85,13 @@ class RunModels:
         """Hashes of the model as configured, of each set and of what else decides: without them no run is resumed."""
         log = self.config.retain_log
         others = {} if log is None else {"retain log": hashlib.sha256(Path(log).read_bytes()).hexdigest()}
+        if self.config.retain_model is not None:
+            others["retain model"] = model_sha256(load_model(self.source(self.config.retain_model)).model)
         target, given_base = self.config.objective.target, self.config.base_model
         if self.config.pretrained_model is not None and target.needs_pretrained:
-            others["pretrained model"] = model_sha256(self.pretrained().model)
+            others["pretrained model"] = self.pretrained_sha256
         return {
-            "model": self._pretrained_sha256,
+            "model": self._configured_sha256,
             **{part.name: part.sha256 for part in self.sets.identities()},
             **others,
             **({} if given_base is None else {"base model": model_sha256(self._given_base(given_base).model)}),
@@ -117,13 +108,20 @@ class RunModels:
         return other_source(self.config, name)
 
     @cached_property
-    def _pretrained_sha256(self) -> str:
+    def _configured_sha256(self) -> str:
         return model_sha256(self.loaded.model)
 
     def _given_base(self, name: str) -> LoadedModel:
         if self.config.model.finetune is not None:
             self.loaded.model.to("cpu")  # one of the two is enough on the device
         return load_model(self.source(name))
+
+    @cached_property
+    def pretrained_sha256(self) -> str:
+        """Hash of the model that the base model was finetuned from."""
+        if self.config.pretrained_model is None:
+            return self._configured_sha256
+        return model_sha256(self.pretrained().model)
 
     def _measured_once(self, loaded: LoadedModel) -> LoadedModel:
         """A language model with a trunk of its own would read each prompt once for every answer, and never again."""
@@ -138,7 +136,7 @@ class RunModels:
 
     def _finetuned(self, taught: ExampleSet[Any], trainings: Sequence[FinetuneConfig], role: str) -> LoadedModel:
         """Made by finetuning, or read from where the same was made before."""
-        key = {"pretrained": self._pretrained_sha256, "taught": taught.taught_sha256, **self._how(trainings)}
+        key = {"pretrained": self._configured_sha256, "taught": taught.taught_sha256, **self._how(trainings)}
         folder = cache_dir() / "models" / content_hash(key)
         source = f"{self.loaded.source}, finetuned on {taught.name} ({len(taught)} examples)"
         self.loaded.model.to("cpu")  # the student is a second copy: one of them is enough on the device

@@ -17,10 +17,8 @@ from stable_forgetting.adapters import certificate
 from stable_forgetting.config import RunConfig
 from stable_forgetting.errors import ConfigError, StableForgettingError
 from stable_forgetting.evaluation import (
-    LikelihoodScores,
     ModelScores,
     evaluate_scores,
-    score_examples,
     verdicts,
 )
 from stable_forgetting.evaluation.values import ModelValues
@@ -41,7 +39,7 @@ from stable_forgetting.runs.constants import forget_constants
 from stable_forgetting.runs.directory import RunDirectory
 from stable_forgetting.runs.environment import environment, peak_memory_bytes, reset_peak_memory
 from stable_forgetting.runs.kept import first_adapted_block, pixel_store
-from stable_forgetting.runs.models import RunModels, configured_source, logged_retain_values
+from stable_forgetting.runs.models import RunModels, configured_source
 from stable_forgetting.runs.outcomes import (
     adapter_summary,
     class_accuracies,
@@ -49,8 +47,10 @@ from stable_forgetting.runs.outcomes import (
     example_outcomes,
     layer_certificates,
 )
+from stable_forgetting.runs.retain_log import logged_retain_values
 from stable_forgetting.runs.scoring import kept_scores, measured_sets, reference_scores, score, write_scores
 from stable_forgetting.runs.sets import Sets, load_set_rows, make_sets, num_classes
+from stable_forgetting.runs.target_values import Likelihoods, base_likelihoods, pretrained_likelihoods
 from stable_forgetting.runs.validation import check_validation, checkpoint_choice, validation_of_run
 from stable_forgetting.training import Sets as TrainingSets
 from stable_forgetting.training import TrainingOutcome, train
@@ -76,7 +76,7 @@ def run(
         run_dir: Where everything is written; see `RunDirectory`.
         given: The settings as the user gave them, kept in the record.
         resume: Whether to continue what is in `run_dir`. A run that was killed gives the same adapter as one that was
-            not; a finished one gives its record.
+            not; a finished one gives its record, if its data and models are still the same.
         progress: Where progress is shown.
 
     Returns:
@@ -88,19 +88,22 @@ def run(
     directory, progress = RunDirectory(run_dir), progress or SilentProgress()
     processes.join()
     directory.check(config, resume=resume)
-    if (finished := directory.finished_record()) is not None:
+    finished = directory.finished_record()
+    if finished is not None and directory.has_files_of(config):
         return finished
     check_names(config)
     _check_merge(config)
     objective = configured_objective(config)
     models = prepare(config, progress)
     without_content(models.loaded.model, config)
-    check_other_models(config, models.loaded)
+    check_other_models(config, models.sets, models.loaded)
     check_lengths(models.loaded.model, models.sets, config)
     check_validation(models.sets, config)
     inputs = models.inputs()
     processes.wait_for_all()  # every process has looked at the directory before one writes to it
     directory.claim(config, inputs)
+    if finished is not None:
+        return finished
     start = _new_record(config, given or {}, models.sets)
     try:
         record = processes.agree(_unlearn_and_measure(models, objective, directory, start, resume=resume))
@@ -178,9 +181,12 @@ def _unlearn_and_measure(
         base = models.base()
         identities["base"] = model_sha256(base.model)
         scores["base"] = _reference(base, "base", models)
-        pretrained = _pretrained_likelihoods(models, objective)
+        likelihoods = (
+            base_likelihoods(models, objective, base, scores["base"], identities["base"]),
+            pretrained_likelihoods(models, objective),
+        )
     reset_peak_memory()
-    unlearned, outcome = _train_adapter(base, models, objective, scores, pretrained, directory, resume)
+    unlearned, outcome = _train_adapter(base, models, objective, scores, likelihoods, directory, resume)
     if outcome.seconds is not None:
         clock.seconds["unlearning"] = outcome.seconds
     # Called by all: reading the weights of a shared model makes every process let go of gathered ones.
@@ -190,7 +196,9 @@ def _unlearn_and_measure(
         scores["unlearned"] = kept_scores(
             directory.scores("unlearned"),
             measured_sets(sets, config.evaluation),
-            lambda: score(unlearned, sets, "unlearned", settings=config.evaluation, progress=models.progress),
+            lambda part: score(
+                unlearned, sets, "unlearned", settings=config.evaluation, progress=models.progress, path=part
+            ),
         )
         measured = _with_metrics(start, models, scores, directory)
     summary = adapter_summary(unlearned.model)
@@ -250,38 +258,18 @@ def _evaluate(scores: Measured, retain: Measured | None, base: ModelScores, conf
     return evaluate_scores(scores, retain, base_scores=base, num_resamples=settings.num_resamples, seed=settings.seed)
 
 
-def _pretrained_likelihoods(models: RunModels, objective: Objective) -> dict[str, LikelihoodScores]:
-    """What the pretrained model says about the sets that targets come from; nothing if they do not come from it."""
-    target, sets = models.config.objective.target, models.sets
-    if not objective.needs_targets or not target.needs_pretrained:
-        return {}
-    loaded, size = models.pretrained(), models.config.evaluation.batch_size
-    with_tokens = "label_targets" in objective.needs
-    names = ["forget"] if target.source == "pretrained" else ["forget", "holdout"]
-    found = {
-        name: score_examples(loaded.model, loaded.task, sets.by_name[name], batch_size=size, with_tokens=with_tokens)
-        for name in names
-    }
-    return processes.agree(found)
-
-
 def _train_adapter(
     base: LoadedModel,
     models: RunModels,
     objective: Objective,
     scores: Mapping[ModelRole, ModelScores],
-    pretrained: Mapping[str, LikelihoodScores],
+    likelihoods: tuple[Likelihoods, Likelihoods],
     directory: RunDirectory,
     resume: bool,
 ) -> tuple[LoadedModel, TrainingOutcome]:
     config, sets = models.config, models.sets
-    of_base = scores["base"].sets
-    constants = forget_constants(
-        objective,
-        base={name: of_base[name].likelihood for name in ("forget", "holdout") if name in of_base},
-        pretrained=pretrained,
-        target=config.objective.target,
-    )
+    of_base, of_pretrained = likelihoods
+    constants = forget_constants(objective, base=of_base, pretrained=of_pretrained, target=config.objective.target)
     model = get_peft_model(base.model, adapter_config(config))
     outcome = train(
         model,

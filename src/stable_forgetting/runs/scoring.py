@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,13 +18,20 @@ from stable_forgetting.config import EvaluationConfig
 from stable_forgetting.data.examples import ExampleSet
 from stable_forgetting.data.splits import subset
 from stable_forgetting.errors import DataError, ModelError
-from stable_forgetting.evaluation import ModelScores, ScoringOptions, score_model
+from stable_forgetting.evaluation import (
+    LikelihoodScores,
+    ModelScores,
+    ScoringOptions,
+    SetScores,
+    score_examples,
+    score_model,
+)
 from stable_forgetting.evaluation.scores import FORMAT
 from stable_forgetting.models.load import LoadedModel, cache_dir, model_sha256
 from stable_forgetting.progress import Advance, Progress
 from stable_forgetting.records import ModelRole, write_text
-from stable_forgetting.runs.cache import content_hash
-from stable_forgetting.runs.sets import Sets
+from stable_forgetting.runs.cache import content_hash, made_once
+from stable_forgetting.runs.sets import TARGETS, Sets
 
 
 class ProgressOfSets:
@@ -57,6 +65,7 @@ class ProgressOfSets:
 def measured_sets(sets: Sets, settings: EvaluationConfig) -> Sets:
     """The sets as they are measured: what is kept may be limited, and be another retain set than the taught one."""
     by_name = dict(sets.by_name)
+    by_name.pop(TARGETS, None)
     given = by_name.pop("retain_evaluation", None)
     retain = sets.retain if given is None else ExampleSet("retain", given.examples, given.source)
     by_name["retain"] = subset(retain, settings.retain_limit, settings.seed)
@@ -91,9 +100,23 @@ def merged_adapters(model: nn.Module) -> Iterator[bool]:
 
 
 def score(
-    loaded: LoadedModel, sets: Sets, role: ModelRole, *, settings: EvaluationConfig, progress: Progress
+    loaded: LoadedModel,
+    sets: Sets,
+    role: ModelRole,
+    *,
+    settings: EvaluationConfig,
+    progress: Progress,
+    path: Path | None = None,
 ) -> ModelScores:
     """Measure one model on all sets.
+
+    Args:
+        loaded: The model.
+        sets: The sets of the run.
+        role: Which of the three models it is.
+        settings: How it is measured.
+        progress: Where that is shown.
+        path: Where the values of a language model are written after each set; what is there already is gone on from.
 
     Raises:
         ModelError: Gradient norms are asked for, but the model does not compute with plain weights.
@@ -122,24 +145,38 @@ def score(
             source=loaded.source,
             options=options,
             progress=bars,
+            known=processes.agree(_known_sets(path)),
+            keep=partial(_keep, path),
         )
 
 
-def kept_scores(path: Path, sets: Sets, compute: Callable[[], ModelScores]) -> ModelScores:
+def _known_sets(path: Path | None) -> Mapping[str, SetScores]:
+    kept = None if path is None else _read_scores(path)
+    return {} if kept is None else kept.sets
+
+
+def _keep(path: Path | None, scores: ModelScores) -> None:
+    if path is not None and processes.is_main_process():
+        write_scores(path, scores)
+
+
+def kept_scores(path: Path, sets: Sets, compute: Callable[[Path], ModelScores]) -> ModelScores:
     """Read the values from a file, or compute them and write it.
 
     Args:
         path: The file. One that is damaged or of other examples is written anew.
         sets: The sets as they are measured.
-        compute: Measures the model.
+        compute: Measures the model; is given a file for what is there before all of it is.
     """
     kept = _read_scores(path)
     hashes = {name: examples.sha256 for name, examples in sets.by_name.items()}
     if kept is not None and {name: values.sha256 for name, values in kept.sets.items()} == hashes:
         return kept
-    scores = compute()
+    part = path.with_suffix(".part.json")
+    scores = compute(part)
     if processes.is_main_process():
         write_scores(path, scores)
+        part.unlink(missing_ok=True)
     return scores
 
 
@@ -175,4 +212,56 @@ def reference_scores(
     }
     path = cache_dir() / "scores" / f"{content_hash(key)}.json"
     measured = measured_sets(sets, settings)
-    return kept_scores(path, measured, lambda: score(loaded, sets, role, settings=settings, progress=progress))
+
+    def compute(part: Path) -> ModelScores:
+        return score(loaded, sets, role, settings=settings, progress=progress, path=part)
+
+    with made_once(path.stem, what=f"the values of the {role} model"):
+        return kept_scores(path, measured, compute)
+
+
+def reference_likelihoods(
+    load: Callable[[], LoadedModel],
+    sets: Mapping[str, ExampleSet[Any]],
+    *,
+    model: str,
+    with_tokens: bool,
+    batch_size: int,
+) -> dict[str, LikelihoodScores]:
+    """Likelihoods alone under a model that many runs share, kept by the content of the model and of the sets.
+
+    Args:
+        load: Loads the model, if it is needed.
+        sets: What is measured, by name.
+        model: Hash of the model.
+        with_tokens: Whether the values of single labels are needed.
+        batch_size: Examples per forward pass.
+    """
+    hashes = {name: examples.sha256 for name, examples in sets.items()}
+    key = {"model": model, "sets": hashes, "tokens": with_tokens, "batch_size": batch_size, "values": FORMAT}
+    path = cache_dir() / "likelihoods" / f"{content_hash(key)}.json"
+    with made_once(path.stem, what="the likelihoods that targets come from"):
+        kept = processes.agree(_read_likelihoods(path, sets))
+        if kept is not None:
+            return kept
+        loaded = load()
+        found = {
+            name: score_examples(loaded.model, loaded.task, examples, batch_size=batch_size, with_tokens=with_tokens)
+            for name, examples in sets.items()
+        }
+        found = processes.agree(found)
+        if processes.is_main_process():
+            write_text(path, json.dumps({name: scores.to_json() for name, scores in found.items()}))
+        return found
+
+
+def _read_likelihoods(path: Path, sets: Mapping[str, ExampleSet[Any]]) -> dict[str, LikelihoodScores] | None:
+    """What is kept; None if that is nothing, or damaged."""
+    if not path.is_file():
+        return None
+    try:
+        data = json.loads(path.read_text(encoding="utf-8"))
+        found = {name: LikelihoodScores.from_json(data[name]) for name in sets}
+    except (DataError, KeyError, TypeError, json.JSONDecodeError, UnicodeDecodeError):
+        return None
+    return found if all(len(found[name]) == len(examples) for name, examples in sets.items()) else None

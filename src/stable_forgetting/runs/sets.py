@@ -28,7 +28,13 @@ logger = logging.getLogger(__name__)
 DUPLICATES_ALLOWED = 0.05
 """Largest share of test images that may also be training images: CIFAR-100, for one, has such duplicates."""
 
-SET_NAMES = ("forget", "retain", "holdout", "test", *MEASURED_ONLY)
+TARGETS = "targets"
+"""Set that calibrated targets alone come from; nothing about it is reported."""
+
+SET_NAMES = ("forget", "retain", "holdout", TARGETS, "test", *MEASURED_ONLY)
+
+_DISJOINT = ("forget", "retain", "holdout", TARGETS)
+"""Sets of which no two may share an example."""
 
 
 @dataclass(frozen=True)
@@ -121,6 +127,8 @@ def make_sets(
                 paraphrased=source.paraphrased,
                 perturbed=source.perturbed,
                 template=data.template or DEFAULT_TEMPLATE,
+                system_prompt=data.system_prompt,
+                date=data.date,
             )
             sets[name] = language_examples(
                 found,
@@ -141,7 +149,7 @@ def make_sets(
                 store=pixels,
                 in_memory=False,
             )
-    for first, second in combinations([name for name in ("forget", "retain", "holdout") if name in sets], 2):
+    for first, second in combinations([name for name in _DISJOINT if name in sets], 2):
         check_no_overlap(sets[first], sets[second])
     for name in MEASURED_ONLY:
         if name in sets:

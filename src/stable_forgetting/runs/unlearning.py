@@ -3,33 +3,40 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from peft import PeftModel, get_peft_model
 
+from stable_forgetting import processes
 from stable_forgetting.adapters import BoundedLoraConfig, LayerCertificate, certificate
 from stable_forgetting.config import TargetConfig, TrainingConfig
 from stable_forgetting.data.examples import ExampleSet
-from stable_forgetting.data.language import LanguageColumns, language_examples
-from stable_forgetting.data.rows import Rows
-from stable_forgetting.data.splits import check_no_overlap
-from stable_forgetting.data.vision import image_examples
+from stable_forgetting.data.language import DEFAULT_TEMPLATE
 from stable_forgetting.errors import ConfigError
 from stable_forgetting.evaluation import LikelihoodScores, score_examples, validation_data
-from stable_forgetting.models.tasks import ImageTask, LanguageTask, Task
-from stable_forgetting.objectives import Objective, build_objective
+from stable_forgetting.models.tasks import Task
+from stable_forgetting.objectives import Objective
 from stable_forgetting.progress import Progress
+from stable_forgetting.runs.arguments import (
+    Data,
+    Reading,
+    check_model,
+    make_adapter,
+    make_objective,
+    make_sets,
+    make_settings,
+    make_task,
+)
 from stable_forgetting.runs.constants import forget_constants
-from stable_forgetting.runs.sets import process_with
+from stable_forgetting.runs.training_directory import claim, training_identity
 from stable_forgetting.runs.validation import validation_on
 from stable_forgetting.training import Sets as TrainingSets
 from stable_forgetting.training import TrainingOutcome, Validation, train
-
-Data = ExampleSet[Any] | Sequence[Mapping[str, Any]]
-"""Examples, or rows: {"prompt", "answer"}, {"messages"} or {"text"} for language, {"image", "label"} for images."""
+from stable_forgetting.training.surroundings import move_to_training_device
 
 VALIDATION_SIZE = 64
 """Largest number of examples of each set in validations during training."""
@@ -53,7 +60,7 @@ class Unlearned:
 def unlearn(  # noqa: PLR0913  (one call with everything by name is the point of it)
     model: Any,
     forget: Data,
-    retain: Data,
+    retain: Data | None = None,
     *,
     tokenizer: Any = None,
     image_processor: Any = None,
@@ -62,66 +69,74 @@ def unlearn(  # noqa: PLR0913  (one call with everything by name is the point of
     adapter: BoundedLoraConfig | None = None,
     target: TargetConfig | None = None,
     training: TrainingConfig | None = None,
+    template: str = DEFAULT_TEMPLATE,
+    chat_template: bool | None = None,
+    max_length: int = 512,
     output_dir: str | Path | None = None,
     resume: bool = False,
     progress: Progress | None = None,
 ) -> Unlearned:
     """Train a bounded adapter that makes a model forget one set of examples and keep another.
 
+    For a further request give the model that has forgotten already as plain weights, `result.model.merge_and_unload()`.
+
     Args:
-        model: A causal language model or image classifier of transformers. Its weights are not changed; its layers are
-            wrapped in place, as `peft.get_peft_model` does.
+        model: A causal language model or image classifier of transformers, without an adapter. Its weights are not
+            changed; it is moved to a GPU if there is one, and its layers are wrapped in place, as by
+            `peft.get_peft_model`. After an error they are its own again.
         forget: What is to be forgotten.
-        retain: What is to be kept; no example may be in both.
+        retain: What is to be kept; no example may be in two sets. May be left out if the objective has no retain term.
         tokenizer: Of a language model.
         image_processor: Of an image classifier. One of the two must be given.
         holdout: Unseen examples of the forget set's kind, for calibrated forgetting.
         objective: Name of an objective, or one that was built.
-        adapter: The adapter; by default rank 4, sine, omega 100, on the MLP layers.
+        adapter: The adapter; by default rank 4, sine, omega 100, on the MLP layers. It starts by `training.seed` if its
+            own `init_seed` is None. `modules_to_save` is refused: no bound holds for what is trained besides.
         target: Where calibrated forgetting stops; by default where the holdout set is. Not from a pretrained model.
         training: Steps, rates and batches. Validations measure at most 64 examples of each set, and without a retain
             model none of the metrics that compare with one.
+        template: Rows of prompts and answers: text with ``{prompt}`` and, at its end, ``{answer}``, used where there is
+            no chat template.
+        chat_template: Whether prompts are put into the tokenizer's chat template; by default if it has one.
+        max_length: Largest number of tokens of an example; longer ones are cut at the end of the answer.
         output_dir: Where checkpoints are kept; by default they are thrown away at the end.
-        resume: Whether to go on from the last complete checkpoint in `output_dir`.
-        progress: Where progress is shown.
+        resume: Whether to go on from the last complete checkpoint in `output_dir`, if there is one.
+        progress: Where progress is shown, such as `RichProgress()`.
 
     Returns:
         The model with its adapter, the history and the certificate.
 
     Raises:
-        ConfigError: Neither or both of tokenizer and image_processor are given, or the objective lacks what it needs.
-        DataError: A set is empty or malformed, or the sets overlap.
-        RunDirectoryError: `output_dir` holds checkpoints of another training, and `resume` is False.
+        ConfigError: An argument is not allowed, or is missing: one of tokenizer and image_processor, what the
+            objective needs, the place to resume from.
+        DataError: A set is empty or malformed, or two sets overlap.
+        ModelError: The model is not one, has an adapter already, or has no layer to adapt.
+        RunDirectoryError: `output_dir` holds checkpoints, and `resume` is False or they are of another training.
     """
-    target = target or TargetConfig()
-    if target.needs_pretrained:
-        raise ConfigError(
-            "Targets from the pretrained model need a run with a config (pretrained_model). Use the source 'holdout' "
-            "and places from the base model here."
-        )
+    check_model(model)
+    processes.join()
+    chosen = make_objective(objective, target, has_retain=retain is not None)
+    settings = make_settings(training, has_retain=retain is not None)
+    config = make_adapter(adapter, settings.seed)
     task = make_task(model, tokenizer, image_processor)
-    sets = {"forget": make_examples("forget", forget, task), "retain": make_examples("retain", retain, task)}
-    check_no_overlap(sets["forget"], sets["retain"])
-    if holdout is not None:
-        sets["holdout"] = make_examples("holdout", holdout, task)
-        check_no_overlap(sets["forget"], sets["holdout"])
-    chosen = build_objective(objective) if isinstance(objective, str) else objective
-    settings = training or TrainingConfig()
+    given = {"forget": forget, "retain": retain, "holdout": holdout}
+    sets = make_sets(given, model, task, Reading(template, chat_template, max_length))
     validation = _validation(task, sets, settings)
+    target = target or TargetConfig()
+    if resume and output_dir is None:
+        raise ConfigError("resume is True, but output_dir is not given. Give the folder that holds the checkpoints.")
+    if output_dir is not None:
+        claim(Path(output_dir), training_identity(model, chosen, target, settings, config, sets), resume=resume)
+    move_to_training_device(model)
     scores = _needed_scores(model, task, chosen, sets, settings)
-    constants = forget_constants(
-        chosen,
-        base=scores,
-        pretrained={},
-        target=target,
-    )
-    peft_model = get_peft_model(model, adapter or BoundedLoraConfig(init_seed=settings.seed))
-    with tempfile.TemporaryDirectory() as scratch:
+    constants = forget_constants(chosen, base=scores, pretrained={}, target=target)
+    peft_model = get_peft_model(model, config)
+    with tempfile.TemporaryDirectory() as scratch, _unwrapped_on_error(peft_model):
         outcome = train(
             peft_model,
             task,
             chosen,
-            TrainingSets(sets["forget"], sets["retain"], constants),
+            TrainingSets(sets["forget"], sets.get("retain"), constants),
             settings=settings,
             output_dir=Path(output_dir or scratch),
             validation=validation,
@@ -132,30 +147,14 @@ def unlearn(  # noqa: PLR0913  (one call with everything by name is the point of
     return Unlearned(peft_model, outcome, certificate(peft_model))
 
 
-def make_task(model: Any, tokenizer: Any, image_processor: Any) -> Task:
-    """The task of a model with the tokenizer or image processor that it is used with.
-
-    Raises:
-        ConfigError: Neither or both are given.
-    """
-    if (tokenizer is None) == (image_processor is None):
-        given = "neither" if tokenizer is None else "both"
-        raise ConfigError(f"Give either tokenizer or image_processor, not {given}: they say what the model reads.")
-    if image_processor is not None:
-        return ImageTask.of(model, image_processor)
-    if tokenizer.pad_token_id is None:
-        tokenizer.pad_token = tokenizer.eos_token
-    return LanguageTask(tokenizer)
-
-
-def make_examples(name: str, data: Data, task: Task) -> ExampleSet[Any]:
-    """Examples of rows; examples stay as they are."""
-    if isinstance(data, ExampleSet):
-        return data
-    rows = Rows(list(data), "given in memory")
-    if isinstance(task, LanguageTask):
-        return language_examples(rows, task.tokenizer, name=name, columns=LanguageColumns())
-    return image_examples(rows, process_with(task), name=name)
+@contextmanager
+def _unwrapped_on_error(peft_model: PeftModel) -> Iterator[None]:
+    """Take the adapter off if the training does not come to its end, so that the model can be given once more."""
+    try:
+        yield
+    except BaseException:
+        peft_model.unload()
+        raise
 
 
 def _needed_scores(
@@ -168,7 +167,9 @@ def _needed_scores(
     return {name: score_examples(model, task, sets[name], batch_size=size, with_tokens=with_tokens) for name in names}
 
 
-def _validation(task: Task, sets: Mapping[str, ExampleSet[Any]], settings: TrainingConfig) -> Validation:
-    """Metrics on a part of both sets, for stop rules and the best checkpoint."""
+def _validation(task: Task, sets: Mapping[str, ExampleSet[Any]], settings: TrainingConfig) -> Validation | None:
+    """Metrics on a part of both sets, for stop rules and the best checkpoint; None without validations."""
+    if settings.evaluate_every is None:
+        return None
     data = validation_data(sets, size=VALIDATION_SIZE, seed=settings.seed)
     return validation_on(task, data, settings, settings.forget_batch_size + settings.retain_batch_size)

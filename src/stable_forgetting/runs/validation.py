@@ -21,7 +21,7 @@ from stable_forgetting.evaluation.scores import TaskName
 from stable_forgetting.evaluation.values import ModelValues, SetValues, values_of
 from stable_forgetting.models.tasks import Task
 from stable_forgetting.records import CheckpointChoice, ModelRole
-from stable_forgetting.runs.models import logged_retain_values
+from stable_forgetting.runs.retain_log import logged_retain_values
 from stable_forgetting.runs.scoring import measured_sets, merged_adapters
 from stable_forgetting.runs.sets import Sets
 from stable_forgetting.training import Validation

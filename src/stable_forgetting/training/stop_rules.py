@@ -76,7 +76,7 @@ class StopRules(TrainerCallback):  # type: ignore[misc]
         self.reason: str | None = None
 
     def on_evaluate(self, args: Any, state: Any, control: Any, metrics: dict[str, float], **_: Any) -> None:
-        """Try all rules on the validations so far, of which a checkpoint's state keeps those before it."""
+        """Try the rules in order on the validations so far, of which a checkpoint's state keeps those before it."""
         for rule in self.rules:
             name = f"eval_{rule.metric}"
             found = [Measured(entry["step"], entry[name]) for entry in state.log_history if name in entry]
@@ -85,6 +85,7 @@ class StopRules(TrainerCallback):  # type: ignore[misc]
                 self.reason = reason
                 control.should_training_stop = True
                 control.should_save = True
+                return
 
 
 def wrong_peaks(rules: Sequence[StopRule], greater_is_better: Mapping[str, bool]) -> list[str]:

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -40,6 +38,7 @@ from stable_forgetting.training.checkpoints import (
 )
 from stable_forgetting.training.history import TrainingOutcome, step_records, training_seconds
 from stable_forgetting.training.stop_rules import Stop, StopRules, wrong_peaks
+from stable_forgetting.training.surroundings import own_forward, own_verbosity
 from stable_forgetting.training.trainer import ForgetConstants, UnlearnTrainer, Validation
 
 
@@ -58,6 +57,7 @@ class Sets:
     constants: ForgetConstants = field(default_factory=dict)
 
 
+@own_verbosity()
 def train(
     model: nn.Module,
     task: Task,
@@ -75,7 +75,7 @@ def train(
 
     A loss or gradient that is not finite ends the training; a model with an adapter then gets back the best or else the
     last complete checkpoint before the weights that gave it (or the fresh adapter), and the outcome says so. Afterwards
-    the model's `forward` is its own again, without the autocast of bfloat16.
+    the model's `forward` is its own again, without the autocast of bfloat16, and transformers logs as before.
 
     Several processes divide every batch, so that their number changes results by rounding only.
 
@@ -160,7 +160,7 @@ def _train_or_go_back(trainer: UnlearnTrainer, checkpoint: Path | None, output_d
     model: Any = trainer.model
     fresh = adapter_weights(model) if isinstance(model, PeftModel) else None
     try:
-        with _own_forward(model):
+        with own_forward(model):
             trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
     except NotFiniteError as error:
         if fresh is None:
@@ -267,19 +267,6 @@ def training_arguments(
     # One process, one GPU: with several, transformers would use DataParallel, which changes what the head's hook sees.
     arguments._n_gpu = min(arguments.n_gpu, 1)
     return arguments
-
-
-@contextmanager
-def _own_forward(model: nn.Module) -> Iterator[None]:
-    """Give the model its own `forward` back: accelerate replaces it under bfloat16 and leaves the replacement there."""
-    names = ("forward", "_original_forward")
-    own = {name: model.__dict__[name] for name in names if name in model.__dict__}
-    try:
-        yield
-    finally:
-        for name in names:
-            model.__dict__.pop(name, None)
-        model.__dict__.update(own)
 
 
 def _greater_is_better(settings: TrainingConfig, validation: Validation | None) -> bool | None:

@@ -1,0 +1,34 @@
+"""The local files that a run reads, by size and time of change: whether a look at their content is needed again."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+from stable_forgetting.config import RunConfig
+from stable_forgetting.runs.sets import SET_NAMES
+
+
+def local_files(config: RunConfig) -> dict[str, list[int]]:
+    """Size and time of change (ns) of every local file that a config names, by path; not of what comes from a hub.
+
+    Args:
+        config: The config: its sources of data, its models and the log of a retain model.
+    """
+    sources = [config.data.source, *(getattr(config.data, name) for name in SET_NAMES)]
+    models = (config.model.name, config.base_model, config.retain_model, config.pretrained_model)
+    named = [*(source.path for source in sources if source is not None), *models, config.retain_log]
+    paths = dict.fromkeys(Path(name).expanduser() for name in named if name is not None)
+    return {str(file): _state(file) for path in paths for file in _files(path)}
+
+
+def _files(path: Path) -> Iterator[Path]:
+    if path.is_dir():
+        yield from sorted(found for found in path.rglob("*") if found.is_file())
+    elif path.is_file():
+        yield path
+
+
+def _state(path: Path) -> list[int]:
+    found = path.stat()
+    return [found.st_size, found.st_mtime_ns]

@@ -1,0 +1,63 @@
+"""What calibrated targets are made of: likelihoods of forget and unseen examples under base and pretrained model."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from stable_forgetting.data.examples import ExampleSet
+from stable_forgetting.evaluation import LikelihoodScores, ModelScores
+from stable_forgetting.models.load import LoadedModel
+from stable_forgetting.objectives import Objective
+from stable_forgetting.runs.models import RunModels
+from stable_forgetting.runs.scoring import reference_likelihoods
+from stable_forgetting.runs.sets import TARGETS, Sets
+
+Likelihoods = dict[str, LikelihoodScores]
+"""By the names that `forget_constants` knows: ``forget`` and, of unseen examples, ``holdout``."""
+
+
+def base_likelihoods(
+    models: RunModels, objective: Objective, base: LoadedModel, scores: ModelScores, sha256: str
+) -> Likelihoods:
+    """Likelihoods under the base model: those that were measured, and those of a set that targets alone come from.
+
+    Args:
+        models: The models of the run.
+        objective: Says whether targets are needed.
+        base: The base model.
+        scores: Its values on the measured sets.
+        sha256: Its hash.
+    """
+    found = {name: scores.sets[name].likelihood for name in ("forget", "holdout") if name in scores.sets}
+    sets = models.sets.by_name
+    if objective.needs_targets and TARGETS in sets and models.config.objective.target.source == "holdout":
+        found |= reference_likelihoods(
+            lambda: base,
+            {"holdout": sets[TARGETS]},
+            model=sha256,
+            with_tokens="label_targets" in objective.needs,
+            batch_size=models.config.evaluation.batch_size,
+        )
+    return found
+
+
+def pretrained_likelihoods(models: RunModels, objective: Objective) -> Likelihoods:
+    """What the pretrained model says about the sets that targets come from; nothing if they do not come from it."""
+    target = models.config.objective.target
+    if not objective.needs_targets or not target.needs_pretrained:
+        return {}
+    sets = {"forget": models.sets.forget}
+    if target.source == "holdout":
+        sets["holdout"] = _unseen(models.sets)
+    return reference_likelihoods(
+        models.pretrained,
+        sets,
+        model=models.pretrained_sha256,
+        with_tokens="label_targets" in objective.needs,
+        batch_size=models.config.evaluation.batch_size,
+    )
+
+
+def _unseen(sets: Sets) -> ExampleSet[Any]:
+    """The unseen examples that targets come from."""
+    return sets.by_name[TARGETS if TARGETS in sets.by_name else "holdout"]

@@ -1,0 +1,51 @@
+"""Around a training: the device it runs on, and what is put back after it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import nn
+from torch.distributed.tensor import DTensor
+from transformers.utils import logging
+
+
+def move_to_training_device(model: nn.Module) -> None:
+    """Put a model where the training will run, in place: on a GPU if there is one.
+
+    So that what is measured before is measured there too. A model that was divided between devices or processes stays
+    where it is, and so does a quantised one.
+
+    Args:
+        model: A model of transformers.
+    """
+    is_divided = getattr(model, "hf_device_map", None) is not None or any(
+        isinstance(parameter.data, DTensor) for parameter in model.parameters()
+    )
+    if not is_divided and not getattr(model, "is_quantized", False):
+        model.to("cuda" if torch.cuda.is_available() else "cpu")
+
+
+@contextmanager
+def own_forward(model: nn.Module) -> Iterator[None]:
+    """Give the model its own `forward` back: accelerate replaces it under bfloat16 and leaves the replacement there."""
+    names = ("forward", "_original_forward")
+    own = {name: model.__dict__[name] for name in names if name in model.__dict__}
+    try:
+        yield
+    finally:
+        for name in names:
+            model.__dict__.pop(name, None)
+        model.__dict__.update(own)
+
+
+@contextmanager
+def own_verbosity() -> Iterator[None]:
+    """Leave transformers as talkative as it was: its Trainer sets the level for the whole process."""
+    level: Any = logging.get_verbosity()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(level)

@@ -1,0 +1,290 @@
+"""The call from Python: what it refuses before it trains, a second request, and a resume of the same training only."""
+
+import copy
+import json
+
+import pytest
+import torch
+from peft import LoraConfig, get_peft_model
+from torch import nn
+from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers.utils import logging
+
+from stable_forgetting.adapters import BoundedLoraConfig, BoundedLoraLinear
+from stable_forgetting.config import StopRule, TargetConfig, TrainingConfig
+from stable_forgetting.errors import ConfigError, DataError, ModelError, RunDirectoryError
+from stable_forgetting.objectives import build_objective
+from stable_forgetting.runs import unlearn, unlearning
+from stable_forgetting.runs.constants import forget_constants
+from stable_forgetting.training import surroundings
+from tiny_models import FakeTokenizer, image_set, language_set, tiny_image_model, tiny_language_model
+from tiny_problem import make_language_problem
+
+SETTINGS = TrainingConfig(steps=1, learning_rate=1e-2, warmup_share=0, save_every=1)
+FORGET, RETAIN, HOLDOUT = language_set("forget", 4, 1), language_set("retain", 4, 2), language_set("holdout", 4, 3)
+
+
+def call(model=None, forget=FORGET, retain=RETAIN, **changes):
+    given = {"tokenizer": FakeTokenizer(), "training": SETTINGS} | changes
+    return unlearn(tiny_language_model() if model is None else model, forget, retain, **given)
+
+
+def weights(model) -> dict[str, torch.Tensor]:
+    return {name: value.clone() for name, value in model.state_dict().items() if "bounded_lora" in name}
+
+
+def same(one, other) -> bool:
+    return all(torch.equal(value, weights(other)[name]) for name, value in weights(one).items())
+
+
+def logits_of(model) -> torch.Tensor:
+    with torch.no_grad():
+        return model(input_ids=torch.arange(1, 9)[None]).logits
+
+
+def is_plain(model) -> bool:
+    return not any(isinstance(module, BoundedLoraLinear) for module in model.modules())
+
+
+@pytest.fixture
+def constants(monkeypatch):
+    """What the forget terms of each call are given."""
+    noted = []
+
+    def note(*arguments, **given):
+        noted.append(forget_constants(*arguments, **given))
+        return noted[-1]
+
+    monkeypatch.setattr(unlearning, "forget_constants", note)
+    return noted
+
+
+def test_a_second_request_goes_on_from_what_was_forgotten(constants):
+    model = tiny_language_model()
+    first = call(model, objective="npo")
+    for given in (model, first.model):
+        with pytest.raises(ModelError, match=r"has an adapter already.*merge_and_unload\(\)` for a further request"):
+            call(given, language_set("forget", 3, 4))
+    merged = first.model.merge_and_unload()
+    forgetful = logits_of(merged)
+    second = call(merged, FORGET, objective="npo")
+    assert (constants[1]["reference_nll_sum"] - constants[0]["reference_nll_sum"]).abs().max() > 1e-3
+    assert torch.equal(logits_of(second.model.unload()), forgetful)
+
+
+def test_an_adapter_of_another_method_is_refused():
+    other = get_peft_model(tiny_language_model(), LoraConfig(target_modules=["q_proj"]))
+    with pytest.raises(ModelError, match="has an adapter already"):
+        call(other)
+
+
+class Killed(BaseException):
+    """In place of an interruption by the user."""
+
+
+def test_after_an_error_in_training_the_model_can_be_given_again(monkeypatch):
+    def interrupted(*_, **__):
+        raise Killed
+
+    model = tiny_language_model()
+    expected = logits_of(model)
+    with monkeypatch.context() as patch:
+        patch.setattr(unlearning, "train", interrupted)
+        with pytest.raises(Killed):
+            call(model)
+    assert is_plain(model)
+    assert torch.equal(logits_of(model), expected)
+    assert same(call(model).model, call().model)
+
+
+@pytest.mark.parametrize(
+    ("changes", "error", "message"),
+    [
+        ({"training": {"steps": 2}}, ConfigError, r"training is \{'steps': 2\}\. Give TrainingConfig"),
+        ({"target": {"nll": 2}}, ConfigError, r"target is \{'nll': 2\}\. Give TargetConfig"),
+        ({"objective": 3}, ConfigError, "objective is 3. Give the name"),
+        ({"model": "gpt2"}, ModelError, "The model is 'gpt2', a str, but a loaded one is needed"),
+        ({"model": nn.Linear(2, 2)}, ModelError, "a Linear without a config"),
+        ({"tokenizer": "gpt2"}, ConfigError, "tokenizer is the text 'gpt2'"),
+        ({"tokenizer": None}, ConfigError, "not neither"),
+        ({"adapter": LoraConfig()}, ConfigError, "adapter is a LoraConfig. Give BoundedLoraConfig"),
+        ({"adapter": BoundedLoraConfig(modules_to_save=["lm_head"])}, ConfigError, r"modules_to_save is \['lm_head'\]"),
+        ({"retain": None}, ConfigError, "has a retain term, but retain is None"),
+        ({"forget": None}, DataError, "The forget set is a NoneType. Give a list of rows"),
+        ({"forget": "rows.jsonl"}, DataError, "The forget set is a str"),
+        ({"forget": ["a", "b"]}, DataError, "The forget set is a list of str"),
+        ({"forget": []}, DataError, "The forget set is empty"),
+        ({"retain": FORGET}, DataError, "share 4 examples"),
+        ({"holdout": FORGET}, DataError, "share 4 examples"),
+        ({"holdout": RETAIN}, DataError, "share 4 examples"),
+        ({"resume": True}, ConfigError, "resume is True, but output_dir is not given"),
+        (
+            {"retain": None, "objective": "ascent", "training": TrainingConfig(steps=1, evaluate_every=1)},
+            ConfigError,
+            "evaluate_every is 1, but retain is None",
+        ),
+    ],
+)
+def test_mistakes_are_one_sentence_and_leave_the_model_alone(changes, error, message):
+    model = tiny_language_model()
+    with pytest.raises(error, match=message):
+        call(**{"model": model} | changes)
+    assert is_plain(model)
+
+
+def test_examples_that_do_not_fit_the_model_are_refused():
+    model = tiny_language_model()
+    model.config.max_position_embeddings = 8
+    with pytest.raises(ConfigError, match=r"tokens, but the model has 8 positions\. Set max_length to at most 8"):
+        call(model)
+    model = tiny_language_model()
+    model.resize_token_embeddings(20)
+    with pytest.raises(ConfigError, match=r"gives the token 3\d, but the model has 20 embeddings"):
+        call(model)
+    tokenizer = FakeTokenizer()
+    tokenizer.pad_token_id = 40
+    with pytest.raises(ConfigError, match="gives the pad token 40, but the model has 40 embeddings"):
+        call(tokenizer=tokenizer)
+    sets = (image_set("forget", 4, 1, num_labels=4), image_set("retain", 3, 2))
+
+    def processor(**_):
+        return {"pixel_values": torch.zeros(1, 3, 8, 8)}
+
+    with pytest.raises(DataError, match="label of row 2 of the forget set is 2, but the model has 2 classes"):
+        unlearn(tiny_image_model(num_labels=2), *sets, image_processor=processor)
+
+
+def test_without_a_retain_term_no_retain_set_is_needed():
+    alone = call(retain=None, objective="ascent")
+    assert same(alone.model, call(objective="ascent").model)
+    assert alone.outcome.num_steps == 1
+    none = build_objective("gradient_difference", retain_weight=0)
+    assert same(call(retain=None, objective=none).model, alone.model)
+
+
+def test_the_adapter_starts_by_the_seed_of_the_training_unless_it_has_its_own():
+    own = BoundedLoraConfig(target_modules=["up_proj"])
+
+    def start(seed, adapter):
+        torch.manual_seed(seed + 10)
+        model = call(training=SETTINGS.model_copy(update={"seed": seed}), adapter=adapter).model
+        return model.peft_config["default"].init_seed, model
+
+    (seed, one), (_, again), (other, _) = start(1, own), start(1, own), start(2, own)
+    assert (seed, other) == (1, 2)
+    assert same(one, again)
+    assert own.init_seed is None
+    assert start(1, BoundedLoraConfig(init_seed=5))[0] == 5
+
+
+def test_stop_rules_decide_in_python_too():
+    rule = StopRule(metric="forget_nll", above=0.0)
+    stopped = call(training=TrainingConfig(steps=4, evaluate_every=1, stop=[rule])).outcome
+    assert (stopped.num_steps, stopped.stopped[:29]) == (1, "stop rule: forget_nll above 0")
+
+
+@pytest.mark.parametrize(
+    ("changes", "named"),
+    [
+        ({"objective": "ascent"}, "objective"),
+        ({"objective": build_objective("gradient_difference", retain_weight=0.5)}, "objective"),
+        ({"training": SETTINGS.model_copy(update={"learning_rate": 1e-3})}, "training"),
+        ({"adapter": BoundedLoraConfig(bound="tanh")}, "adapter"),
+        ({"forget": language_set("forget", 4, 7)}, "forget set"),
+        ({"retain": language_set("retain", 4, 7)}, "retain set"),
+        ({"holdout": HOLDOUT}, "holdout set"),
+        ({"model": tiny_language_model(seed=1)}, "model"),
+    ],
+)
+def test_only_the_same_training_is_resumed(tmp_path_factory, first_call, changes, named):
+    folder, outcome = first_call
+    with pytest.raises(RunDirectoryError, match=rf"holds another training \(changed: {named}\), so it cannot"):
+        call(**{"output_dir": folder, "resume": True} | changes)
+    assert call(output_dir=folder, resume=True).outcome == outcome
+
+
+@pytest.fixture(scope="module")
+def first_call(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("checkpoints")
+    return folder, call(output_dir=folder).outcome
+
+
+def test_the_target_belongs_to_the_training(tmp_path):
+    given = {"objective": "calibrated", "output_dir": tmp_path}
+    call(target=TargetConfig(source="number", nll=2.0), **given)
+    with pytest.raises(RunDirectoryError, match=r"changed: target\)"):
+        call(target=TargetConfig(source="number", nll=3.0), **given, resume=True)
+
+
+def test_checkpoints_of_an_unknown_training_are_not_resumed(tmp_path):
+    call(output_dir=tmp_path)
+    assert set(json.loads((tmp_path / "training.json").read_text())) > {"objective", "model", "forget set"}
+    (tmp_path / "training.json").unlink()
+    with pytest.raises(RunDirectoryError, match=r"no training\.json that says of which training"):
+        call(output_dir=tmp_path, resume=True)
+    with pytest.raises(RunDirectoryError, match="already holds checkpoints"):
+        call(output_dir=tmp_path)
+    (tmp_path / "file").touch()
+    with pytest.raises(RunDirectoryError, match="is a file"):
+        call(output_dir=tmp_path / "file")
+    assert call(output_dir=tmp_path / "new", resume=True).outcome.num_steps == 1
+
+
+def test_transformers_logs_afterwards_as_before():
+    level = logging.get_verbosity()
+    logging.set_verbosity_info()
+    try:
+        call()
+        assert logging.get_verbosity() == logging.INFO
+    finally:
+        logging.set_verbosity(level)
+
+
+class Placed:
+    """A model that notes where it is moved to."""
+
+    def __init__(self, **attributes):
+        self.places = []
+        self.__dict__.update(attributes)
+
+    def parameters(self):
+        return iter(())
+
+    def to(self, place):
+        self.places.append(place)
+
+
+@pytest.mark.parametrize("attributes", [{}, {"hf_device_map": {"": 0}}, {"is_quantized": True}])
+def test_a_model_goes_to_the_gpu_unless_it_is_divided_or_quantised(monkeypatch, attributes):
+    model = Placed(**attributes)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    surroundings.move_to_training_device(model)
+    assert model.places == ([] if attributes else ["cuda"])
+
+
+def test_references_are_scored_where_the_training_is(monkeypatch):
+    order = []
+    score = unlearning.score_examples
+    monkeypatch.setattr(unlearning, "move_to_training_device", lambda _: order.append("moved"))
+    monkeypatch.setattr(unlearning, "score_examples", lambda *a, **k: order.append("scored") or score(*a, **k))
+    call(objective="npo")
+    assert order == ["moved", "scored"]
+
+
+def test_templates_and_lengths_of_rows_can_be_chosen(tmp_path, monkeypatch):
+    problem = make_language_problem(tmp_path)
+    rows = {
+        name: [json.loads(line) for line in (tmp_path / f"{name}.jsonl").read_text().splitlines()]
+        for name in ("forget", "retain")
+    }
+    model, tokenizer = AutoModelForCausalLM.from_pretrained(problem.model), AutoTokenizer.from_pretrained(problem.model)
+    seen = []
+    make = unlearning.make_sets
+    monkeypatch.setattr(unlearning, "make_sets", lambda *a: seen.append(make(*a)) or seen[-1])
+    given = {"tokenizer": tokenizer, "training": SETTINGS}
+    unlearn(copy.deepcopy(model), rows["forget"], rows["retain"], **given)
+    unlearn(model, rows["forget"], rows["retain"], **given, template="{prompt} {answer}", max_length=9)
+    lengths = [max(len(example.input_ids) for example in sets["forget"]) for sets in seen]
+    assert lengths[0] > 9 == lengths[1]
+    with pytest.raises(DataError, match="has no chat template"):
+        unlearn(AutoModelForCausalLM.from_pretrained(problem.model), **rows, **given, chat_template=True)
