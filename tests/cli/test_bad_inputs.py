@@ -70,6 +70,7 @@ SETTINGS: dict[str, tuple[dict[str, Any], list[str]]] = {
     "unknown built-in model": ({"model__name": "builtin:peple"}, ["builtin:peple", "Did you mean 'builtin:people'"]),
     "missing package": ({"model__name": "package:no_such_package"}, ["no_such_package", "pip"]),
     "missing model folder": ({"model__name": "/no/such/model"}, ["/no/such/model", "existing folder"]),
+    "missing base model": ({"base_model": "/no/such/model"}, ["/no/such/model", "existing folder"]),
     "missing retain model": ({"retain_model": "/no/such/model"}, ["/no/such/model", "existing folder"]),
     "missing pretrained model": ({"pretrained_model": "/no/such/model"}, ["/no/such/model", "existing folder"]),
 }

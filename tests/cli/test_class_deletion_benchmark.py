@@ -10,7 +10,8 @@ import yaml
 from safetensors.torch import save_file
 
 from stable_forgetting.models.load import ModelSource, cache_dir, load_model, model_sha256
-from stable_forgetting.records import read_record
+from stable_forgetting.records import finetuning_phase, read_record
+from stable_forgetting.report import summarize
 from tiny_pictures import make_archive, make_folder, make_model
 
 SMALL = {
@@ -90,6 +91,27 @@ def test_a_sequence_goes_on_from_the_merged_model(bench, tmp_path):
     assert (sizes(first)["retain"], sizes(second)["retain"]) == (50, 40)
     assert (sizes(first)["retain_test"], sizes(second)["retain_test"]) == (15, 12)
     assert second.models["retain"] not in (None, first.models["retain"])
+    assert second.timings[finetuning_phase("retain")] > 0
+
+
+def test_a_finished_sequence_is_finished_wherever_the_cache_is(bench, tmp_path, monkeypatch):
+    given = (make_archive(tmp_path / "pictures.npz"), "--forget", "crab,eel", "--sequence", "--seeds", "0,1")
+    first = bench(*given)
+    assert first.code == 0
+    assert "then eel" in first.out
+    before = records()
+    steps = [[len(method.records) for method in group.methods] for group in summarize([*before.values()]).groups]
+    assert steps == [[2], [2]], "each step is one problem, and the seeds of a method are one row"
+    monkeypatch.setenv("STABLE_FORGETTING_CACHE", str(tmp_path / "another_cache"))
+    Path("runs/report.html").unlink()
+    ended = bench(*given)
+    assert ended.code == 0, ended.err
+    assert records() == before
+    assert Path("runs/report.html").is_file()
+    refused = bench(*given, "--set", "training.steps=3")
+    assert refused.code == 2
+    assert "other settings" in refused.err
+    assert not (cache_dir() / "models").exists(), "nothing is taught for runs that are finished or refused"
 
 
 def test_a_declared_experiment_on_a_superclass_with_a_calibrated_target(forget, tmp_path):

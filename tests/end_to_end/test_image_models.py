@@ -7,8 +7,8 @@ import pytest
 import torch
 from PIL import Image
 
-from stable_forgetting.errors import ConfigError, ModelError
-from stable_forgetting.models.load import ModelSource, load_model
+from stable_forgetting.errors import ConfigError, ModelError, RunDirectoryError
+from stable_forgetting.models.load import ModelSource, load_model, model_sha256
 from stable_forgetting.models.tasks import ImageTask
 from stable_forgetting.progress import SilentProgress
 from stable_forgetting.records import finetuning_phase
@@ -66,7 +66,23 @@ def test_the_record_says_what_finetuning_took_also_from_the_cache(problem, tmp_p
     made, read = (run(config, tmp_path / name).timings for name in ("made", "read"))
     for role in ("base", "retain"):
         assert 0 < made[finetuning_phase(role)] == read[finetuning_phase(role)]
-    assert finetuning_phase("base") not in run(problem.config(), tmp_path / "given").timings
+    retain = prepare(config, SilentProgress()).retain()
+    given = run(problem.config(retain_model=retain.model.name_or_path), tmp_path / "given").timings
+    assert finetuning_phase("base") not in given
+    assert given[finetuning_phase("retain")] == made[finetuning_phase("retain")]
+
+
+def test_a_given_base_model_is_unlearned_beside_a_retain_model_made_from_the_configured_one(problem, tmp_path):
+    first = run(problem.config(model__finetune=HEAD, merge=True, data__num_classes=4), tmp_path / "first")
+    merged = tmp_path / "first" / "merged"
+    config = problem.config(model__finetune=HEAD, base_model=str(merged), data__num_classes=4)
+    second = run(config, tmp_path / "second")
+    assert second.models["base"] == model_sha256(load_model(ModelSource(str(merged), "image")).model)
+    assert second.models["retain"] == first.models["retain"]
+    (tmp_path / "second" / "record.json").unlink()
+    shutil.copy(problem.model / "model.safetensors", merged)
+    with pytest.raises(RunDirectoryError, match="changed: base model"):
+        run(config, tmp_path / "second", resume=True)
 
 
 def test_what_is_kept_changes_no_result(problem, tmp_path, cache):

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from stable_forgetting.records import read_record
+from stable_forgetting.records import finetuning_phase, read_record
 from stable_forgetting.runs import run
 
 LONGEST_WAIT_S = 120
@@ -93,6 +93,7 @@ def test_a_killed_finetuning_ends_with_the_same_bits(problem, tmp_path, monkeypa
     assert resumed.models == whole.models
     assert set(whole.models) == {"base", "retain"}
     assert adapter_bytes(killed) == adapter_bytes(tmp_path / "whole")
+    assert {finetuning_phase(role) for role in ("base", "retain")} <= set(resumed.timings)
 
 
 def test_a_run_killed_before_its_first_checkpoint_starts_again(problem, finished, tmp_path):

@@ -95,7 +95,7 @@ def test_unlearn_gives_labels_targets_by_their_ranks(problem, seen):
     )
 
 
-@pytest.mark.parametrize("setting", ["pretrained_model", "retain_model"])
+@pytest.mark.parametrize("setting", ["base_model", "pretrained_model", "retain_model"])
 def test_a_model_with_other_tokens_is_refused(problem, pretrained, tmp_path, setting):
     make_tokenizer(["something else"]).save_pretrained(pretrained)
     config = problem.config(**{setting: str(pretrained)}, **LABELS)

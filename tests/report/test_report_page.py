@@ -16,6 +16,7 @@ from pathlib import Path
 import pytest
 from sample_rates import rate_comparison
 from sample_records import comparison, failed_run, image_run, language_run
+from sample_requests import sequence
 
 from stable_forgetting.records import RunRecord
 from stable_forgetting.report import write_report
@@ -36,6 +37,7 @@ PAGES = {
     "comparison": comparison,
     "image": lambda: [image_run()],
     "rates": rate_comparison,
+    "sequence": sequence,
     "failed": lambda: [failed_run()],
     "mixed": lambda: [quick("gd-lora"), quick("gd-sine"), failed_run(), failed_run("late"), image_run()],
 }

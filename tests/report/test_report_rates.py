@@ -135,7 +135,7 @@ def test_charts_say_their_numbers_and_mark_base_and_retain_model():
 def test_gaps_are_in_percentage_points_with_the_spread_over_seeds():
     group = group_of(rate_comparison())
     table = gap_table(group, {group.methods[2].name: "g1-m3"}, "g1")
-    assert [cell.text for cell in table.base.cells] == ["+100.0", "+98.0", "0.0", "−0.2", "0", "–"]
+    assert [cell.text for cell in table.bases[0].cells] == ["+100.0", "+98.0", "0.0", "−0.2", "0", "–"]
     line = table.methods[2]
     assert (line.name, line.anchor, line.small) == (group.methods[2].name, "g1-m3", "mean of 2 seeds")
     assert [cell.text for cell in line.cells[:4]] == ["0.0", "0.0", "−50.5", "−50.7"]

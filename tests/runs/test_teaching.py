@@ -20,7 +20,9 @@ from stable_forgetting.errors import ModelError
 from stable_forgetting.models.heads import find_head, head_names
 from stable_forgetting.models.load import LoadedModel
 from stable_forgetting.models.tasks import ImageTask, LanguageTask
+from stable_forgetting.runs import teaching
 from stable_forgetting.runs.teaching import teach
+from stable_forgetting.training import TrainingOutcome
 from tiny_models import FakeTokenizer, image_set, language_set, tiny_image_model, tiny_language_model
 
 EXAMPLES = image_set("retain", 8)
@@ -43,7 +45,7 @@ class Pixels:
 def taught(tmp_path, *trainings: dict, disk_cache_gib: float = 1.0, **changes) -> dict[str, torch.Tensor]:
     model = tiny_image_model()
     model.config.hidden_dropout_prob = model.config.attention_probs_dropout_prob = 0.0
-    loaded = teach(
+    loaded, _ = teach(
         LoadedModel(model, ImageTask(Pixels()), "tiny"),
         EXAMPLES,
         [FinetuneConfig(**{**QUICK, **training, **changes}) for training in trainings],
@@ -96,7 +98,7 @@ def test_a_language_model_gets_adapters_and_keeps_its_head(tmp_path):
     model = tiny_language_model()
     before = {name: value.clone() for name, value in model.state_dict().items()}
     training = FinetuneConfig(trains="adapter", adapter={**ADAPTER, "blocks": None}, **QUICK)
-    loaded = teach(
+    loaded, _ = teach(
         LoadedModel(model, LanguageTask(FakeTokenizer()), "tiny"),
         language_set("retain", 6),
         [training],
@@ -145,3 +147,16 @@ def test_a_model_without_a_head_is_refused(tmp_path):
             work_dir=tmp_path,
             disk_cache_gib=0,
         )
+
+
+def test_the_seconds_of_a_teaching_are_those_of_all_its_updates(tmp_path, monkeypatch):
+    trainings = [FinetuneConfig(**QUICK, trains="head"), FinetuneConfig(**QUICK, trains="adapter", adapter=ADAPTER)]
+    found = iter([3.0, 4.0, 3.0, None])
+    monkeypatch.setattr(teaching, "finetune", lambda *_, **__: TrainingOutcome(8, [], seconds=next(found)))
+
+    def seconds() -> float | None:
+        loaded = LoadedModel(tiny_image_model(), ImageTask(Pixels()), "tiny")
+        return teach(loaded, EXAMPLES, trainings, work_dir=tmp_path, disk_cache_gib=0)[1]
+
+    assert seconds() == 7.0
+    assert seconds() is None, "the time of one of them is not known"

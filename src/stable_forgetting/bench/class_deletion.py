@@ -32,7 +32,6 @@ from stable_forgetting.errors import ConfigError
 from stable_forgetting.models.load import cache_dir
 from stable_forgetting.progress import Progress
 from stable_forgetting.runs import RunDirectory
-from stable_forgetting.runs.retain_models import make_retain_model
 
 TEST_SHARE = 0.2
 """Part of the images of each class that is set aside for validation, or for testing where there is no test split."""
@@ -90,12 +89,10 @@ class _Needed:
 def class_deletion_comparison(options: ClassDeletionOptions, out_dir: Path, *, progress: Progress) -> Comparison:
     """Every request with every method.
 
-    A sequence needs its retain models beforehand, so they are made here (or found where they are kept).
-
     Args:
         options: Model, data, what is to be forgotten, and methods.
         out_dir: Where the runs will be: later steps of a sequence start from the merged models of earlier ones.
-        progress: Where the reading of the images and the making of retain models are shown.
+        progress: Where the reading of the images is shown.
 
     Returns:
         One method for each combination, named REQUEST-OBJECTIVE-BOUND-seedN; see `method_changes`.
@@ -137,7 +134,7 @@ def class_deletion_comparison(options: ClassDeletionOptions, out_dir: Path, *, p
     if repeated := len({*listed} & {*copies}):
         notes.append(f"{repeated} of the listed images are in an earlier row already, and forgotten there.")
     if options.sequence:
-        return _sequence(Comparison(shared, methods, notes=notes), sets, out_dir, progress)
+        return _sequence(Comparison(shared, methods, notes=notes), sets, out_dir)
     found = {f"{name}-{method}": {**sets[name], **changes} for name in sets for method, changes in methods.items()}
     return Comparison(shared, found, notes=notes)
 
@@ -281,29 +278,21 @@ def _notes(table: ImageTable, division: Division, options: ClassDeletionOptions)
     return notes
 
 
-def _sequence(base: Comparison, sets: Mapping[str, Changes], out_dir: Path, progress: Progress) -> Comparison:
+def _sequence(base: Comparison, sets: Mapping[str, Changes], out_dir: Path) -> Comparison:
     """Each method's steps one after the other, each from the merged model of the step before.
 
     Args:
         base: The methods, without the sets of any request.
         sets: Settings of the example sets by the name of the request, in order.
         out_dir: Where the runs will be.
-        progress: Where the making of retain models is shown.
     """
-    first, *later = sets
-    Comparison(base.shared, {name: {**sets[first], **changes} for name, changes in base.methods.items()}).configs()
-    starts: dict[str, Changes] = {first: {}}
-    for step in later:
-        config = Comparison(base.shared, {step: sets[step]}).configs()[step]
-        made = None if config.model.finetune is None else str(make_retain_model(config, progress=progress))
-        starts[step] = {"retain_model": made, "model.finetune": None, "model.revision": None}
     found: dict[str, Changes] = {}
     after: dict[str, str] = {}
     for method, changes in base.methods.items():
         for step, previous in zip(sets, [None, *sets], strict=False):
             name = f"{step}-{method}"
-            found[name] = {**sets[step], **starts[step], **changes, "merge": True}
+            found[name] = {**sets[step], **changes, "merge": True}
             if previous is not None:
                 after[name] = f"{previous}-{method}"
-                found[name]["model.name"] = str(RunDirectory(out_dir / after[name]).merged.absolute())
+                found[name]["base_model"] = str(RunDirectory(out_dir / after[name]).merged.absolute())
     return Comparison(base.shared, found, after=after, notes=base.notes)

@@ -177,7 +177,7 @@ def finetune(path: Path, changes: Sequence[str], out: Path, *, on: str) -> None:
     settings = [training.model_dump() for training in trainings]
     lesson = content_hash({"model": weights, "taught": taught.taught_sha256, "finetune": settings, "on": on})
     work_dir = out.with_name(f".{out.name}.{lesson}.training")  # only an interrupted run of the same is resumed
-    taught_model = teach(
+    taught_model, _ = teach(
         models.loaded,
         taught,
         trainings,

@@ -166,6 +166,9 @@ class RunConfig(Section):
     """What kind of model it is."""
     model: ModelConfig
     """The base model."""
+    base_model: str | None = None
+    """Name or folder of the model to be unlearned, such as the merged model of an earlier run; the retain model is
+    still made from `model`. None: `model`, or what is made from it by finetuning."""
     pretrained_model: str | None = None
     """Name or folder of the model that the base model was finetuned from, for targets. None: with model.finetune the
     model as configured, else it is not known."""

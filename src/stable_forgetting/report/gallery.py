@@ -71,7 +71,8 @@ def example_sets(record: RunRecord) -> Iterable[ExampleSet]:
 def example_grid(group: GroupSummary, anchors: Mapping[str, str]) -> Grid | None:
     """The images of all methods beside each other; None for language, and for less than two methods with images.
 
-    Of several seeds the first one is shown, and base and retain model as the first method with that image has them.
+    Of several seeds the first one is shown, and base and retain model as the first method with that image has them;
+    the base model is left out where each method has its own.
 
     Args:
         group: The methods.
@@ -81,7 +82,7 @@ def example_grid(group: GroupSummary, anchors: Mapping[str, str]) -> Grid | None
     if group.task != "image" or len(shown) < 2:
         return None
     tables = [_by_image(method) for method in shown]
-    references: tuple[ModelRole, ...] = ("base", "retain")
+    references: tuple[ModelRole, ...] = ("base", "retain") if group.num_bases < 2 else ("retain",)
     sections: dict[str, list[GridRow]] = {}
     for set_name, image, expected in dict.fromkeys(key for table in tables for key in table):
         found = [table.get((set_name, image, expected)) for table in tables]

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from statistics import fmean
 
 from stable_forgetting.records import finetuning_phase
@@ -30,7 +30,8 @@ class GapTable:
 
     anchor: str
     headings: tuple[tuple[str, str], ...]
-    base: ComparisonLine
+    bases: tuple[ComparisonLine, ...]
+    """One line, or one for each method that has a base model of its own."""
     methods: tuple[ComparisonLine, ...]
     notes: tuple[str, ...]
 
@@ -50,9 +51,9 @@ def gap_table(group: GroupSummary, anchors: Mapping[str, str], anchor: str) -> G
     if group.task != "image" or not measured:
         return None
     notes = Notes()
-    base = ComparisonLine("Base model", "before unlearning", None, tuple(_base_cells(measured[0], notes)))
+    bases = tuple(_base_lines(measured, notes))
     methods = tuple(_line(method, anchors.get(method.name), notes) for method in measured)
-    return GapTable(f"{anchor}-gaps", HEADINGS, base, methods, tuple(notes.reasons))
+    return GapTable(f"{anchor}-gaps", HEADINGS, bases, methods, tuple(notes.reasons))
 
 
 def _has_gap(method: MethodSummary, name: str) -> bool:
@@ -67,13 +68,24 @@ def _line(method: MethodSummary, anchor: str | None, notes: Notes) -> Comparison
     return ComparisonLine(method.name, small, anchor, (*cells, _time_cell(method)))
 
 
+def _base_lines(methods: Sequence[MethodSummary], notes: Notes) -> Iterable[ComparisonLine]:
+    """The base model before unlearning, one line for each set of values that differs."""
+    found: dict[tuple[TextCell, ...], list[str]] = {}
+    for method in methods:
+        found.setdefault(tuple(_base_cells(method, notes)), []).append(method.name)
+    for cells, names in found.items():
+        small = "before unlearning" if len(found) == 1 else f"before unlearning with {', '.join(names)}"
+        yield ComparisonLine("Base model", small, None, cells)
+
+
 def _base_cells(method: MethodSummary, notes: Notes) -> Iterable[TextCell]:
     for name in GAP_METRICS:
         row = _row(method, name)
         if row.base.estimate is None or row.retain.estimate is None:
             yield text_cell(Cell(None, row.base.reason or row.retain.reason), notes)
         else:
-            yield _gap_cell(Cell(difference(row.base.estimate, row.retain.estimate)), notes)
+            gap = difference(row.base.estimate, row.retain.estimate)
+            yield _gap_cell(Cell(replace(gap, spread=row.base.estimate.spread)), notes)
     yield text_cell(_row(method, "tow").base, notes)
     yield TextCell("–")
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from stable_forgetting.report.classes import ClassLine
 from stable_forgetting.report.gallery import ExampleSet, Grid
 from stable_forgetting.report.gaps import GapTable
+from stable_forgetting.report.requests import RequestTables
 from stable_forgetting.report.tables import ComparisonTable, ResultsTable
 from stable_forgetting.report.verdicts import Verdict
 
@@ -113,5 +114,7 @@ class PageData:
 
     title: str
     subtitle: str
+    requests: tuple[RequestTables, ...]
+    """Methods over several requests, if there are such."""
     groups: tuple[GroupPage, ...]
     glossary: tuple[Term, ...]

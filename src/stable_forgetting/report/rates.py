@@ -74,8 +74,7 @@ def rate_plane(group: GroupSummary) -> RatePlane | None:
     for colour, (label, methods) in enumerate(families):
         points = [_point(method, partial(_pair, first=keep, second=forget)) for method in methods]
         lines.append(RateLine(label, colour, tuple(point for point in points if point is not None)))
-    roles: tuple[ModelRole, ...] = ("base", "retain")
-    found = [(role, _first(group, role, keep), _first(group, role, forget)) for role in roles]
+    found = [(role, _first(group, role, keep), _first(group, role, forget)) for role in _references(group)]
     references = tuple((role, x, y) for role, x, y in found if x is not None and y is not None)
     drawn = tuple(line for line in lines if line.points)
     return RatePlane(define(keep).label, define(forget).label, drawn, references) if drawn else None
@@ -91,8 +90,8 @@ def rate_panels(group: GroupSummary) -> list[RatePanel]:
         log = metric in LOG_METRICS
         found = [_line(label, colour, methods, metric) for colour, (label, methods) in enumerate(families)]
         lines, left_out = _without_zeros(found) if log else (found, [])
-        roles: tuple[ModelRole, ...] = ("base", "retain")
-        references = tuple((role, value) for role in roles if (value := _first(group, role, metric)) is not None)
+        found_of_roles = ((role, _first(group, role, metric)) for role in _references(group))
+        references = tuple((role, value) for role, value in found_of_roles if value is not None)
         drawn = tuple(line for line in lines if line.points)
         if drawn:
             label = define(metric).label
@@ -197,6 +196,11 @@ def _value(record: RunRecord, role: ModelRole, metric: str) -> float | None:
     evaluation = record.evaluation(role)
     found = None if evaluation is None else evaluation.metric(metric)
     return None if found is None or found.value is None or not math.isfinite(found.value) else found.value
+
+
+def _references(group: GroupSummary) -> tuple[ModelRole, ...]:
+    """The models that are drawn once for all methods."""
+    return ("base", "retain") if group.num_bases < 2 else ("retain",)
 
 
 def _first(group: GroupSummary, role: ModelRole, metric: str) -> float | None:

@@ -10,6 +10,7 @@ from typing import Any
 
 from stable_forgetting.records import RunRecord
 
+_FOLDERS = re.compile(r"[\\/]")
 _SEED_SUFFIX = re.compile(r"[-_. /]*seed[-_= ]?\d+$", re.IGNORECASE)
 
 
@@ -23,8 +24,19 @@ def name_without_seed(name: str) -> str:
     return _SEED_SUFFIX.sub("", name) or name
 
 
+def earlier_run(record: RunRecord) -> str | None:
+    """Name without its seed of the run whose merged model is unlearned here; None if the base model is another one."""
+    model = record.config.get("model")
+    named = model.get("name") if isinstance(model, dict) else None
+    *folders, last = _FOLDERS.split(str(record.config.get("base_model") or named))
+    return name_without_seed(folders[-1]) if folders and last == "merged" else None
+
+
 def group_by_problem(records: Sequence[RunRecord]) -> list[list[RunRecord]]:
     """Runs of one task, base model and data in one list, in the order of their first run.
+
+    Runs that go on from the merged models of earlier runs have a base model for each method and seed. They belong
+    together if the retain model and the data are the same, as those of one step of a sequence are.
 
     A run that failed before its data were read has no hashes; it joins the runs of the same task, model and data
     settings, and stands alone if there are none.
@@ -74,7 +86,19 @@ def key_without_rate(record: RunRecord) -> str:
     if not isinstance(training, dict):
         return _method_key(record)
     others = {name: value for name, value in training.items() if name != "learning_rate"}
-    return _method_key(record.model_copy(update={"config": record.config | {"training": others}}))
+    return _key_of(record, _settings_of_method(record) | {"training": others}, leave_out=("base_model",))
+
+
+def key_over_requests(record: RunRecord) -> str:
+    """Equal for runs of one method that differ in nothing but seeds and what is forgotten, at once or before."""
+    return _key_of(record, _settings_of_method(record), leave_out=("base_model", "retain_model", "data"))
+
+
+def key_of_model_and_source(record: RunRecord) -> str:
+    """Equal for runs on the same data with models made from the same one, whatever is forgotten."""
+    data = record.config.get("data")
+    source = {name: data.get(name) for name in ("source", "num_classes")} if isinstance(data, dict) else None
+    return json.dumps([record.task, _settings_of_method(record).get("model"), source], sort_keys=True, default=str)
 
 
 def seed_label(record: RunRecord) -> str:
@@ -89,7 +113,10 @@ def _is_identified(record: RunRecord) -> bool:
 
 def _problem_key(record: RunRecord) -> str:
     sets = sorted((entry.name, entry.sha256) for entry in record.sets)
-    return json.dumps([record.task, record.models["base"], sets])
+    if earlier_run(record) is None:
+        return json.dumps([record.task, record.models["base"], sets])
+    model = _settings_of_method(record).get("model")
+    return json.dumps([record.task, record.models.get("retain"), model, sets], sort_keys=True, default=str)
 
 
 def _key_of_same_settings(record: RunRecord, groups: dict[str, list[RunRecord]]) -> str:
@@ -101,15 +128,32 @@ def _key_of_same_settings(record: RunRecord, groups: dict[str, list[RunRecord]])
 
 
 def _problem_settings(record: RunRecord) -> str:
-    parts = {name: record.config.get(name) for name in ("model", "data", "retain_model", "retain_log")}
-    return json.dumps([record.task, parts], sort_keys=True, default=str)
+    settings = _settings_of_method(record)
+    parts = {name: settings.get(name) for name in ("model", "data", "retain_model", "retain_log")}
+    given = None if earlier_run(record) else settings.get("base_model")
+    return json.dumps([record.task, parts, given], sort_keys=True, default=str)
 
 
 def _method_key(record: RunRecord) -> str:
+    return _key_of(record, _settings_of_method(record))
+
+
+def _settings_of_method(record: RunRecord) -> dict[str, Any]:
+    """All settings but the run's name; of a merged model not the path, which holds a seed, but the run that left it."""
+    settings = {name: value for name, value in record.config.items() if name != "name"}
+    earlier = earlier_run(record)
+    if earlier is None:
+        return settings
+    if not settings.get("base_model"):  # the first sequences named the merged model as `model.name`
+        settings["model"] = settings["model"] | {"name": None}
+    return settings | {"base_model": earlier}
+
+
+def _key_of(record: RunRecord, settings: dict[str, Any], leave_out: Sequence[str] = ()) -> str:
     if not record.config:
         return name_without_seed(record.name)
-    settings = {name: value for name, value in record.config.items() if name != "name"}
-    return json.dumps(_without_seeds(settings), sort_keys=True, default=str)
+    kept = {name: value for name, value in settings.items() if name not in leave_out}
+    return json.dumps(_without_seeds(kept), sort_keys=True, default=str)
 
 
 def _without_seeds(settings: Any) -> Any:

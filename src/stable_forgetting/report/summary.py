@@ -77,6 +77,8 @@ class GroupSummary:
 
     task: Literal["language", "image"]
     base_identity: str | None
+    num_bases: int
+    """More than one where runs go on from what earlier runs left: then each method and seed has a base model."""
     sets: tuple[SetIdentity, ...]
     columns: tuple[str, ...]
     """Metrics of the comparison."""
@@ -120,6 +122,7 @@ def _summarize_group(records: Sequence[RunRecord]) -> GroupSummary:
     return GroupSummary(
         task=records[0].task,
         base_identity=identified.models.get("base"),
+        num_bases=len({record.models["base"] for record in records if "base" in record.models}),
         sets=tuple(identified.sets),
         columns=columns,
         methods=methods,

@@ -12,8 +12,19 @@ from rich.table import Table
 from rich.text import Text
 
 from stable_forgetting.records import Direction, RunRecord
-from stable_forgetting.report.intervals import Judgement
-from stable_forgetting.report.summary import Cell, GroupSummary, MethodSummary, summarize
+from stable_forgetting.report.gaps import GAP_METRICS
+from stable_forgetting.report.intervals import Estimate, Judgement
+from stable_forgetting.report.requests import (
+    METRIC,
+    Requests,
+    find_requests,
+    gap_over_runs,
+    mean_score,
+    request_name,
+    score,
+)
+from stable_forgetting.report.summary import Cell, GroupSummary, MethodSummary, ReferenceRow, summarize
+from stable_forgetting.report.wording import points, uncertainty_in_points
 
 _STYLES: dict[Judgement, str] = {"better": "green", "worse": "red", "unclear": "", "not judged": ""}
 _ARROWS: dict[Judgement, str] = {"better": "▲", "worse": "▼", "unclear": "", "not judged": ""}
@@ -24,14 +35,57 @@ _LEGEND = "▲ ▼ clearly better or worse than the base model; intervals: see t
 def render_table(records: Sequence[RunRecord]) -> list[Table]:
     """Tables of the records: before, after and retain model of one run, or a comparison for each problem.
 
+    Methods over several requests come last, for each model two tables: tug of war by request, and gaps over all runs.
+
     Raises:
         ValueError: There are no records.
     """
-    return [_group_table(group) for group in summarize(records).groups]
+    groups = summarize(records).groups
+    several = len(groups) > 1
+    tables = [_group_table(group, among_others=several) for group in groups]
+    return [*tables, *(table for found in find_requests(groups) for table in (_scores(found), _gaps(found)))]
 
 
-def _group_table(group: GroupSummary) -> Table:
-    return _results(group.methods[0]) if len(group.methods) == 1 else _comparison(group)
+def _group_table(group: GroupSummary, *, among_others: bool) -> Table:
+    if len(group.methods) == 1:
+        return _results(group.methods[0])
+    problem = f"{group.task}, {request_name(group)}" if among_others and group.task == "image" else group.task
+    base = f"base model {(group.base_identity or 'unknown')[:12]}"
+    return _comparison(group, f"{problem}, {base if group.num_bases < 2 else 'base models that earlier runs left'}")
+
+
+def _scores(requests: Requests) -> Table:
+    table = _table(f"{METRIC} by request, {requests.model}")
+    for name in (*requests.names, "mean"):
+        table.add_column(Text(name), justify="right")
+    for row in requests.rows:
+        cells = [score(method) for method in row.methods]
+        table.add_row(Text(row.name), *(_value(cell) for cell in (*cells, mean_score(row))))
+    return table
+
+
+def _gaps(requests: Requests) -> Table:
+    table = _table(f"gap to the retain model in points over all requests, {requests.model}")
+    for name in GAP_METRICS:
+        table.add_column(name.replace("_", "\n"), justify="right")
+    table.add_column("runs", justify="right")
+    for row in requests.rows:
+        found = [gap_over_runs(row, metric).estimate for metric in GAP_METRICS]
+        cells = [_points(gap) for gap in found]
+        table.add_row(Text(row.name), *cells, str(row.num_runs))
+    return table
+
+
+def _points(gap: Estimate | None) -> Text:
+    if gap is None:
+        return Text("–", style="dim")
+    return Text(f"{points(gap.value)} {uncertainty_in_points(gap)}".strip())
+
+
+def _table(title: str, first: str = "model") -> Table:
+    table = Table(title=Text(title), box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
+    table.add_column(first, no_wrap=True)
+    return table
 
 
 def _results(method: MethodSummary) -> Table:
@@ -39,8 +93,8 @@ def _results(method: MethodSummary) -> Table:
         table = Table("status", "reason", title=Text(method.name), box=box.SIMPLE_HEAD)
         table.add_row(method.status, Text(method.note or "No reason was recorded."))
         return table
-    table = Table(title=Text(method.name), box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
-    for name in ("metric", "base", "unlearned", "retain", "better", "n"):
+    table = _table(method.name, "metric")
+    for name in ("base", "unlearned", "retain", "better", "n"):
         table.add_column(name, no_wrap=True)
     reasons: dict[str, list[str]] = {}
     for row in method.rows:
@@ -54,12 +108,10 @@ def _results(method: MethodSummary) -> Table:
     return table
 
 
-def _comparison(group: GroupSummary) -> Table:
+def _comparison(group: GroupSummary, title: str) -> Table:
     """Models below each other, key metrics beside each other."""
-    title = f"{group.task}, base model {(group.base_identity or 'unknown')[:12]}"
-    table = Table(title=Text(title), box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
-    table.add_column("model", no_wrap=True)
-    lines = [(f"{row.role} model", dict(zip(group.columns, row.cells, strict=True))) for row in group.references]
+    table = _table(title)
+    lines = [(_role(row, group), dict(zip(group.columns, row.cells, strict=True))) for row in group.references]
     methods = [method for method in group.methods if method.rows]
     columns = [name for name in group.columns if any(_cell(method, name).estimate for method in methods)]
     for name in columns:
@@ -73,6 +125,11 @@ def _comparison(group: GroupSummary) -> Table:
     failures = (f"{method.name} failed: {method.note}" for method in group.methods if not method.rows)
     table.caption = _caption(failures)
     return table
+
+
+def _role(row: ReferenceRow, group: GroupSummary) -> Text:
+    several = len([other for other in group.references if other.role == row.role]) > 1
+    return Text(f"{row.role} model of {', '.join(row.methods)}" if several else f"{row.role} model")
 
 
 def _label(method: MethodSummary) -> str:

@@ -27,6 +27,7 @@ from stable_forgetting.report.page_data import (
 )
 from stable_forgetting.report.rate_charts import draw_plane, draw_rates
 from stable_forgetting.report.rates import RatePanel, rate_panels, rate_plane
+from stable_forgetting.report.requests import Requests, find_requests, request_name, request_tables
 from stable_forgetting.report.series import (
     Panel,
     certificate_bars,
@@ -47,20 +48,37 @@ _RATES_CAPTION = "over the seeds; faint points are single runs. A flat line is a
 
 def build_page(summary: Summary) -> PageData:
     """Turn a summary into the data of its page."""
-    single = summary.num_runs == 1
-    first = summary.groups[0].methods[0]
-    num_methods = sum(len(group.methods) for group in summary.groups)
-    subtitle = "What was forgotten, what was kept, and how each number was made"
+    anchors = {id(group): f"g{place}" for place, group in enumerate(summary.groups, start=1)}
+    several = len(summary.groups) > 1
+    requests = find_requests(summary.groups)
     return PageData(
-        title=first.name if single or num_methods == 1 else f"Comparison of {wording.plural(num_methods, 'method')}",
-        subtitle=subtitle,
-        groups=tuple(_group_page(group, f"g{place}") for place, group in enumerate(summary.groups, start=1)),
+        title=_title(summary, requests),
+        subtitle="What was forgotten, what was kept, and how each number was made",
+        requests=tuple(
+            request_tables(
+                found, anchors, f"r{place}", "All requests" if len(requests) == 1 else f"All requests, {found.model}"
+            )
+            for place, found in enumerate(requests, start=1)
+        ),
+        groups=tuple(_group_page(group, anchors[id(group)], among_others=several) for group in summary.groups),
         glossary=tuple(_glossary(summary)),
     )
 
 
-def _group_page(group: GroupSummary, anchor: str) -> GroupPage:
+def _title(summary: Summary, requests: Sequence[Requests]) -> str:
+    num_methods = sum(len(group.methods) for group in summary.groups)
+    if num_methods == 1:
+        return summary.groups[0].methods[0].name
+    if len(requests) == 1 and len(requests[0].groups) == len(summary.groups):
+        methods = wording.plural(len(requests[0].rows), "method")
+        return f"Comparison of {methods} on {wording.plural(len(summary.groups), 'request')}"
+    return f"Comparison of {wording.plural(num_methods, 'method')}"
+
+
+def _group_page(group: GroupSummary, anchor: str, *, among_others: bool) -> GroupPage:
     task = {"language": "Language model", "image": "Image classifier"}[group.task]
+    if among_others and group.task == "image":
+        task = f"{task}, {request_name(group)}"
     several = len(group.methods) > 1
     anchors = {method.name: f"{anchor}-m{place}" for place, method in enumerate(group.methods, start=1)}
     grid = example_grid(group, anchors)
@@ -68,7 +86,7 @@ def _group_page(group: GroupSummary, anchor: str) -> GroupPage:
     return GroupPage(
         anchor=anchor,
         title=f"{task}: {wording.plural(len(group.methods), 'method')} on one problem" if several else task,
-        facts=(("Base model", group.base_identity or "unknown: no run got far enough to record it"),),
+        facts=(("Base model", _base_words(group)),),
         sets=tuple((entry.name, entry.source, f"{entry.count:,}", entry.sha256) for entry in group.sets),
         gaps=gap_table(group, anchors, anchor) if several else None,
         comparison=comparison_table(group, anchors, anchor) if several else None,
@@ -77,6 +95,12 @@ def _group_page(group: GroupSummary, anchor: str) -> GroupPage:
         figures=tuple(_group_figures(group, anchor)) if several else (),
         methods=tuple(methods),
     )
+
+
+def _base_words(group: GroupSummary) -> str:
+    if group.num_bases > 1:
+        return f"{group.num_bases} models, those that earlier runs left: each method goes on from its own, seed by seed"
+    return group.base_identity or "unknown: no run got far enough to record it"
 
 
 def _group_figures(group: GroupSummary, anchor: str) -> Iterable[Figure]:

@@ -28,7 +28,7 @@ from stable_forgetting.runs.validation import check_validation, wrong_metrics
 
 Result = TypeVar("Result")
 
-OTHER_MODELS = ("retain_model", "pretrained_model")
+OTHER_MODELS = ("base_model", "retain_model", "pretrained_model")
 """Settings that name further models."""
 
 _WEIGHTS = ("*.safetensors", "*.gguf", "*.bin", "*.pt", "*.pth", "*.ckpt", "adapter_config.json")

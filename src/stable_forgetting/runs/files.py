@@ -16,8 +16,8 @@ def local_files(config: RunConfig) -> dict[str, list[int]]:
         config: The config: its sources of data, its models and the log of a retain model.
     """
     sources = [config.data.source, *(getattr(config.data, name) for name in SET_NAMES)]
-    others = (config.model.name, config.retain_model, config.pretrained_model, config.retain_log)
-    named = [*(source.path for source in sources if source is not None), *others]
+    models = (config.model.name, config.base_model, config.retain_model, config.pretrained_model)
+    named = [*(source.path for source in sources if source is not None), *models, config.retain_log]
     paths = dict.fromkeys(Path(name).expanduser() for name in named if name is not None)
     return {str(file): _state(file) for path in paths for file in _files(path)}
 

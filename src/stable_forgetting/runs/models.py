@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import json
 import shutil
-import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -50,8 +49,7 @@ class RunModels:
     progress: Progress
     num_frozen_blocks: int = 0
     seconds: dict[str, float] = field(default_factory=dict)
-    """What finetuning the base and the retain model took, by role, also where they come from the cache; not known of
-    one that was interrupted."""
+    """What finetuning the base and the retain model took, by role, also where they were made earlier; see `teach`."""
 
     @property
     def taught_to_base(self) -> ExampleSet[Any]:
@@ -65,7 +63,10 @@ class RunModels:
     def base(self) -> LoadedModel:
         """The model to be unlearned."""
         trainings = self.config.model.finetune
-        loaded = self.loaded if trainings is None else self._finetuned(self.taught_to_base, trainings, "base")
+        if self.config.base_model is not None:
+            loaded = self._given_base(self.config.base_model)
+        else:
+            loaded = self.loaded if trainings is None else self._finetuned(self.taught_to_base, trainings, "base")
         return self._with_kept_trunk(loaded)
 
     def retain(self) -> LoadedModel | None:
@@ -73,6 +74,7 @@ class RunModels:
         if self.config.retain_log is not None:
             return None
         if self.config.retain_model is not None:
+            self._read_seconds(Path(self.config.retain_model).expanduser(), "retain")
             return self._measured_once(load_model(self.source(self.config.retain_model)))
         trainings = self.config.model.finetune
         if trainings is None:
@@ -85,13 +87,14 @@ class RunModels:
         others = {} if log is None else {"retain log": hashlib.sha256(Path(log).read_bytes()).hexdigest()}
         if self.config.retain_model is not None:
             others["retain model"] = model_sha256(load_model(self.source(self.config.retain_model)).model)
-        target = self.config.objective.target
+        target, given_base = self.config.objective.target, self.config.base_model
         if self.config.pretrained_model is not None and target.needs_pretrained:
             others["pretrained model"] = self.pretrained_sha256
         return {
             "model": self._configured_sha256,
             **{part.name: part.sha256 for part in self.sets.identities()},
             **others,
+            **({} if given_base is None else {"base model": model_sha256(self._given_base(given_base).model)}),
         }
 
     def pretrained(self) -> LoadedModel:
@@ -107,6 +110,11 @@ class RunModels:
     @cached_property
     def _configured_sha256(self) -> str:
         return model_sha256(self.loaded.model)
+
+    def _given_base(self, name: str) -> LoadedModel:
+        if self.config.model.finetune is not None:
+            self.loaded.model.to("cpu")  # one of the two is enough on the device
+        return load_model(self.source(name))
 
     @cached_property
     def pretrained_sha256(self) -> str:
@@ -136,17 +144,20 @@ class RunModels:
             with made_once(folder.name, what=f"the {role} model"):
                 if not processes.agree(folder.is_dir()):
                     self._make(folder, taught, trainings, role)
-        if (folder / SECONDS_NAME).is_file():
-            self.seconds[role] = float(json.loads((folder / SECONDS_NAME).read_text()))
+        self._read_seconds(folder, role)
         kept = load_model(self.source(str(folder)))
         return LoadedModel(kept.model, kept.task, source)
+
+    def _read_seconds(self, folder: Path, role: str) -> None:
+        """What finetuning took, if the folder says so."""
+        if (folder / SECONDS_NAME).is_file():
+            self.seconds[role] = float(json.loads((folder / SECONDS_NAME).read_text()))
 
     def _make(self, folder: Path, taught: ExampleSet[Any], trainings: Sequence[FinetuneConfig], role: str) -> None:
         """Teach the pretrained model, and keep it in the folder."""
         _check_can_teach(self.config)
         work_dir = folder.with_name(f"{folder.name}.training")
-        is_first, start = not work_dir.exists(), time.perf_counter()
-        student = teach(
+        student, seconds = teach(
             load_model(replace(configured_source(self.config, self.classes), dtype="float32")),
             taught,
             trainings,
@@ -158,8 +169,8 @@ class RunModels:
         student.model.to(getattr(torch, self.config.model.dtype))
         if processes.is_main_process():
             save_model(student, folder)
-            if is_first:
-                write_text(folder / SECONDS_NAME, json.dumps(time.perf_counter() - start))
+            if seconds is not None:
+                write_text(folder / SECONDS_NAME, json.dumps(seconds))
             shutil.rmtree(work_dir, ignore_errors=True)
         processes.wait_for_all()
 

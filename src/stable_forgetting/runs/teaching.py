@@ -30,7 +30,7 @@ def teach(
     disk_cache_gib: float,
     progress: Progress | None = None,
     description: str = "finetuning",
-) -> LoadedModel:
+) -> tuple[LoadedModel, float | None]:
     """Teach a model a set of examples, training after training.
 
     Args:
@@ -43,12 +43,14 @@ def teach(
         description: What the bar says.
 
     Returns:
-        The model with plain weights: adapters are merged.
+        The model with plain weights (adapters are merged), and the seconds that all updates took, those before an
+        interruption included; None if not known.
 
     Raises:
         NotFiniteError: A loss or a gradient became infinite or NaN.
         ModelError: A head is to be trained that the model does not have.
     """
+    seconds: list[float | None] = []
     for number, settings in enumerate(trainings):
         stage = description if len(trainings) == 1 else f"{description}, {number + 1} of {len(trainings)}"
         student = _prepared(loaded, settings)
@@ -66,9 +68,11 @@ def teach(
         )
         if outcome.stopped:
             raise NotFiniteError(f"The {stage} came to nothing: {outcome.stopped} Lower model.finetune.learning_rate.")
+        seconds.append(outcome.seconds)
         model = student.model.merge_and_unload() if settings.trains == "adapter" else student.model
         loaded = LoadedModel(model.requires_grad_(True).eval(), loaded.task, loaded.source)
-    return loaded
+    known = [taken for taken in seconds if taken is not None]
+    return loaded, sum(known) if len(known) == len(seconds) else None
 
 
 def _prepared(loaded: LoadedModel, settings: FinetuneConfig) -> LoadedModel:
