@@ -293,9 +293,8 @@ def test_templates_and_lengths_of_rows_can_be_chosen(tmp_path, monkeypatch):
 def test_an_adapter_that_does_not_fit_leaves_the_model_as_it_was(tmp_path):
     call(adapter=BoundedLoraConfig(r=2)).model.save_pretrained(tmp_path / "fits")
     wide = tiny_language_model()
-    for name, module in wide.named_modules():
-        if name.endswith("mlp.up_proj"):
-            wide.set_submodule(name, nn.Linear(16, 48, bias=False))
+    for layer in range(2):
+        wide.set_submodule(f"model.layers.{layer}.mlp.up_proj", nn.Linear(16, 48, bias=False))
     with pytest.raises(ModelError, match="cannot be put on"):
         load_adapter(wide, tmp_path / "fits")
     assert not [module for module in wide.modules() if isinstance(module, BoundedLoraLinear)]

@@ -80,6 +80,7 @@ def _unwrap(base: Any) -> None:
     wrapped = [(name, module) for name, module in base.named_modules() if isinstance(module, BaseTunerLayer)]
     for name, module in wrapped:
         base.set_submodule(name, module.get_base_layer())
+    vars(base).pop("peft_config", None)
 
 
 def read_adapter_config(adapter_dir: Path) -> dict[str, Any]:
