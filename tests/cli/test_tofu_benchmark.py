@@ -13,17 +13,18 @@ SMALL = (
     "evaluation.num_resamples=100", "evaluation.batch_size=8", "adapter.rank=2",
 )  # fmt: skip
 NAMES = (
-    "forget01_perturbed", "retain99", "retain_perturbed", "holdout01", "real_authors_perturbed",
-    "world_facts_perturbed",
+    "forget01_perturbed", "retain99", "retain_perturbed", "holdout01", "holdout10",
+    "real_authors_perturbed", "world_facts_perturbed",
 )  # fmt: skip
 
 
 @pytest.fixture
 def folder(tmp_path):
-    """The first four rows of each file."""
+    """The first four rows of each file; of holdout10 as many as leave four for the targets."""
     source = shared_data("tofu")
     for name in NAMES:
-        rows = (source / f"{name}.json").read_text(encoding="utf-8").splitlines()[:4]
+        rows = (source / f"{name}.json").read_text(encoding="utf-8").splitlines()
+        rows = rows[: 204 if name == "holdout10" else 4]
         (tmp_path / f"{name}.json").write_text("\n".join(rows))
     return tmp_path
 

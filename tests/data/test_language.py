@@ -153,6 +153,18 @@ def test_a_chat_template_writes_the_same_date_on_every_day():
     assert tokenizer.decode(examples_of(PAIRS[:1], tokenizer, columns=columns)[0].input_ids).startswith("On 1 May 2026")
 
 
+def test_a_chat_template_that_asks_for_today_is_given_the_same_date():
+    tokenizer = tiny_tokenizer("{{ strftime_now('%d %B %Y') }}: " + CHATML)
+    assert tokenizer.decode(examples_of(PAIRS[:1], tokenizer)[0].input_ids).startswith("10 Apr 2025: ")
+
+
+def test_a_chat_template_that_refuses_a_system_prompt_is_one_sentence():
+    refuses = "{% if messages[0].role == 'system' %}{{ raise_exception('no system role') }}{% endif %}" + CHATML
+    columns = LanguageColumns(system_prompt="Be brief.")
+    with pytest.raises(DataError, match=r"row 0 of the forget set: no system role\. Leave system_prompt out"):
+        examples_of(PAIRS[:1], tiny_tokenizer(refuses), columns=columns)
+
+
 def test_a_system_prompt_goes_before_prompts_that_have_none():
     tokenizer, columns = tiny_tokenizer(CHATML), LanguageColumns(system_prompt="Be brief.")
     own = [

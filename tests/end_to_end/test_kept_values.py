@@ -13,6 +13,7 @@ from stable_forgetting.errors import DataError, RunDirectoryError
 from stable_forgetting.progress import SilentProgress
 from stable_forgetting.runs import pipeline, prepare, run, scoring, target_values
 from stable_forgetting.runs.check import check_config
+from stable_forgetting.runs.files import local_files
 
 
 @pytest.fixture
@@ -40,6 +41,17 @@ def test_a_finished_run_is_given_back_if_files_were_written_again_and_refused_if
     rows.write_text("".join(rows.read_text().splitlines(keepends=True)[1:]))
     with pytest.raises(RunDirectoryError, match="other inputs \\(changed: forget\\)"):
         run(config, tmp_path / "run", resume=True)
+
+
+def test_files_behind_links_and_images_in_tables_are_looked_at(problem, tmp_path):
+    real, linked = tmp_path / "real", tmp_path / "images"
+    real.mkdir()
+    linked.mkdir()
+    (real / "a.png").write_bytes(b"1")
+    (linked / "crab").symlink_to(real)
+    assert str(linked / "crab" / "a.png") in local_files(problem.config(retain_model=str(linked)))
+    table = problem.config()
+    assert local_files(table.model_copy(update={"task": "image"})) is None
 
 
 def test_another_retain_model_in_the_same_place_is_another_input(own_files, tmp_path):

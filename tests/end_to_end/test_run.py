@@ -44,8 +44,8 @@ def logits_of(model) -> torch.Tensor:
 
 def test_a_run_leaves_everything(finished, problem):
     record, run_dir = finished
-    expected = {"record.json", "config.yaml", "inputs.json", "adapter", "per_example", "checkpoints", "merged"}
-    assert {path.name for path in run_dir.iterdir()} == expected
+    files = {"record.json", "config.yaml", "inputs.json", "files.json"}
+    assert {path.name for path in run_dir.iterdir()} == files | {"adapter", "per_example", "checkpoints", "merged"}
     for name in ("adapter_model.safetensors", "adapter_config.json"):
         assert (run_dir / "adapter" / name).is_file()
     assert {path.name for path in (run_dir / "checkpoints").iterdir()} == {"checkpoint-4", "checkpoint-8"}

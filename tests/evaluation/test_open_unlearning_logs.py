@@ -182,6 +182,12 @@ def test_written_and_read_again(tmp_path):
             assert totals[entry] == pytest.approx(first.metric(metric).value), metric
 
 
+def test_a_log_is_not_written_against_a_retain_model_of_other_examples(tmp_path):
+    own, other = values_of(make_scores("language")), values_of(make_scores("language", "retain", count=5))
+    with pytest.raises(DataError, match="different forget examples"):
+        write_log(own, tmp_path, other)
+
+
 def test_our_own_values_written_and_read_again(tmp_path):
     own, retain = values_of(make_scores("language")), values_of(make_scores("language", "retain", seed=1, loss=2.0))
     log, _ = write_log(own, tmp_path / "own", retain)

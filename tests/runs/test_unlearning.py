@@ -14,7 +14,7 @@ from stable_forgetting.adapters import BoundedLoraConfig, BoundedLoraLinear
 from stable_forgetting.config import StopRule, TargetConfig, TrainingConfig
 from stable_forgetting.errors import ConfigError, DataError, ModelError, RunDirectoryError
 from stable_forgetting.objectives import build_objective
-from stable_forgetting.runs import unlearn, unlearning
+from stable_forgetting.runs import load_adapter, unlearn, unlearning
 from stable_forgetting.runs.constants import forget_constants
 from stable_forgetting.training import surroundings
 from tiny_models import FakeTokenizer, image_set, language_set, tiny_image_model, tiny_language_model
@@ -288,3 +288,15 @@ def test_templates_and_lengths_of_rows_can_be_chosen(tmp_path, monkeypatch):
     assert lengths[0] > 9 == lengths[1]
     with pytest.raises(DataError, match="has no chat template"):
         unlearn(AutoModelForCausalLM.from_pretrained(problem.model), **rows, **given, chat_template=True)
+
+
+def test_an_adapter_that_does_not_fit_leaves_the_model_as_it_was(tmp_path):
+    call(adapter=BoundedLoraConfig(r=2)).model.save_pretrained(tmp_path / "fits")
+    wide = tiny_language_model()
+    for layer in range(2):
+        wide.set_submodule(f"model.layers.{layer}.mlp.up_proj", nn.Linear(16, 48, bias=False))
+    with pytest.raises(ModelError, match="cannot be put on"):
+        load_adapter(wide, tmp_path / "fits")
+    assert not [module for module in wide.modules() if isinstance(module, BoundedLoraLinear)]
+    with pytest.raises(ModelError, match="cannot be put on"):
+        load_adapter(wide, tmp_path / "fits")

@@ -73,17 +73,24 @@ class Division:
 
 
 @dataclass(frozen=True)
-class _Needed:
-    """Which unseen training images are needed.
+class _Aside:
+    """Which training images are set aside.
 
     Args:
+        test: In place of test images, or because there are none.
         holdout: For membership tests: where the classes of what is forgotten stay, their test images are not all
             that they could be compared with.
         targets: For objectives with targets.
     """
 
+    test: bool
     holdout: bool
     targets: bool
+
+    @property
+    def share_taught(self) -> float:
+        """Part of the images of each class that is left to teach."""
+        return 1 - TEST_SHARE * self.test - UNSEEN_SHARE * (self.holdout + self.targets)
 
 
 def class_deletion_comparison(options: ClassDeletionOptions, out_dir: Path, *, progress: Progress) -> Comparison:
@@ -107,22 +114,24 @@ def class_deletion_comparison(options: ClassDeletionOptions, out_dir: Path, *, p
     table = read_image_table(options.data, TableNames(template["columns"], template["test_splits"], template["data"]))
     methods = method_changes(options, {"calibrated_chance": _target_of_chance(table.num_classes)})
     requests, listed = class_requests(options, table), listed_rows(options, table)
-    needed = _Needed(
+    aside = _Aside(
+        test=options.validation or table.test_split is None,
         holdout=options.makes_models and options.names_images,
         targets=options.makes_models and _any_needs_targets(methods),
     )
-    _refuse_changes_of_sets(options, needed)
+    _refuse_changes_of_sets(options, aside)
     if options.retain_model is not None and len(requests) > 1:
         raise ConfigError(
             f"One retain model cannot serve {len(requests)} requests, because each forgets something else. "
             "Leave --retain-model out, or name one class, or several with --together."
         )
     config = model_config(options, options.model)
-    shared = _shared_settings(options, table, template, config.model_type)
+    num_taught = int(aside.share_taught * len(table.rows))
+    shared = _shared_settings(options, table, template, config.model_type, num_taught)
     about_models = _check_labels(options, table, config, is_given=shared["model"].get("finetune") is None)
     copies = table.copies(_kept_hashes(options), progress=progress)
     asked = sorted({copies.get(row, row) for row in listed})
-    division = divide(table, needed, validation=options.validation, leave_out=[*copies], keep=asked)
+    division = divide(table, aside, leave_out=[*copies], keep=asked)
     requests = requests or [image_request(options, table, asked, division.taught)]
     sets = {request.name: _sets(request, table, division) for request in requests}
     notes = [*about_models, *_notes(table, division, options)]
@@ -139,15 +148,12 @@ def class_deletion_comparison(options: ClassDeletionOptions, out_dir: Path, *, p
     return Comparison(shared, found, notes=notes)
 
 
-def divide(
-    table: ImageTable, needed: _Needed, *, validation: bool, leave_out: Sequence[int] = (), keep: Sequence[int] = ()
-) -> Division:
+def divide(table: ImageTable, aside: _Aside, *, leave_out: Sequence[int] = (), keep: Sequence[int] = ()) -> Division:
     """Set images of each class aside, from its last one on: for testing or validation, as holdout set, for targets.
 
     Args:
         table: The images.
-        needed: Which unseen images there are to be.
-        validation: Whether training images take the place of the test images.
+        aside: Which training images are set aside.
         leave_out: Rows that are in no part: second copies of images, so that what is forgotten, held out or measured
             is not taught in another copy.
         keep: Rows that are taught wherever they are in their class, because they are to be forgotten.
@@ -158,22 +164,22 @@ def divide(
     label, end = table.columns["label"], 1.0
     once = f"not {table.among_rows(leave_out)}" if leave_out else None
     kept = table.among_rows(keep) if keep else None
-    aside = all_of(once, None if kept is None else none_of([kept]))
+    others = all_of(once, None if kept is None else none_of([kept]))
     test, test_split = None, table.test_split
-    if validation or table.test_split is None:
-        test, end, test_split = all_of(_band(label, end, TEST_SHARE), aside), end - TEST_SHARE, table.train_split
+    if aside.test:
+        test, end, test_split = all_of(_band(label, end, TEST_SHARE), others), end - TEST_SHARE, table.train_split
     unseen: dict[str, str | None] = {"holdout": None, "targets": None}
-    for name in (name for name in unseen if getattr(needed, name)):
-        unseen[name], end = all_of(_band(label, end, UNSEEN_SHARE), aside), end - UNSEEN_SHARE
+    for name in (name for name in unseen if getattr(aside, name)):
+        unseen[name], end = all_of(_band(label, end, UNSEEN_SHARE), others), end - UNSEEN_SHARE
     taught = f"share_in({label}) <= {end:g}" if end < 1 else None
     if taught is not None and kept is not None:
         taught = any_of([taught, kept])
     return Division(all_of(taught, once), unseen["holdout"], unseen["targets"], test, test_split)
 
 
-def _refuse_changes_of_sets(options: ClassDeletionOptions, needed: _Needed) -> None:
+def _refuse_changes_of_sets(options: ClassDeletionOptions, aside: _Aside) -> None:
     """Refuse changes of the sets that are made here; others, such as another holdout set, may be given."""
-    not_written = {f"data.{name}" for name in ("holdout", "targets") if not getattr(needed, name)}
+    not_written = {f"data.{name}" for name in ("holdout", "targets") if not getattr(aside, name)}
     not_written |= set() if options.sequence else {"data.forgotten_before", "merge"}
     for place, option in _INSTEAD.items():
         if place not in not_written:
@@ -219,11 +225,11 @@ def _kept_hashes(options: ClassDeletionOptions) -> PixelHashes:
 
 
 def _shared_settings(
-    options: ClassDeletionOptions, table: ImageTable, template: Mapping[str, Any], family: str
+    options: ClassDeletionOptions, table: ImageTable, template: Mapping[str, Any], family: str, num_taught: int
 ) -> dict[str, Any]:
     shared: dict[str, Any] = dict(template["shared"])
     settings = template["families"].get(family, template["families"]["default"])
-    finetune = [_long_enough(training, len(table.rows), template["least_steps"]) for training in settings["finetune"]]
+    finetune = [_long_enough(training, num_taught, template["least_steps"]) for training in settings["finetune"]]
     shared["model"] = {"name": options.model, **settings, "finetune": finetune}
     if not options.makes_models:
         shared["model"].pop("finetune", None)

@@ -127,7 +127,7 @@ def demo(problem: str, out: Path) -> None:
 def _compare(comparison: Comparison, out_dir: Path) -> list[RunRecord]:
     _check_file(out_dir / "report.html")
     for note in comparison.notes:
-        console.print(f"Note: {note}", highlight=False)
+        console.print(f"Note: {note}", highlight=False, markup=False)
     records = []
     for record in run_comparison(comparison, out_dir, progress=RichProgress(console)):
         records.append(record)
@@ -158,7 +158,7 @@ def check(path: Path, changes: Sequence[str], *, gpus: int, sharding: Sharding, 
     for table in check_tables(found):
         console.print(table)
     for note in found.notes:
-        console.print(f"Note: {note}", highlight=False)
+        console.print(f"Note: {note}", highlight=False, markup=False)
     if found.problems:
         raise ConfigError(" ".join(found.problems))
     console.print("No problems found.")

@@ -7,6 +7,8 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
+from jinja2 import TemplateError
+
 from stable_forgetting.data.rows import Row, Rows
 from stable_forgetting.errors import DataError
 
@@ -15,6 +17,9 @@ DEFAULT_TEMPLATE = "Question: {prompt}\nAnswer: {answer}"
 
 DEFAULT_DATE = "10 Apr 2025"
 """The date for chat templates that write one, such as those of Llama 3; open-unlearning's logs have the same."""
+
+_WITH_GIVEN_DATE = "{%- macro strftime_now(format) -%}{{ date_string }}{%- endmacro -%}"
+"""Templates that ask for today's date are given the other one; whatever its format, it is written as it is."""
 
 _STAND_IN = "⟦answer⟧"
 
@@ -220,9 +225,9 @@ def _chat(messages: list[dict[str, str]], tokenizer: Any, columns: LanguageColum
     Looking for the answer's text would find it in the wrong place if it also occurs in the template or the prompt.
     """
     answer = messages[-1]["content"]
-    text = _rendered(messages, tokenizer, columns)
+    text = _rendered(messages, tokenizer, columns, place)
     stand_in = [*messages[:-1], {**messages[-1], "content": _STAND_IN}]
-    before, found, after = _rendered(stand_in, tokenizer, columns).rpartition(_STAND_IN)
+    before, found, after = _rendered(stand_in, tokenizer, columns, place).rpartition(_STAND_IN)
     if not found or not (text.startswith(before) and text.endswith(after)):
         raise DataError(f"The chat template changes the answer in {place}. Set chat_template to false.")
     start, end = len(before), len(text) - len(after)
@@ -232,9 +237,18 @@ def _chat(messages: list[dict[str, str]], tokenizer: Any, columns: LanguageColum
     return AnnotatedText(prompt, answer, text, (start, end), add_end=True, templated=True)
 
 
-def _rendered(messages: list[dict[str, str]], tokenizer: Any, columns: LanguageColumns) -> str:
+def _rendered(messages: list[dict[str, str]], tokenizer: Any, columns: LanguageColumns, place: str) -> str:
     """The conversation in the chat template, with the system prompt where it has no system message of its own."""
     if columns.system_prompt is not None and messages[0]["role"] != "system":
         messages = [{"role": "system", "content": columns.system_prompt}, *messages]
-    text: str = tokenizer.apply_chat_template(messages, tokenize=False, date_string=columns.date)
+    template = _WITH_GIVEN_DATE + tokenizer.get_chat_template()
+    try:
+        text: str = tokenizer.apply_chat_template(
+            messages, tokenize=False, chat_template=template, date_string=columns.date
+        )
+    except TemplateError as error:
+        advice = "" if columns.system_prompt is None else "Leave system_prompt out, or set "
+        raise DataError(
+            f"The chat template refuses the messages of {place}: {error}. {advice or 'Set '}chat_template to false."
+        ) from error
     return text

@@ -82,7 +82,8 @@ def _read(path: Path) -> dict[tuple[str, _State], str]:
     if not path.is_file():
         return {}
     known = {}
-    for line in path.read_text(encoding="utf-8").split("\n")[:-1]:
+    written = path.read_bytes()
+    for line in written[: written.rfind(b"\n") + 1].decode().splitlines():
         hashed, changed, size, name = line.split(" ", 3)
         known[name, (int(changed), int(size))] = hashed
     return known

@@ -18,7 +18,7 @@ from stable_forgetting.evaluation.columns import column
 from stable_forgetting.evaluation.open_unlearning import ATTACKS, MEMORIZATION, PREFIXES, Entries
 from stable_forgetting.evaluation.privacy import membership_auc
 from stable_forgetting.evaluation.statistics import Floats
-from stable_forgetting.evaluation.suite import evaluate_scores
+from stable_forgetting.evaluation.suite import check_same_examples, evaluate_scores
 from stable_forgetting.evaluation.text import rouge_scores
 from stable_forgetting.evaluation.values import Definitions, Likelihood, ModelValues, SetValues
 from stable_forgetting.records import write_text
@@ -53,6 +53,8 @@ def log_entries(values: ModelValues, retain: ModelValues | None = None) -> Entri
     Raises:
         DataError: The two models were measured on different examples.
     """
+    if retain is not None:
+        check_same_examples(values.sets, retain.sets)
     entries: Entries = {}
     for name, found in values.sets.items():
         if name in _TRUTH_RATIOS:

@@ -8,6 +8,7 @@ from typing import Any, Literal
 
 from peft import PeftModel
 from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING
+from peft.tuners.tuners_utils import BaseTunerLayer
 from safetensors import SafetensorError
 from transformers import AutoConfig
 
@@ -65,12 +66,21 @@ def _on_base(base: Any, adapter_dir: Path, source: str) -> PeftModel:
     try:
         model: PeftModel = PeftModel.from_pretrained(base, str(adapter_dir)).eval()
     except (SafetensorError, RuntimeError, ValueError, TypeError, KeyError) as error:
+        _unwrap(base)
         reason = " ".join(str(error).split())[:300].rstrip(".")
         raise ModelError(
             f"The adapter '{adapter_dir}' cannot be put on '{source}': {reason}. "
             "Give the adapter's own base model, or save the adapter again."
         ) from error
     return model
+
+
+def _unwrap(base: Any) -> None:
+    """Put the layers back that were wrapped before something failed, so that the model can be given once more."""
+    wrapped = [(name, module) for name, module in base.named_modules() if isinstance(module, BaseTunerLayer)]
+    for name, module in wrapped:
+        base.set_submodule(name, module.get_base_layer())
+    vars(base).pop("peft_config", None)
 
 
 def read_adapter_config(adapter_dir: Path) -> dict[str, Any]:

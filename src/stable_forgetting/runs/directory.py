@@ -13,7 +13,6 @@ from stable_forgetting import processes
 from stable_forgetting.config import RunConfig
 from stable_forgetting.errors import RunDirectoryError
 from stable_forgetting.records import RECORD_NAME, RunRecord, read_record, write_text
-from stable_forgetting.runs.files import local_files
 
 CONFIG_NAME = "config.yaml"
 INPUTS_NAME = "inputs.json"
@@ -45,10 +44,14 @@ class RunDirectory:
         record = read_record(self.path)
         return None if record.status == "failed" else record
 
-    def has_files_of(self, config: RunConfig) -> bool:
-        """Whether no local file that the run read has changed since; one that has may still hold the same examples."""
+    def has_files(self, files: Mapping[str, list[int]] | None) -> bool:
+        """Whether no local file that the run read has changed since; one that has may still hold the same examples.
+
+        Args:
+            files: What `local_files` gives now.
+        """
         path = self.path / FILES_NAME
-        return path.is_file() and json.loads(path.read_text(encoding="utf-8")) == local_files(config)
+        return files is not None and path.is_file() and json.loads(path.read_text(encoding="utf-8")) == files
 
     def check(self, config: RunConfig, *, resume: bool) -> None:
         """Whether the directory is free for a run, or holds the run that is to be resumed; nothing is written.
@@ -75,7 +78,7 @@ class RunDirectory:
                 f"The directory '{place}' is not empty and holds no run. Choose an empty or new one with --out."
             )
 
-    def claim(self, config: RunConfig, inputs: Mapping[str, str]) -> None:
+    def claim(self, config: RunConfig, inputs: Mapping[str, str], files: Mapping[str, list[int]] | None = None) -> None:
         """Write the run's settings and the identity of its inputs, by which it is known from then on.
 
         All processes check; the main one writes.
@@ -83,6 +86,7 @@ class RunDirectory:
         Args:
             config: The settings.
             inputs: Hash of the model as configured and of each set, by name.
+            files: What `local_files` gave before the inputs were read.
 
         Raises:
             RunDirectoryError: The directory holds a run on other inputs.
@@ -102,7 +106,7 @@ class RunDirectory:
         try:
             write_text(self.path / CONFIG_NAME, text)
             write_text(path, json.dumps(dict(inputs), indent=1))
-            write_text(self.path / FILES_NAME, json.dumps(local_files(config)))
+            write_text(self.path / FILES_NAME, json.dumps(files))
         except OSError as error:
             raise RunDirectoryError(
                 f"The run directory '{self.path}' cannot be written: {error.strerror}. Choose another with --out."

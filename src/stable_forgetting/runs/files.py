@@ -2,29 +2,40 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from pathlib import Path
 
 from stable_forgetting.config import RunConfig
 from stable_forgetting.runs.sets import SET_NAMES
 
+_TABLES = (".jsonl", ".json", ".csv", ".parquet")
+"""Files whose rows may name images, which are files as well."""
 
-def local_files(config: RunConfig) -> dict[str, list[int]]:
+
+def local_files(config: RunConfig) -> dict[str, list[int]] | None:
     """Size and time of change (ns) of every local file that a config names, by path; not of what comes from a hub.
 
     Args:
         config: The config: its sources of data, its models and the log of a retain model.
+
+    Returns:
+        None where files are read that the config does not name: images in the rows of a table.
     """
     sources = [config.data.source, *(getattr(config.data, name) for name in SET_NAMES)]
+    paths_of_data = [source.path for source in sources if source is not None and source.path is not None]
+    if config.task == "image" and any(path.endswith(_TABLES) for path in paths_of_data):
+        return None
     models = (config.model.name, config.base_model, config.retain_model, config.pretrained_model)
-    named = [*(source.path for source in sources if source is not None), *models, config.retain_log]
+    named = [*paths_of_data, *models, config.retain_log]
     paths = dict.fromkeys(Path(name).expanduser() for name in named if name is not None)
     return {str(file): _state(file) for path in paths for file in _files(path)}
 
 
 def _files(path: Path) -> Iterator[Path]:
     if path.is_dir():
-        yield from sorted(found for found in path.rglob("*") if found.is_file())
+        for folder, _, names in os.walk(path, followlinks=True):
+            yield from (Path(folder) / name for name in sorted(names) if (Path(folder) / name).is_file())
     elif path.is_file():
         yield path
 

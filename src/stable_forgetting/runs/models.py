@@ -112,7 +112,7 @@ class RunModels:
         return model_sha256(self.loaded.model)
 
     def _given_base(self, name: str) -> LoadedModel:
-        if self.config.model.finetune is not None:
+        if self.config.model.quantization is None and not processes.shards_models():
             self.loaded.model.to("cpu")  # one of the two is enough on the device
         return load_model(self.source(name))
 

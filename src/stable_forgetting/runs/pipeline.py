@@ -38,6 +38,7 @@ from stable_forgetting.runs.check import (
 from stable_forgetting.runs.constants import forget_constants
 from stable_forgetting.runs.directory import RunDirectory
 from stable_forgetting.runs.environment import environment, peak_memory_bytes, reset_peak_memory
+from stable_forgetting.runs.files import local_files
 from stable_forgetting.runs.kept import first_adapted_block, pixel_store
 from stable_forgetting.runs.models import RunModels, configured_source
 from stable_forgetting.runs.outcomes import (
@@ -88,8 +89,8 @@ def run(
     directory, progress = RunDirectory(run_dir), progress or SilentProgress()
     processes.join()
     directory.check(config, resume=resume)
-    finished = directory.finished_record()
-    if finished is not None and directory.has_files_of(config):
+    finished, files = directory.finished_record(), local_files(config)
+    if finished is not None and directory.has_files(files):
         return finished
     check_names(config)
     _check_merge(config)
@@ -101,7 +102,7 @@ def run(
     check_validation(models.sets, config)
     inputs = models.inputs()
     processes.wait_for_all()  # every process has looked at the directory before one writes to it
-    directory.claim(config, inputs)
+    directory.claim(config, inputs, files)
     if finished is not None:
         return finished
     start = _new_record(config, given or {}, models.sets)

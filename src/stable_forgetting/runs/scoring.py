@@ -168,9 +168,8 @@ def kept_scores(path: Path, sets: Sets, compute: Callable[[Path], ModelScores]) 
         sets: The sets as they are measured.
         compute: Measures the model; is given a file for what is there before all of it is.
     """
-    kept = _read_scores(path)
-    hashes = {name: examples.sha256 for name, examples in sets.by_name.items()}
-    if kept is not None and {name: values.sha256 for name, values in kept.sets.items()} == hashes:
+    kept = _kept_of(path, sets)
+    if kept is not None:
         return kept
     part = path.with_suffix(".part.json")
     scores = compute(part)
@@ -178,6 +177,13 @@ def kept_scores(path: Path, sets: Sets, compute: Callable[[Path], ModelScores]) 
         write_scores(path, scores)
         part.unlink(missing_ok=True)
     return scores
+
+
+def _kept_of(path: Path, sets: Sets) -> ModelScores | None:
+    """What is kept of exactly these sets, if it is."""
+    kept = _read_scores(path)
+    hashes = {name: examples.sha256 for name, examples in sets.by_name.items()}
+    return kept if kept is not None and {name: part.sha256 for name, part in kept.sets.items()} == hashes else None
 
 
 def write_scores(path: Path, scores: ModelScores) -> None:
@@ -216,6 +222,9 @@ def reference_scores(
     def compute(part: Path) -> ModelScores:
         return score(loaded, sets, role, settings=settings, progress=progress, path=part)
 
+    kept = processes.agree(_kept_of(path, measured))
+    if kept is not None:
+        return kept
     with made_once(path.stem, what=f"the values of the {role} model"):
         return kept_scores(path, measured, compute)
 
@@ -240,6 +249,9 @@ def reference_likelihoods(
     hashes = {name: examples.sha256 for name, examples in sets.items()}
     key = {"model": model, "sets": hashes, "tokens": with_tokens, "batch_size": batch_size, "values": FORMAT}
     path = cache_dir() / "likelihoods" / f"{content_hash(key)}.json"
+    kept = processes.agree(_read_likelihoods(path, sets))
+    if kept is not None:
+        return kept
     with made_once(path.stem, what="the likelihoods that targets come from"):
         kept = processes.agree(_read_likelihoods(path, sets))
         if kept is not None:
