@@ -71,6 +71,15 @@ def test_each_text_gives_what_it_gives_alone(family, attention, reads_rows):
     assert together.example.tolist() == sorted(together.example.tolist())
 
 
+def test_a_part_of_a_batch_whose_longest_text_is_not_in_it():
+    model, task, texts = make_model("llama"), LanguageTask(FakeTokenizer()), make_texts()
+    chosen = torch.tensor([len(text.input_ids) < 12 for text in texts])
+    part = {name: values[chosen] for name, values in task.collate(texts).items()}
+    alone = [task.predict(model, task.collate([text])) for text, take in zip(texts, chosen, strict=True) if take]
+    expected = torch.cat([found.logits for found in alone])
+    torch.testing.assert_close(task.predict(model, part).logits, expected, atol=1e-5, rtol=1e-4)
+
+
 @pytest.mark.parametrize("family", WITH_POSITIONS)
 def test_gradients_are_those_of_a_padded_batch(family, monkeypatch):
     task, texts = LanguageTask(FakeTokenizer()), make_texts()

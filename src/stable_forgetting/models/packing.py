@@ -76,7 +76,7 @@ def find_packing(model: nn.Module, attention_mask: Tensor) -> Packing | None:
     packed, padded = (pass_cost(tried, lengths, config.hidden_size) for tried in (rows, alone))
     if packed > WORTHWHILE * padded:
         return None
-    return _packing(rows, lengths, attention_mask.device)
+    return _packing(rows, lengths, attention_mask)
 
 
 def best_rows(lengths: Sequence[int], hidden_size: int) -> list[list[int]]:
@@ -126,8 +126,8 @@ def packed_rows(lengths: Sequence[int], room_of_row: int) -> list[list[int]]:
     return rows
 
 
-def _packing(rows: Sequence[Sequence[int]], lengths: Sequence[int], device: torch.device) -> Packing:
-    longest = max(lengths)
+def _packing(rows: Sequence[Sequence[int]], lengths: Sequence[int], attention_mask: Tensor) -> Packing:
+    width = attention_mask.shape[1]  # of the padded rows: the longest text may be shorter, in a part of a batch
     columns = max(sum(lengths[text] for text in row) for row in rows)
     source = torch.zeros(len(rows), columns, dtype=torch.long)
     position_ids = torch.zeros_like(source)
@@ -137,8 +137,8 @@ def _packing(rows: Sequence[Sequence[int]], lengths: Sequence[int], device: torc
         for text in texts:
             end = start + lengths[text]
             positions = torch.arange(lengths[text])
-            source[row, start:end] = text * longest + positions
+            source[row, start:end] = text * width + positions
             position_ids[row, start:end] = positions
             row_of[text], start_of[text] = row, start
             start = end
-    return Packing(*(values.to(device) for values in (source, position_ids, row_of, start_of)))
+    return Packing(*(values.to(attention_mask.device) for values in (source, position_ids, row_of, start_of)))
