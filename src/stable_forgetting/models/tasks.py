@@ -7,7 +7,7 @@ it is handling in order to compute a value.
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any, Literal, Protocol
 
@@ -18,7 +18,6 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 
 from stable_forgetting.data.examples import Example, ImageExample, LanguageExample
-from stable_forgetting.models.packing import find_packing
 from stable_forgetting.models.predictions import Predictions
 from stable_forgetting.models.trunk import FrozenTrunk
 
@@ -95,41 +94,34 @@ class LanguageTask:
     def predict(self, model: nn.Module, batch: Batch) -> Predictions:
         """Predictions of each answer token from the tokens before it.
 
-        Short texts share rows where the model can tell them apart. The output head runs at label positions only: for a
-        large vocabulary the logits of the questions and of the padding would cost more than the rest of the batch.
+        The output head runs at label positions only: for a large vocabulary the logits of the questions and of the
+        padding would cost more than the rest of the batch.
         """
-        packing, labels = find_packing(model, batch["attention_mask"]), batch["labels"][:, 1:]
-        if packing is not None:
-            inputs = {**packing.inputs(batch["input_ids"]), "use_cache": False}
-            return self.predict_next(model, inputs, labels, packing.places)
         inputs = {"input_ids": batch["input_ids"], "attention_mask": batch["attention_mask"], "use_cache": False}
-        return self.predict_next(model, inputs, labels)
+        return self.predict_next(model, inputs, batch["labels"][:, 1:])
 
-    def predict_next(
-        self,
-        model: nn.Module,
-        inputs: Mapping[str, Any],
-        labels: Tensor,
-        places: Callable[[Tensor, Tensor], tuple[Tensor, Tensor]] = lambda *where: where,
-    ) -> Predictions:
+    def predict_next(self, model: nn.Module, inputs: Mapping[str, Any], labels: Tensor) -> Predictions:
         """Predictions of labels that are given place by place.
 
         Args:
             model: The model.
-            inputs: What its forward pass takes.
-            labels: (E, T), the token after each of the first T tokens of each text, `IGNORED` where it is no label.
-            places: From text and position of some tokens, (P,) each, to their row and column in the inputs; by default
-                each text has a row.
+            inputs: What its forward pass takes, with E rows.
+            labels: (E, T), the token after each of the first T inputs, `IGNORED` where it is no label.
         """
-        text, position = (labels != IGNORED).nonzero(as_tuple=True)
-        where, head = places(text, position), _output_head(model)
+        counts = labels != IGNORED
+        head = _output_head(model)
         with self.reading():
             if head is None:
-                logits = model(**inputs).logits[where]
+                logits = model(**inputs).logits[:, : labels.shape[1]][counts]
             else:
-                with _head_only_at(head, where):
+                with _head_only_at(head, counts):
                     logits = model(**inputs).logits[0]
-        return Predictions(logits=logits, labels=labels[text, position], example=text, num_examples=len(labels))
+        return Predictions(
+            logits=logits,
+            labels=labels[counts],
+            example=counts.nonzero()[:, 0],
+            num_examples=len(labels),
+        )
 
 
 def _output_head(model: nn.Module) -> nn.Module | None:
@@ -140,20 +132,20 @@ def _output_head(model: nn.Module) -> nn.Module | None:
 
 
 @contextmanager
-def _head_only_at(head: nn.Module, where: tuple[Tensor, Tensor]) -> Iterator[None]:
+def _head_only_at(head: nn.Module, counts: Tensor) -> Iterator[None]:
     """Let the output head see only the hidden states that predict a label.
 
     A hook on the head, and not a call of the decoder and then of the head, so that whatever a model does to its logits
     afterwards (scaling, soft caps) stays in force, and wrappers for adapters and sharding need not be known here.
 
     Args:
-        head: The output head; its input is (rows, columns, H).
-        where: Row and column of each token that a label follows, (P,) each.
+        head: The output head; its input is (E, T or more, H).
+        counts: (E, T), bool: whether the token after each of the first T positions is a label.
     """
 
     def keep_label_positions(_: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
         hidden, *rest = inputs
-        return (hidden[where].unsqueeze(0), *rest)
+        return (hidden[:, : counts.shape[1]][counts].unsqueeze(0), *rest)
 
     handle = head.register_forward_pre_hook(keep_label_positions)
     try:

@@ -17,7 +17,7 @@ from stable_forgetting import processes
 from stable_forgetting.errors import DataError
 from stable_forgetting.models.load import cache_dir
 
-CACHE_FORMAT = 3
+CACHE_FORMAT = 2
 """Grows whenever the same settings would give another model than before."""
 
 SECONDS_BETWEEN_TRIES = 2.0
