@@ -78,8 +78,7 @@ class _Aside:
 
     Args:
         test: In place of test images, or because there are none.
-        holdout: For membership tests: where the classes of what is forgotten stay, their test images are not all
-            that they could be compared with.
+        holdout: For membership tests where the classes of what is forgotten stay.
         targets: For objectives with targets.
     """
 
@@ -136,10 +135,8 @@ def class_deletion_comparison(options: ClassDeletionOptions, out_dir: Path, *, p
     sets = {request.name: _sets(request, table, division) for request in requests}
     notes = [*about_models, *_notes(table, division, options)]
     if copies:
-        notes.append(
-            f"{len(copies)} of {len(table.rows)} training images are in an earlier row already and left out "
-            f"({table.shown_copies(copies)})."
-        )
+        which = f"{len(copies)} of {len(table.rows)} training images"
+        notes.append(f"{which} are in an earlier row already and left out ({table.shown_copies(copies)}).")
     if repeated := len({*listed} & {*copies}):
         notes.append(f"{repeated} of the listed images are in an earlier row already, and forgotten there.")
     if options.sequence:
@@ -278,10 +275,9 @@ def _notes(table: ImageTable, division: Division, options: ClassDeletionOptions)
         notes.append(
             "For choosing settings: a fifth of each class's training images is measured in place of the test images."
         )
-    for unseen, purpose in ((division.holdout, "membership tests"), (division.targets, "calibrated targets")):
-        if unseen is not None:
-            notes.append(f"A tenth of the training images of each class is taught to no model: it is for {purpose}.")
-    return notes
+    purposes = {"membership tests": division.holdout, "calibrated targets": division.targets}
+    said = "A tenth of the training images of each class is taught to no model: it is for"
+    return notes + [f"{said} {purpose}." for purpose, unseen in purposes.items() if unseen is not None]
 
 
 def _sequence(base: Comparison, sets: Mapping[str, Changes], out_dir: Path) -> Comparison:
