@@ -341,6 +341,15 @@ def test_a_folder_without_test_images_holds_a_fifth_out_and_says_so(compare: Any
     assert "no test images" in comparison.notes[0]
 
 
+def test_validation_measures_none_of_the_images_that_a_folder_holds_out_for_testing(compare: Any, folder: Path) -> None:
+    reported, chosen = (
+        rows_of(only(compare(data=str(folder), forget="crab", validation=validation))) for validation in (False, True)
+    )
+    tested = {row["image"] for row in reported["test"]}
+    assert sizes_of(chosen) == {"forget": 6, "retain": 5 * 6, "test": 6 * 2}
+    assert not tested & {row["image"] for part in chosen.values() for row in part}
+
+
 def test_the_target_of_chance_is_that_of_a_model_that_knows_nothing(compare: Any) -> None:
     config = only(compare(forget="crab", objectives="calibrated_chance"))
     assert config.objective.target.nll == pytest.approx(math.log(6))

@@ -7,12 +7,12 @@ retain models, unlearning and evaluation are those of any other run: this file o
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from stable_forgetting.bench.comparison import Comparison
+from stable_forgetting.bench.division import Aside, Division, divide
 from stable_forgetting.bench.given_models import check_classifier, check_pretrained, model_config
 from stable_forgetting.bench.image_table import ImageTable, TableNames, read_image_table
 from stable_forgetting.bench.methods import PROBLEMS_DIR, Changes, method_changes, refuse_changes
@@ -33,12 +33,6 @@ from stable_forgetting.models.load import cache_dir
 from stable_forgetting.progress import Progress
 from stable_forgetting.runs import RunDirectory
 
-TEST_SHARE = 0.2
-"""Part of the images of each class that is set aside for validation, or for testing where there is no test split."""
-
-UNSEEN_SHARE = 0.1
-"""Part of the images of each class that no model is taught, for membership tests and once more for targets."""
-
 _INSTEAD = {
     "data.forget": "--forget, --superclass, --random or --images",
     "data.retain": "evaluation.retain_limit, which bounds what is measured,",
@@ -51,45 +45,6 @@ _INSTEAD = {
 """What a request writes into the settings of its runs, and what to use in place of a change of it."""
 
 _TEMPLATE = PROBLEMS_DIR / "class_deletion.yaml"
-
-
-@dataclass(frozen=True)
-class Division:
-    """Rules that divide the images of each class; None says nothing.
-
-    Args:
-        taught: Of the training images that models are taught.
-        holdout: Of unseen images for membership tests; None: test images of the deleted classes serve.
-        targets: Of unseen images for calibrated targets; None: no objective needs them.
-        test: Of the images for testing, within `test_split`.
-        test_split: Where the images for testing are.
-    """
-
-    taught: str | None
-    holdout: str | None
-    targets: str | None
-    test: str | None
-    test_split: str | None
-
-
-@dataclass(frozen=True)
-class _Aside:
-    """Which training images are set aside.
-
-    Args:
-        test: In place of test images, or because there are none.
-        holdout: For membership tests where the classes of what is forgotten stay.
-        targets: For objectives with targets.
-    """
-
-    test: bool
-    holdout: bool
-    targets: bool
-
-    @property
-    def share_taught(self) -> float:
-        """Part of the images of each class that is left to teach."""
-        return 1 - TEST_SHARE * self.test - UNSEEN_SHARE * (self.holdout + self.targets)
 
 
 def class_deletion_comparison(options: ClassDeletionOptions, out_dir: Path, *, progress: Progress) -> Comparison:
@@ -113,8 +68,9 @@ def class_deletion_comparison(options: ClassDeletionOptions, out_dir: Path, *, p
     table = read_image_table(options.data, TableNames(template["columns"], template["test_splits"], template["data"]))
     methods = method_changes(options, {"calibrated_chance": _target_of_chance(table.num_classes)})
     requests, listed = class_requests(options, table), listed_rows(options, table)
-    aside = _Aside(
-        test=options.validation or table.test_split is None,
+    aside = Aside(
+        test=table.test_split is None,
+        validation=options.validation,
         holdout=options.makes_models and options.names_images,
         targets=options.makes_models and _any_needs_targets(methods),
     )
@@ -145,46 +101,13 @@ def class_deletion_comparison(options: ClassDeletionOptions, out_dir: Path, *, p
     return Comparison(shared, found, notes=notes)
 
 
-def divide(table: ImageTable, aside: _Aside, *, leave_out: Sequence[int] = (), keep: Sequence[int] = ()) -> Division:
-    """Set images of each class aside, from its last one on: for testing or validation, as holdout set, for targets.
-
-    Args:
-        table: The images.
-        aside: Which training images are set aside.
-        leave_out: Rows that are in no part: second copies of images, so that what is forgotten, held out or measured
-            is not taught in another copy.
-        keep: Rows that are taught wherever they are in their class, because they are to be forgotten.
-
-    Returns:
-        What is left to teach, and the parts.
-    """
-    label, end = table.columns["label"], 1.0
-    once = f"not {table.among_rows(leave_out)}" if leave_out else None
-    kept = table.among_rows(keep) if keep else None
-    others = all_of(once, None if kept is None else none_of([kept]))
-    test, test_split = None, table.test_split
-    if aside.test:
-        test, end, test_split = all_of(_band(label, end, TEST_SHARE), others), end - TEST_SHARE, table.train_split
-    unseen: dict[str, str | None] = {"holdout": None, "targets": None}
-    for name in (name for name in unseen if getattr(aside, name)):
-        unseen[name], end = all_of(_band(label, end, UNSEEN_SHARE), others), end - UNSEEN_SHARE
-    taught = f"share_in({label}) <= {end:g}" if end < 1 else None
-    if taught is not None and kept is not None:
-        taught = any_of([taught, kept])
-    return Division(all_of(taught, once), unseen["holdout"], unseen["targets"], test, test_split)
-
-
-def _refuse_changes_of_sets(options: ClassDeletionOptions, aside: _Aside) -> None:
+def _refuse_changes_of_sets(options: ClassDeletionOptions, aside: Aside) -> None:
     """Refuse changes of the sets that are made here; others, such as another holdout set, may be given."""
     not_written = {f"data.{name}" for name in ("holdout", "targets") if not getattr(aside, name)}
     not_written |= set() if options.sequence else {"data.forgotten_before", "merge"}
     for place, option in _INSTEAD.items():
         if place not in not_written:
             refuse_changes(options.set, [place], "what is to be forgotten", option)
-
-
-def _band(label: str, end: float, share: float) -> str:
-    return f"{end - share:g} < share_in({label}) <= {end:g}"
 
 
 def _sets(request: Request, table: ImageTable, division: Division) -> Changes:
@@ -273,7 +196,8 @@ def _notes(table: ImageTable, division: Division, options: ClassDeletionOptions)
         notes.append("A given base model may have seen them: its accuracy on them says little.")
     if options.validation:
         notes.append(
-            "For choosing settings: a fifth of each class's training images is measured in place of the test images."
+            "For choosing settings: a fifth of each class's training images, none of those for testing, is measured in "
+            "place of the test images."
         )
     purposes = {"membership tests": division.holdout, "calibrated targets": division.targets}
     said = "A tenth of the training images of each class is taught to no model: it is for"

@@ -116,7 +116,7 @@ class ClassDeletionOptions(BenchmarkOptions):
     finetuned: bool = False
     """The model is a classifier of these classes already: it is the base model, and nothing is finetuned."""
     validation: bool = False
-    """For choosing settings: the last fifth of the training images of each class takes the place of the test images."""
+    """For choosing settings: a fifth of the training images of each class takes the place of the test images."""
 
     @model_validator(mode="before")
     @classmethod

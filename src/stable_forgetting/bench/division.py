@@ -1,0 +1,89 @@
+"""Which images of each class are taught, and which are set aside for testing, validation, attacks and targets."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from stable_forgetting.bench.image_table import ImageTable
+from stable_forgetting.bench.requests import all_of, any_of, none_of
+
+TEST_SHARE = 0.2
+"""Part of the images of each class that is set aside for validation, or for testing where there is no test split."""
+
+UNSEEN_SHARE = 0.1
+"""Part of the images of each class that no model is taught, for membership tests and once more for targets."""
+
+
+@dataclass(frozen=True)
+class Division:
+    """Rules that divide the images of each class; None says nothing.
+
+    Args:
+        taught: Of the training images that models are taught.
+        holdout: Of unseen images for membership tests; None: test images of the deleted classes serve.
+        targets: Of unseen images for calibrated targets; None: no objective needs them.
+        test: Of the images for testing, within `test_split`.
+        test_split: Where the images for testing are.
+    """
+
+    taught: str | None
+    holdout: str | None
+    targets: str | None
+    test: str | None
+    test_split: str | None
+
+
+@dataclass(frozen=True)
+class Aside:
+    """Which training images are set aside.
+
+    Args:
+        test: Because there are no test images.
+        validation: To be measured in place of the test images.
+        holdout: For membership tests where the classes of what is forgotten stay.
+        targets: For objectives with targets.
+    """
+
+    test: bool
+    validation: bool
+    holdout: bool
+    targets: bool
+
+    @property
+    def share_taught(self) -> float:
+        """Part of the images of each class that is left to teach."""
+        return 1 - TEST_SHARE * (self.test + self.validation) - UNSEEN_SHARE * (self.holdout + self.targets)
+
+
+def divide(table: ImageTable, aside: Aside, *, leave_out: Sequence[int] = (), keep: Sequence[int] = ()) -> Division:
+    """Set images of each class aside, from its last one on: for testing, validation, as holdout set, for targets.
+
+    Args:
+        table: The images.
+        aside: Which training images are set aside.
+        leave_out: Rows that are in no part: second copies of images, so that what is forgotten, held out or measured
+            is not taught in another copy.
+        keep: Rows that are taught wherever they are in their class, because they are to be forgotten.
+
+    Returns:
+        What is left to teach, and the parts.
+    """
+    label, end = table.columns["label"], 1.0
+    once = f"not {table.among_rows(leave_out)}" if leave_out else None
+    kept = table.among_rows(keep) if keep else None
+    others = all_of(once, None if kept is None else none_of([kept]))
+    test, test_split = None, table.test_split
+    for _ in range(aside.test + aside.validation):  # validation images are others than those that results are of
+        test, end, test_split = all_of(_band(label, end, TEST_SHARE), others), end - TEST_SHARE, table.train_split
+    unseen: dict[str, str | None] = {"holdout": None, "targets": None}
+    for name in (name for name in unseen if getattr(aside, name)):
+        unseen[name], end = all_of(_band(label, end, UNSEEN_SHARE), others), end - UNSEEN_SHARE
+    taught = f"share_in({label}) <= {end:g}" if end < 1 else None
+    if taught is not None and kept is not None:
+        taught = any_of([taught, kept])
+    return Division(all_of(taught, once), unseen["holdout"], unseen["targets"], test, test_split)
+
+
+def _band(label: str, end: float, share: float) -> str:
+    return f"{end - share:g} < share_in({label}) <= {end:g}"
