@@ -168,6 +168,13 @@ def test_bytes_that_are_no_text_are_refused(tmp_path):
         read_record(tmp_path)
 
 
+def test_a_folder_of_runs_is_no_run_and_names_them(tmp_path):
+    for name in ("second", "first"):
+        write_record(record(), tmp_path / name)
+    with pytest.raises(RunDirectoryError, match=rf"holds 2 runs, such as 'first'\. Give these: {tmp_path}/\*/"):
+        read_record(tmp_path)
+
+
 def test_a_missing_record_is_named(tmp_path):
     with pytest.raises(RunDirectoryError, match=r"No record at '.*nothing/record\.json'"):
         read_record(tmp_path / "nothing")

@@ -233,6 +233,13 @@ def write_record(record: RunRecord, run_dir: Path) -> Path:
     return path
 
 
+def _advice(run_dir: Path) -> str:
+    inside = sorted(found.parent.name for found in run_dir.glob(f"*/{RECORD_NAME}"))
+    if inside:
+        return f"The folder holds {len(inside)} runs, such as '{inside[0]}'. Give these: {run_dir}/*/"
+    return "Give the directory of a run that has come to its end."
+
+
 def read_record(run_dir: Path) -> RunRecord:
     """Read the record of a run directory.
 
@@ -244,7 +251,7 @@ def read_record(run_dir: Path) -> RunRecord:
     """
     path = run_dir if run_dir.suffix == ".json" else run_dir / RECORD_NAME
     if not path.is_file():
-        raise RunDirectoryError(f"No record at '{path}'. Give the directory of a run that `forget run` has written.")
+        raise RunDirectoryError(f"No record at '{path}'. {_advice(run_dir)}")
     try:
         data = json.loads(path.read_text(encoding="utf-8"))
     except (json.JSONDecodeError, UnicodeDecodeError) as error:

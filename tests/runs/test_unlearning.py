@@ -100,6 +100,7 @@ def test_after_an_error_in_training_the_model_can_be_given_again(monkeypatch):
 @pytest.mark.parametrize(
     ("changes", "error", "message"),
     [
+        ({"progress": True}, ConfigError, r"progress is True\. Give RichProgress"),
         ({"training": {"steps": 2}}, ConfigError, r"training is \{'steps': 2\}\. Give TrainingConfig"),
         ({"target": {"nll": 2}}, ConfigError, r"target is \{'nll': 2\}\. Give TargetConfig"),
         ({"objective": 3}, ConfigError, "objective is 3. Give the name"),

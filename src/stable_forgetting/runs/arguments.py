@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import combinations
+from pathlib import Path
 from typing import Any
 
 from peft import PeftModel
@@ -21,6 +22,7 @@ from stable_forgetting.data.vision import image_examples
 from stable_forgetting.errors import ConfigError, DataError, ModelError
 from stable_forgetting.models.tasks import ImageTask, LanguageTask, Task
 from stable_forgetting.objectives import Objective, build_objective
+from stable_forgetting.progress import Progress
 from stable_forgetting.runs.fits import all_answers, check_labels, check_positions, check_tokens
 from stable_forgetting.runs.sets import process_with
 
@@ -116,6 +118,18 @@ def make_objective(given: str | Objective, target: TargetConfig | None, *, has_r
             "term, such as 'ascent'."
         )
     return objective
+
+
+def check_surroundings(progress: Progress | None, *, resume: bool, output_dir: str | Path | None) -> None:
+    """Check what the training is shown with and gone on from.
+
+    Raises:
+        ConfigError: `progress` shows nothing, or there is no place to resume from.
+    """
+    if progress is not None and not hasattr(progress, "track"):
+        raise ConfigError(f"progress is {progress!r}. Give RichProgress() of this package, or leave it out.")
+    if resume and output_dir is None:
+        raise ConfigError("resume is True, but output_dir is not given. Give the folder that holds the checkpoints.")
 
 
 def make_settings(given: TrainingConfig | None, *, has_retain: bool) -> TrainingConfig:

@@ -16,7 +16,6 @@ from stable_forgetting.adapters import BoundedLoraConfig, LayerCertificate, cert
 from stable_forgetting.config import TargetConfig, TrainingConfig
 from stable_forgetting.data.examples import ExampleSet
 from stable_forgetting.data.language import DEFAULT_TEMPLATE
-from stable_forgetting.errors import ConfigError
 from stable_forgetting.evaluation import LikelihoodScores, score_examples, validation_data
 from stable_forgetting.models.tasks import Task
 from stable_forgetting.objectives import Objective
@@ -25,6 +24,7 @@ from stable_forgetting.runs.arguments import (
     Data,
     Reading,
     check_model,
+    check_surroundings,
     make_adapter,
     make_objective,
     make_sets,
@@ -114,6 +114,7 @@ def unlearn(  # noqa: PLR0913  (one call with everything by name is the point of
         RunDirectoryError: `output_dir` holds checkpoints, and `resume` is False or they are of another training.
     """
     check_model(model)
+    check_surroundings(progress, resume=resume, output_dir=output_dir)
     processes.join()
     chosen = make_objective(objective, target, has_retain=retain is not None)
     settings = make_settings(training, has_retain=retain is not None)
@@ -123,8 +124,6 @@ def unlearn(  # noqa: PLR0913  (one call with everything by name is the point of
     sets = make_sets(given, model, task, Reading(template, chat_template, max_length))
     validation = _validation(task, sets, settings)
     target = target or TargetConfig()
-    if resume and output_dir is None:
-        raise ConfigError("resume is True, but output_dir is not given. Give the folder that holds the checkpoints.")
     if output_dir is not None:
         claim(Path(output_dir), training_identity(model, chosen, target, settings, config, sets), resume=resume)
     move_to_training_device(model)
