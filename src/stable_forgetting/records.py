@@ -237,7 +237,7 @@ def _advice(run_dir: Path) -> str:
     inside = sorted(found.parent.name for found in run_dir.glob(f"*/{RECORD_NAME}"))
     if inside:
         return f"The folder holds {len(inside)} runs, such as '{inside[0]}'. Give these: {run_dir}/*/"
-    return "Give the directory of a run that has come to its end."
+    return "Give the directory of a finished run, as `forget run` and `forget bench` leave them."
 
 
 def read_record(run_dir: Path) -> RunRecord:
