@@ -9,10 +9,11 @@ from peft import get_peft_model
 
 from data_paths import shared_data
 from stable_forgetting.adapters import BoundedLoraConfig
-from stable_forgetting.config import EvaluationConfig
+from stable_forgetting.config import EvaluationConfig, parse_config
 from stable_forgetting.errors import ConfigError, DataError, ModelError
-from stable_forgetting.evaluation import score_model
+from stable_forgetting.evaluation import ModelScores, score_model
 from stable_forgetting.evaluation.scores import ScoringOptions
+from stable_forgetting.evaluation.text import exact_memorization
 from stable_forgetting.models.load import LoadedModel
 from stable_forgetting.progress import SilentProgress
 from stable_forgetting.runs import prepare, run
@@ -154,11 +155,25 @@ def test_tofu_is_an_ordinary_config(problem):
 
 @pytest.mark.parametrize("name", ["retain_evaluation", "real_authors", "world_facts"])
 def test_images_have_no_measured_sets_of_language(name):
-    from stable_forgetting.config import parse_config
-
     data = {"source": {"path": "builtin:digits"}, "forget": {"where": "label == 1"}, name: {"path": "x.csv"}}
     with pytest.raises(ConfigError, match=rf"data\.{name}: only language models have it"):
         parse_config({"task": "image", "model": {"name": "builtin:digits"}, "data": data})
+
+
+def test_a_record_follows_the_protocol_that_the_settings_name(problem, tmp_path):
+    record = run(problem.config(evaluation__compat="open-unlearning"), tmp_path / "run")
+    kept = json.loads((tmp_path / "run" / record.per_example_paths["base"]).read_text())
+    likelihood = ModelScores.from_json(kept).sets["forget"].likelihood
+    found = next(metric for metric in record.evaluations[0].metrics if metric.name == "forget_exact_memorization")
+    assert found.value == pytest.approx(exact_memorization(likelihood, compat="open-unlearning").mean())
+    assert found.value != pytest.approx(exact_memorization(likelihood).mean())
+
+
+def test_images_have_no_protocol_of_language_models():
+    data = {"source": {"path": "builtin:digits"}, "forget": {"where": "label == 1"}}
+    given = {"task": "image", "model": {"name": "builtin:digits"}, "data": data}
+    with pytest.raises(ConfigError, match=r"evaluation\.compat: 'open-unlearning' is a protocol of language models"):
+        parse_config(given | {"evaluation": {"compat": "open-unlearning"}})
 
 
 @pytest.fixture

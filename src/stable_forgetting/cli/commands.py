@@ -28,7 +28,7 @@ from stable_forgetting.config import RunConfig, load_config, parse_change
 from stable_forgetting.config.benchmark_options import ClassDeletionOptions, TofuOptions
 from stable_forgetting.errors import ConfigError, ModelError, RunDirectoryError
 from stable_forgetting.evaluation import ModelScores, evaluate_scores
-from stable_forgetting.evaluation.values import ModelValues
+from stable_forgetting.evaluation.values import Definitions, ModelValues
 from stable_forgetting.models.load import load_model, save_model, weights_sha256
 from stable_forgetting.records import ModelRole, RunRecord, read_record, write_text
 from stable_forgetting.report import render_table, write_report
@@ -220,7 +220,13 @@ def evaluate(
         loaded = load_adapted(loaded, adapter)
     role: ModelRole = "base" if adapter is None else "unlearned"
     own = score(loaded, models.sets, role, settings=settings, progress=progress)
-    found = evaluate_scores(own, retain_scores, num_resamples=settings.num_resamples, seed=settings.seed)
+    found = evaluate_scores(
+        own,
+        retain_scores,
+        num_resamples=settings.num_resamples,
+        seed=settings.seed,
+        definitions=Definitions(compat=settings.compat),
+    )
     console.print(metric_table(found))
     if out is not None:
         write_text(out, found.model_dump_json(indent=1))

@@ -155,6 +155,9 @@ class EvaluationConfig(Section):
     """Bootstrap resamples behind each interval but those of shares."""
     seed: int = 0
     """Of the subsets and the bootstrap."""
+    compat: Literal["open-unlearning"] | None = None
+    """Language: measure as that package does, whose attention mask hides end tokens in prompts where the tokenizer has
+    no pad token, and by its definitions. None: this package's definitions."""
 
 
 class RunConfig(Section):

@@ -100,13 +100,14 @@ def answer_batches(
 ) -> Iterator[ScoredBatch]:
     """Predictions of all answers, numbered family after family.
 
-    Prompts are not shared, and every answer is read with its own, where a prompt has a single token or where the
-    model keeps something else of its prompts than keys and values in the form that transformers gives them by default.
+    Prompts are not shared, and every answer is read with its own, where a prompt has a single token, where the task
+    hides tokens (which have a place if a text is read as a whole, and none after prompts), or where the model keeps
+    something else of its prompts than keys and values in the form that transformers gives them by default.
     """
     answers = [answer for family in families for answer in family]
     starts = np.cumsum([0, *map(len, families)]).tolist()
     shared = [common_prompt(family) for family in families]
-    can_share = min(shared) > 0 and len(answers) > len(families)
+    can_share = min(shared) > 0 and len(answers) > len(families) and not task.hides_pad_tokens
     order = longest_first(shared)
     for begin in range(0, len(order), batch_size):
         chosen = order[begin : begin + batch_size]

@@ -41,8 +41,9 @@ def greedy_answers(
 ) -> list[str]:
     """What the model answers to each prompt, decoded greedily, in the order of the set.
 
-    An answer ends before the example's end token, if it has one, or after `max_new_tokens` tokens. The
-    attention mask comes from lengths, never from token ids. The batch size changes nothing beyond rounding.
+    An answer ends before the example's end token, if it has one, or after `max_new_tokens` tokens. The attention mask
+    comes from lengths and not from token ids, unless the task hides tokens; those have no place of their own then, as
+    in transformers' `generate`. The batch size changes nothing beyond rounding.
 
     Args:
         model: Causal language model of transformers, with or without adapters.
@@ -76,7 +77,8 @@ def greedy_answers(
         for start in range(0, len(open_), batch_size):
             chosen = [open_[place] for place in by_length[start : start + batch_size]]
             read = [examples[i].input_ids[: examples[i].num_prompt_tokens + len(known[i])] for i in chosen]
-            input_ids, attention_mask = left_padded([torch.tensor(row) for row in read], device)
+            prompts = [torch.tensor(row) for row in read]
+            input_ids, attention_mask = left_padded(prompts, [task.visible(row) for row in prompts], device)
             ends = torch.tensor([_end(examples[i]) for i in chosen], device=device)
             room = torch.tensor([max_new_tokens - len(known[i]) for i in chosen], device=device)
             rows = _Rows(torch.arange(len(chosen), device=device), ends, room, input_ids, attention_mask)

@@ -55,19 +55,19 @@ def read_prompts(model: nn.Module, prompts: Sequence[Tensor], device: torch.devi
     Returns:
         What it keeps of them; the cache is None if the model has none.
     """
-    inputs, attention_mask = left_padded(prompts, device)
+    visible = [torch.ones(len(prompt), dtype=torch.long) for prompt in prompts]
+    inputs, attention_mask = left_padded(prompts, visible, device)
     outputs = model(**model_inputs(model, inputs, attention_mask, logits_to_keep=1), use_cache=True)
     return ReadPrompts(attention_mask, getattr(outputs, "past_key_values", None))
 
 
-def left_padded(prompts: Sequence[Tensor], device: torch.device) -> tuple[Tensor, Tensor]:
-    """Inputs, (E, S, ...), and attention mask, (E, S), of prompts, (tokens, ...) each.
+def left_padded(prompts: Sequence[Tensor], visible: Sequence[Tensor], device: torch.device) -> tuple[Tensor, Tensor]:
+    """Inputs, (E, S, ...), and attention mask, (E, S), of prompts, (tokens, ...) each, and what is visible of them.
 
     Padding holds token 0, which every vocabulary has: the mask hides it.
     """
     inputs = pad_sequence(list(prompts), batch_first=True, padding_side="left")
-    read = [torch.ones(len(prompt), dtype=torch.long) for prompt in prompts]
-    return inputs.to(device), pad_sequence(read, batch_first=True, padding_side="left").to(device)
+    return inputs.to(device), pad_sequence(list(visible), batch_first=True, padding_side="left").to(device)
 
 
 def model_inputs(model: nn.Module, input_ids: Tensor, attention_mask: Tensor, **optional: Any) -> dict[str, Any]:

@@ -259,7 +259,8 @@ def _score_language_set(
             example_set,
             max_new_tokens=options.max_new_tokens,
             batch_size=size,
-            num_known=scores.num_leading_correct.tolist(),
+            # Places count in another way in answers than in likelihoods where tokens are hidden.
+            num_known=None if task.hides_pad_tokens else scores.num_leading_correct.tolist(),
             progress=tell(f"answers of {name}"),
         )
         columns = {"answers": tuple(answers), "references": tuple(example.answer for example in example_set)}

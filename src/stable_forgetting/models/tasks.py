@@ -7,7 +7,7 @@ it is handling in order to compute a value.
 from __future__ import annotations
 
 import inspect
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any, Literal, Protocol
 
@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 
 from stable_forgetting.data.examples import Example, ImageExample, LanguageExample
+from stable_forgetting.models.packing import find_packing
 from stable_forgetting.models.predictions import Predictions
 from stable_forgetting.models.trunk import FrozenTrunk
 
@@ -56,17 +57,30 @@ class LanguageTask:
             mask comes from lengths, so that a pad token equal to the end token does no harm.
         trunk: The frozen part below the first block that changes, if its outputs are kept: it then runs once for each
             text, and the model reads its outputs, (T, D), wherever it would read token ids, (T,).
+        hides_pad_tokens: Whether true tokens of a text that equal the pad token are hidden from the others, as by code
+            that takes the attention mask from token ids.
     """
 
     name: Literal["language"] = "language"
 
-    def __init__(self, tokenizer: Any, *, trunk: FrozenTrunk | None = None) -> None:
+    def __init__(self, tokenizer: Any, *, trunk: FrozenTrunk | None = None, hides_pad_tokens: bool = False) -> None:
         self.tokenizer = tokenizer
         self.trunk = trunk
+        self.hides_pad_tokens = hides_pad_tokens
 
     def with_trunk(self, trunk: FrozenTrunk | None) -> LanguageTask:
         """The same task with the outputs of a frozen part kept."""
-        return LanguageTask(self.tokenizer, trunk=trunk)
+        return LanguageTask(self.tokenizer, trunk=trunk, hides_pad_tokens=self.hides_pad_tokens)
+
+    def hiding_pad_tokens(self) -> LanguageTask:
+        """The same task with true pad tokens hidden; without kept outputs, which are those of texts seen whole."""
+        return LanguageTask(self.tokenizer, hides_pad_tokens=True)
+
+    def visible(self, input_ids: Tensor) -> Tensor:
+        """1 for each token of a text that the others see, and 0 for those that are hidden, (T,)."""
+        return (
+            (input_ids != self.tokenizer.pad_token_id).long() if self.hides_pad_tokens else torch.ones_like(input_ids)
+        )
 
     def inputs(self, examples: Sequence[LanguageExample]) -> list[Tensor]:
         """What the model reads of each example: token ids, (T,), or what the trunk makes of them, (T, D)."""
@@ -82,46 +96,55 @@ class LanguageTask:
     def collate(self, examples: Sequence[LanguageExample]) -> Batch:
         """Pad on the right: input_ids, (E, T), or with a trunk (E, T, D); attention_mask and labels, (E, T) each."""
         labels = [torch.tensor(example.input_ids) for example in examples]
+        visible = [self.visible(row) for row in labels]
         for row, example in zip(labels, examples, strict=True):
             row[: example.num_prompt_tokens] = IGNORED
         fill = 0 if self.trunk is not None else int(self.tokenizer.pad_token_id)
         return {
             "input_ids": pad_sequence(self.inputs(examples), batch_first=True, padding_value=fill),
-            "attention_mask": pad_sequence([torch.ones_like(row) for row in labels], batch_first=True),
+            "attention_mask": pad_sequence(visible, batch_first=True),
             "labels": pad_sequence(labels, batch_first=True, padding_value=IGNORED),
         }
 
     def predict(self, model: nn.Module, batch: Batch) -> Predictions:
         """Predictions of each answer token from the tokens before it.
 
-        The output head runs at label positions only: for a large vocabulary the logits of the questions and of the
-        padding would cost more than the rest of the batch.
+        Short texts share rows where the model can tell them apart. The output head runs at label positions only: for a
+        large vocabulary the logits of the questions and of the padding would cost more than the rest of the batch.
         """
+        labels = batch["labels"][:, 1:]
+        packing = None if self.hides_pad_tokens else find_packing(model, batch["attention_mask"])
+        if packing is not None:
+            inputs = {**packing.inputs(batch["input_ids"]), "use_cache": False}
+            return self.predict_next(model, inputs, labels, packing.places)
         inputs = {"input_ids": batch["input_ids"], "attention_mask": batch["attention_mask"], "use_cache": False}
-        return self.predict_next(model, inputs, batch["labels"][:, 1:])
+        return self.predict_next(model, inputs, labels)
 
-    def predict_next(self, model: nn.Module, inputs: Mapping[str, Any], labels: Tensor) -> Predictions:
+    def predict_next(
+        self,
+        model: nn.Module,
+        inputs: Mapping[str, Any],
+        labels: Tensor,
+        places: Callable[[Tensor, Tensor], tuple[Tensor, Tensor]] = lambda *where: where,
+    ) -> Predictions:
         """Predictions of labels that are given place by place.
 
         Args:
             model: The model.
-            inputs: What its forward pass takes, with E rows.
-            labels: (E, T), the token after each of the first T inputs, `IGNORED` where it is no label.
+            inputs: What its forward pass takes.
+            labels: (E, T), the token after each of the first T tokens of each text, `IGNORED` where it is no label.
+            places: From text and position of some tokens, (P,) each, to their row and column in the inputs; by default
+                each text has a row.
         """
-        counts = labels != IGNORED
-        head = _output_head(model)
+        text, position = (labels != IGNORED).nonzero(as_tuple=True)
+        where, head = places(text, position), _output_head(model)
         with self.reading():
             if head is None:
-                logits = model(**inputs).logits[:, : labels.shape[1]][counts]
+                logits = model(**inputs).logits[where]
             else:
-                with _head_only_at(head, counts):
+                with _head_only_at(head, where):
                     logits = model(**inputs).logits[0]
-        return Predictions(
-            logits=logits,
-            labels=labels[counts],
-            example=counts.nonzero()[:, 0],
-            num_examples=len(labels),
-        )
+        return Predictions(logits=logits, labels=labels[text, position], example=text, num_examples=len(labels))
 
 
 def _output_head(model: nn.Module) -> nn.Module | None:
@@ -132,20 +155,20 @@ def _output_head(model: nn.Module) -> nn.Module | None:
 
 
 @contextmanager
-def _head_only_at(head: nn.Module, counts: Tensor) -> Iterator[None]:
+def _head_only_at(head: nn.Module, where: tuple[Tensor, Tensor]) -> Iterator[None]:
     """Let the output head see only the hidden states that predict a label.
 
     A hook on the head, and not a call of the decoder and then of the head, so that whatever a model does to its logits
     afterwards (scaling, soft caps) stays in force, and wrappers for adapters and sharding need not be known here.
 
     Args:
-        head: The output head; its input is (E, T or more, H).
-        counts: (E, T), bool: whether the token after each of the first T positions is a label.
+        head: The output head; its input is (rows, columns, H).
+        where: Row and column of each token that a label follows, (P,) each.
     """
 
     def keep_label_positions(_: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
         hidden, *rest = inputs
-        return (hidden[:, : counts.shape[1]][counts].unsqueeze(0), *rest)
+        return (hidden[where].unsqueeze(0), *rest)
 
     handle = head.register_forward_pre_hook(keep_label_positions)
     try:

@@ -172,13 +172,13 @@ def find_trunk(model: Any, num_blocks: int, options: dict[str, Any], root: Path)
         return None
     lists = [part for part in parent.modules() if isinstance(part, nn.ModuleList)]
     blocks = next((part for part in lists if len(part) == config.num_hidden_layers), None)
-    if blocks is None or not all(_is_of_transformers(part) for part in (parent, blocks[0])):
+    if blocks is None or not all(is_of_transformers(part) for part in (parent, blocks[0])):
         return None
     embeddings, first = parent.get_submodule(embeddings_name), list(blocks)[:num_blocks]
     return FrozenTrunk(model, embeddings, first, input_name=input_name, options=options, root=root)
 
 
-def _is_of_transformers(module: nn.Module) -> bool:
+def is_of_transformers(module: nn.Module) -> bool:
     """Code that comes with a model can do anything between its blocks, under the name of a known family."""
     return type(module).__module__.startswith("transformers.models.")
 

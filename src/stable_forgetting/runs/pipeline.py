@@ -16,12 +16,8 @@ from stable_forgetting import processes
 from stable_forgetting.adapters import certificate
 from stable_forgetting.config import RunConfig
 from stable_forgetting.errors import ConfigError, StableForgettingError
-from stable_forgetting.evaluation import (
-    ModelScores,
-    evaluate_scores,
-    verdicts,
-)
-from stable_forgetting.evaluation.values import ModelValues
+from stable_forgetting.evaluation import ModelScores, evaluate_scores, verdicts
+from stable_forgetting.evaluation.values import Definitions, ModelValues
 from stable_forgetting.models.load import LoadedModel, load_model, model_sha256, save_model
 from stable_forgetting.objectives import Objective
 from stable_forgetting.progress import Progress, SilentProgress
@@ -256,7 +252,14 @@ def _reference(loaded: LoadedModel, role: ModelRole, models: RunModels) -> Model
 
 def _evaluate(scores: Measured, retain: Measured | None, base: ModelScores, config: RunConfig) -> ModelEvaluation:
     settings = config.evaluation
-    return evaluate_scores(scores, retain, base_scores=base, num_resamples=settings.num_resamples, seed=settings.seed)
+    return evaluate_scores(
+        scores,
+        retain,
+        base_scores=base,
+        num_resamples=settings.num_resamples,
+        seed=settings.seed,
+        definitions=Definitions(compat=settings.compat),
+    )
 
 
 def _train_adapter(

@@ -28,6 +28,7 @@ from stable_forgetting.evaluation import (
 )
 from stable_forgetting.evaluation.scores import FORMAT
 from stable_forgetting.models.load import LoadedModel, cache_dir, model_sha256
+from stable_forgetting.models.tasks import LanguageTask
 from stable_forgetting.progress import Advance, Progress
 from stable_forgetting.records import ModelRole, write_text
 from stable_forgetting.runs.cache import content_hash, made_once
@@ -129,6 +130,9 @@ def score(
         linear_probe=settings.linear_probe,
     )
     bars = ProgressOfSets(progress)
+    task = loaded.task
+    if settings.compat == "open-unlearning" and isinstance(task, LanguageTask):
+        task = task.hiding_pad_tokens()
     with ExitStack() as stack:
         stack.callback(bars.close)
         is_plain = stack.enter_context(merged_adapters(loaded.model))
@@ -139,7 +143,7 @@ def score(
             )
         return score_model(
             loaded.model,
-            loaded.task,
+            task,
             measured_sets(sets, settings).by_name,
             role=role,
             source=loaded.source,
@@ -200,7 +204,7 @@ def _read_scores(path: Path) -> ModelScores | None:
         return None
 
 
-_DECISIVE = {"batch_size", "generate", "max_new_tokens", "gradient_norm", "linear_probe"}
+_DECISIVE = {"batch_size", "generate", "max_new_tokens", "gradient_norm", "linear_probe", "compat"}
 """Settings that decide on the values of given sets."""
 
 
