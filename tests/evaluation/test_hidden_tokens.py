@@ -1,6 +1,7 @@
 """End tokens in prompts that are hidden, as by code that takes the attention mask from token ids."""
 
 from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -12,11 +13,13 @@ from stable_forgetting.config import EvaluationConfig
 from stable_forgetting.data.examples import ExampleSet, LanguageExample
 from stable_forgetting.evaluation.alternatives import score_answers
 from stable_forgetting.evaluation.generation import greedy_answers
+from stable_forgetting.evaluation.likelihood import score_examples
 from stable_forgetting.evaluation.scores import ScoringOptions, score_model
 from stable_forgetting.models.load import LoadedModel
 from stable_forgetting.progress import SilentProgress
-from stable_forgetting.runs.scoring import score
+from stable_forgetting.runs.scoring import measuring_task, score
 from stable_forgetting.runs.sets import Sets
+from stable_forgetting.runs.target_values import base_likelihoods
 
 
 def mask_from_ids(rows, side):
@@ -114,3 +117,21 @@ def test_a_run_measures_as_the_settings_say(language_model, language_task, with_
     np.testing.assert_array_equal(theirs.likelihood.nll_sum, expected.likelihood.nll_sum)
     assert theirs.answers == expected.answers == tuple(answers_in_public_way(language_model, with_ends.examples, 8))
     assert np.abs(ours.likelihood.nll_sum - theirs.likelihood.nll_sum).min() > 1e-3
+
+
+def test_reference_values_of_training_see_every_token(language_model, language_task, with_ends):
+    loaded, sets = LoadedModel(language_model, language_task, "tiny"), Sets({"forget": with_ends, "retain": with_ends})
+    settings = EvaluationConfig(batch_size=4, generate=False, compat="open-unlearning")
+    measured = score(loaded, sets, "base", settings=settings, progress=SilentProgress())
+    models = SimpleNamespace(sets=sets, config=SimpleNamespace(evaluation=settings, objective=None))
+    objective = SimpleNamespace(needs={"reference_nll_sum", "beta"}, needs_targets=False)
+    found = base_likelihoods(models, objective, loaded, measured, "hash")["forget"]
+    plain = score_examples(language_model, language_task, with_ends, batch_size=4)
+    np.testing.assert_allclose(found.nll_sum, plain.nll_sum, rtol=1e-12)
+    assert np.abs(found.nll_sum - measured.sets["forget"].likelihood.nll_sum).min() > 1e-3
+
+
+def test_validations_hide_tokens_as_the_end_does(language_task):
+    hidden = measuring_task(language_task, EvaluationConfig(compat="open-unlearning"))
+    assert hidden.visible(torch.tensor([4, END, 5])).tolist() == [1, 0, 1]
+    assert measuring_task(language_task, EvaluationConfig()) is language_task

@@ -14,6 +14,7 @@ from stable_forgetting.adapters import BoundedLoraConfig
 from stable_forgetting.config import parse_config
 from stable_forgetting.data.pairs import RETAIN, ForgetRetainBatches, ShareOfBatches
 from stable_forgetting.errors import ModelError
+from stable_forgetting.models import tasks
 from stable_forgetting.models.tasks import ImageTask, LanguageTask
 from stable_forgetting.objectives import build_objective
 from stable_forgetting.runs import memory, rehearsal
@@ -36,8 +37,12 @@ def on_meta(config, *, dtype=torch.float32):
 
 @pytest.mark.parametrize("objective", ["gradient_difference", "kl"])
 @pytest.mark.parametrize("family", [*CONFIGS, "vit"])
-def test_what_is_kept_is_what_autograd_saves(family, objective):
-    """And the batch; within 6 %, as some of what is there is not saved, and the other way round."""
+def test_what_is_kept_is_what_autograd_saves(family, objective, monkeypatch):
+    """And the batch; within 6 %, as some of what is there is not saved, and the other way round.
+
+    Without shared rows: the estimate is for batches of equally long texts, which have no padding to save.
+    """
+    monkeypatch.setattr(tasks, "find_packing", lambda *_: None)
     chosen = build_objective(objective)
     if family == "vit":
         model, task, make = tiny_image_model(), ImageTask(None), image_set

@@ -28,7 +28,7 @@ from stable_forgetting.evaluation import (
 )
 from stable_forgetting.evaluation.scores import FORMAT
 from stable_forgetting.models.load import LoadedModel, cache_dir, model_sha256
-from stable_forgetting.models.tasks import LanguageTask
+from stable_forgetting.models.tasks import LanguageTask, Task
 from stable_forgetting.progress import Advance, Progress
 from stable_forgetting.records import ModelRole, write_text
 from stable_forgetting.runs.cache import content_hash, made_once
@@ -100,6 +100,13 @@ def merged_adapters(model: nn.Module) -> Iterator[bool]:
         tuner.unmerge_adapter()
 
 
+def measuring_task(task: Task, settings: EvaluationConfig) -> Task:
+    """The task as models are measured with it: a published protocol may hide tokens that training sees."""
+    if settings.compat == "open-unlearning" and isinstance(task, LanguageTask):
+        return task.hiding_pad_tokens()
+    return task
+
+
 def score(
     loaded: LoadedModel,
     sets: Sets,
@@ -130,9 +137,6 @@ def score(
         linear_probe=settings.linear_probe,
     )
     bars = ProgressOfSets(progress)
-    task = loaded.task
-    if settings.compat == "open-unlearning" and isinstance(task, LanguageTask):
-        task = task.hiding_pad_tokens()
     with ExitStack() as stack:
         stack.callback(bars.close)
         is_plain = stack.enter_context(merged_adapters(loaded.model))
@@ -143,7 +147,7 @@ def score(
             )
         return score_model(
             loaded.model,
-            task,
+            measuring_task(loaded.task, settings),
             measured_sets(sets, settings).by_name,
             role=role,
             source=loaded.source,

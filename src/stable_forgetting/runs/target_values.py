@@ -21,6 +21,8 @@ def base_likelihoods(
 ) -> Likelihoods:
     """Likelihoods under the base model: those that were measured, and those of a set that targets alone come from.
 
+    Where a published protocol measures in another way than models are trained, all that is needed is measured again.
+
     Args:
         models: The models of the run.
         objective: Says whether targets are needed.
@@ -28,15 +30,23 @@ def base_likelihoods(
         scores: Its values on the measured sets.
         sha256: Its hash.
     """
-    found = {name: scores.sets[name].likelihood for name in ("forget", "holdout") if name in scores.sets}
-    sets = models.sets.by_name
+    sets, settings = models.sets.by_name, models.config.evaluation
+    found: Likelihoods = {}
+    missing: dict[str, ExampleSet[Any]] = {}
+    for name in ("forget", "holdout"):
+        if settings.compat is None and name in scores.sets:
+            found[name] = scores.sets[name].likelihood
+        elif name in sets and objective.needs:
+            missing[name] = sets[name]
     if objective.needs_targets and TARGETS in sets and models.config.objective.target.source == "holdout":
+        missing["holdout"] = sets[TARGETS]
+    if missing:
         found |= reference_likelihoods(
             lambda: base,
-            {"holdout": sets[TARGETS]},
+            missing,
             model=sha256,
             with_tokens="label_targets" in objective.needs,
-            batch_size=models.config.evaluation.batch_size,
+            batch_size=settings.batch_size,
         )
     return found
 

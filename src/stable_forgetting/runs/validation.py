@@ -22,7 +22,7 @@ from stable_forgetting.evaluation.values import ModelValues, SetValues, values_o
 from stable_forgetting.models.tasks import Task
 from stable_forgetting.records import CheckpointChoice, ModelRole
 from stable_forgetting.runs.retain_log import logged_retain_values
-from stable_forgetting.runs.scoring import measured_sets, merged_adapters
+from stable_forgetting.runs.scoring import measured_sets, measuring_task, merged_adapters
 from stable_forgetting.runs.sets import Sets
 from stable_forgetting.training import Validation
 from stable_forgetting.training.stop_rules import wrong_peaks
@@ -103,7 +103,7 @@ def validation_of_run(
         base=values_of(scores["base"]).sets,
         retain=_retain_values(logged_retain_values(config), scores.get("retain")),
     )
-    return validation_on(task, data, config.training, settings.batch_size)
+    return validation_on(measuring_task(task, settings), data, config.training, settings.batch_size)
 
 
 def _retain_values(logged: ModelValues | None, scores: ModelScores | None) -> Mapping[str, SetValues] | None:
