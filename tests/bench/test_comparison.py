@@ -64,7 +64,7 @@ def test_a_folder_with_other_settings_is_refused_before_anything_runs(problem, t
     methods = {"tanh": METHODS["tanh"]}
     run_all(Comparison(problem.changed(training__steps=2), methods), tmp_path / "out")
     before = read_record(tmp_path / "out/tanh")
-    with pytest.raises(RunDirectoryError, match="other settings"):
+    with pytest.raises(RunDirectoryError, match=r"training\.steps: 2 there, 3 now"):
         run_all(Comparison(problem.changed(training__steps=3), METHODS), tmp_path / "out")
     assert read_record(tmp_path / "out/tanh") == before
     assert not (tmp_path / "out/sine").exists()

@@ -348,7 +348,14 @@ def test_a_directory_that_holds_a_run(refused, language, tmp_path, record):
     config = language.write(tmp_path / "c.yaml")
     refused("run", config, "--out", out, naming=[str(out), "--resume", "--out"])
     other = language.write(tmp_path / "other.yaml", training__steps=9)
-    refused("run", other, "--out", out, "--resume", naming=[str(out), "other settings", "--out"])
+    refused(
+        "run",
+        other,
+        "--out",
+        out,
+        "--resume",
+        naming=[str(out), "other settings (training.steps: 8 there, 9 now)", "--out"],
+    )
 
 
 def test_records(refused, tmp_path):

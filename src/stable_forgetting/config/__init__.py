@@ -11,7 +11,14 @@ from stable_forgetting.config.options import (
     TrainingConfig,
 )
 from stable_forgetting.config.problems import MEASURED_ONLY, WITH_TARGETS
-from stable_forgetting.config.settings import apply_change, load_config, parse_change, parse_config, read_yaml
+from stable_forgetting.config.settings import (
+    apply_change,
+    flat_settings,
+    load_config,
+    parse_change,
+    parse_config,
+    read_yaml,
+)
 
 __all__ = [
     "MEASURED_ONLY",
@@ -28,6 +35,7 @@ __all__ = [
     "TargetConfig",
     "TrainingConfig",
     "apply_change",
+    "flat_settings",
     "load_config",
     "parse_change",
     "parse_config",

@@ -120,3 +120,17 @@ def apply_change(settings: dict[str, Any], path: str, value: Any) -> None:
             raise ConfigError(f"The setting '{path}' goes through '{parent}', which is {inner!r} and not a section.")
         section = inner
     section[name] = value
+
+
+def flat_settings(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Each setting by its path; a section without settings is one itself.
+
+    Example:
+        >>> flat_settings({"training": {"steps": 5, "stop": []}, "name": "run"})
+        {'training.steps': 5, 'training.stop': [], 'name': 'run'}
+    """
+    found: dict[str, Any] = {}
+    for name, value in settings.items():
+        inner = flat_settings(value) if isinstance(value, Mapping) else {}
+        found |= {f"{name}.{path}": setting for path, setting in inner.items()} or {name: value}
+    return found

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping, Sequence
-from typing import Any, Literal
+from collections.abc import Iterable, Sequence
+from typing import Literal
 
+from stable_forgetting.config import flat_settings
 from stable_forgetting.records import LayerCertificate, RunRecord
 from stable_forgetting.report import wording
 from stable_forgetting.report.charts import draw_bars, draw_panel, draw_scatter
@@ -209,17 +210,9 @@ def _layer_line(layer: LayerCertificate) -> LayerLine:
 
 
 def _settings(record: RunRecord) -> Iterable[Setting]:
-    given = dict(_flatten(record.given))
-    for name, value in _flatten(record.config):
-        yield Setting(name, value, name in given)
-
-
-def _flatten(settings: Mapping[str, Any], path: str = "") -> Iterable[tuple[str, str]]:
-    for name, value in settings.items():
-        if isinstance(value, dict) and value:
-            yield from _flatten(value, f"{path}{name}.")
-        else:
-            yield f"{path}{name}", value if isinstance(value, str) else json.dumps(value, default=str)
+    given = flat_settings(record.given)
+    for name, value in flat_settings(record.config).items():
+        yield Setting(name, value if isinstance(value, str) else json.dumps(value, default=str), name in given)
 
 
 def _environment(record: RunRecord) -> Sequence[tuple[str, str]]:

@@ -5,18 +5,25 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import yaml
 from pydantic import ValidationError
 
 from stable_forgetting import processes
-from stable_forgetting.config import RunConfig
+from stable_forgetting.config import RunConfig, flat_settings
 from stable_forgetting.errors import RunDirectoryError
 from stable_forgetting.records import RECORD_NAME, RunRecord, read_record, write_text
 
 CONFIG_NAME = "config.yaml"
 INPUTS_NAME = "inputs.json"
 FILES_NAME = "files.json"
+
+NAMED_DIFFERENCES = 3
+"""Settings that a message names; more do not fit into a sentence."""
+
+LONGEST_VALUE = 50
+"""Characters of a value that it shows."""
 
 
 class RunDirectory:
@@ -68,10 +75,11 @@ class RunDirectory:
                     f"The run directory '{place}' already holds a run. Continue it with --resume or choose another "
                     "with --out."
                 )
-            if _read_settings(config_path) != config:
+            kept = _read_settings(config_path)
+            if kept != config:
                 raise RunDirectoryError(
-                    f"The run directory '{place}' holds a run with other settings (see {CONFIG_NAME} in it), so it "
-                    "cannot be resumed with these. Choose another with --out."
+                    f"The run directory '{place}' holds a run with other settings ({_differences(kept, config)}), "
+                    "so it cannot be resumed with these. Choose another with --out."
                 )
         elif place.is_dir() and any(place.iterdir()):
             raise RunDirectoryError(
@@ -111,6 +119,23 @@ class RunDirectory:
             raise RunDirectoryError(
                 f"The run directory '{self.path}' cannot be written: {error.strerror}. Choose another with --out."
             ) from error
+
+
+def _differences(kept: RunConfig | None, config: RunConfig) -> str:
+    """The first settings that differ, with both values."""
+    if kept is None:
+        return f"see {CONFIG_NAME} in it"
+    old, new = (flat_settings(settings.model_dump(mode="json")) for settings in (kept, config))
+    absent = object()
+    changed = [path for path in {**old, **new} if old.get(path, absent) != new.get(path, absent)]
+    named = [f"{path}: {_shown(old, path)} there, {_shown(new, path)} now" for path in changed[:NAMED_DIFFERENCES]]
+    more = len(changed) - len(named)
+    return "; ".join(named) + (f"; and {more} more in {CONFIG_NAME}" if more else "")
+
+
+def _shown(settings: Mapping[str, Any], path: str) -> str:
+    text = json.dumps(settings[path], ensure_ascii=False) if path in settings else "not set"
+    return text if len(text) <= LONGEST_VALUE else f"{text[:LONGEST_VALUE]}…"
 
 
 def _read_settings(path: Path) -> RunConfig | None:
