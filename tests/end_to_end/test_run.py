@@ -200,6 +200,18 @@ def test_the_command_writes_a_report(problem, forget, tmp_path):
     assert "report.html" in shown.replace("\n", "")
     forget("report", tmp_path / "run", "--out", tmp_path / "again.html")
     assert _without_dates((tmp_path / "again.html").read_text()) == _without_dates(page)
+    assert "finished before" not in shown
+    assert "finished before" in forget("run", config, "--out", tmp_path / "run", "--resume")
+
+
+def test_a_comparison_says_what_was_finished(problem, forget, tmp_path):
+    config = yaml.safe_load(problem.write(tmp_path / "config.yaml", training__steps=1).read_text())
+    path = tmp_path / "compare.yaml"
+    for names in (["sine"], ["sine", "tanh"]):
+        path.write_text(yaml.safe_dump(config | {"methods": {name: {"adapter.bound": name} for name in names}}))
+        shown = forget("compare", path, "--out", tmp_path / "out")
+    assert "sine (finished before): " in shown
+    assert "tanh: " in shown
 
 
 def _without_dates(page: str) -> str:

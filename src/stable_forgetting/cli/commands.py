@@ -88,8 +88,11 @@ def run_config(path: Path, changes: Sequence[str], out: Path | None, *, resume: 
     config, given = _read(path, changes)
     run_dir = out or Path("runs") / config.name
     _check_place(run_dir)
-    record = run_unlearning(config, run_dir, given=given, resume=resume, progress=RichProgress(console))
     directory = RunDirectory(run_dir)
+    was_finished = resume and directory.finished_record() is not None
+    record = run_unlearning(config, run_dir, given=given, resume=resume, progress=RichProgress(console))
+    if was_finished:
+        console.print("This run was finished before: nothing was run again.", highlight=False)
     if processes.is_main_process():
         write_report([record], directory.report)
     _show([record])
@@ -128,11 +131,14 @@ def _compare(comparison: Comparison, out_dir: Path) -> list[RunRecord]:
     _check_file(out_dir / "report.html")
     for note in comparison.notes:
         console.print(f"Note: {note}", highlight=False, markup=False)
+    names = comparison.configs()
+    finished = {name for name in names if RunDirectory(out_dir / name).finished_record() is not None}
     records = []
     for record in run_comparison(comparison, out_dir, progress=RichProgress(console)):
         records.append(record)
         write_report([record], RunDirectory(out_dir / record.name).report)
-        console.print(f"{record.name}: {' '.join(record.verdicts) or record.error}", highlight=False)
+        name = f"{record.name} (finished before)" if record.name in finished else record.name
+        console.print(f"{name}: {' '.join(record.verdicts) or record.error}", highlight=False)
     write_report(records, out_dir / "report.html")
     _show(records)
     console.print(f"Report: {out_dir / 'report.html'}", highlight=False)
