@@ -28,7 +28,16 @@ RETAIN = language("retain", 0.10, 0.96, 2.4)
         (language("unlearned", 0.94, 0.96, 0.06), ["Nothing was forgotten: forget probability fell from 0.950"]),
         (language("unlearned", 0.97, 0.96, 0.03), ["Nothing was forgotten: forget probability rose"]),
         (language("unlearned", 0.50, 0.95, 0.7), ["Only partly forgotten, 53% of the way"]),
-        (language("unlearned", 0.11, 0.95, 2.3), ["Forgotten, and the rest is kept: forget probability fell"]),
+        (language("unlearned", 0.11, 0.96, 2.3), ["Forgotten, and the rest is kept: forget probability fell"]),
+        (language("unlearned", 0.11, 0.97, 2.3), ["Forgotten, and the rest is kept: forget probability fell"]),
+        (
+            language("unlearned", 0.11, 0.95, 2.3),
+            ["Forgotten, at the price of 1% of the rest: forget probability"],
+        ),
+        (
+            language("unlearned", 0.11, 0.88, 2.3),
+            ["Forgotten, at the price of 8% of the rest: forget probability"],
+        ),
         (language("unlearned", 0.00, 0.95, 15.0), ["Forgot more than the retain model: forget NLL per label 15.000"]),
         (language("unlearned", 0.11, 0.70, 2.3), ["The rest was damaged: retained probability fell from 0.960"]),
         (language("unlearned", 0.00, 0.01, 15.0), ["Forgot more than the retain", "The model collapsed: retained"]),
@@ -95,3 +104,15 @@ def test_missing_values_are_named():
     assert verdicts(BASE, broken, RETAIN) == [
         "Cannot judge what was forgotten: forget_probability is not available (not finite)."
     ]
+
+
+def test_a_classifier_that_knows_little_shows_little():
+    weak, weak_after = images("base", 0.6, 0.49), images("unlearned", 0.0, 0.49)
+    assert verdicts(weak, weak_after, images("retain", 0.0, 0.49)) == [
+        "Forgotten, and the rest is kept: forget accuracy fell from 0.600 to 0.000 (retain model 0.000), retained "
+        "accuracy stayed at 0.490.",
+        "The base model itself has a retained accuracy of 0.490 only, so that little can be seen of what it forgets; "
+        "train it longer or on more images first.",
+    ]
+    strong, strong_after = images("base", 0.6, 0.51), images("unlearned", 0.0, 0.51)
+    assert len(verdicts(strong, strong_after, images("retain", 0.0, 0.51))) == 1

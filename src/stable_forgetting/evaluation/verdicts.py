@@ -22,6 +22,12 @@ COLLAPSE_SHARE = 0.5
 KEPT_SHARE = 0.9
 """Keeping less than this share is reported as damage; finetuning with another seed moves it by a few percent."""
 
+LEAST_LOSS = 0.005
+"""A smaller share of the base model's value on the retain set would be 0 % in a sentence."""
+
+KNOWN_ACCURACY = 0.5
+"""A classifier that is wrong more often than right on what is kept knows too little to show what it forgets."""
+
 OVERSHOOT_RATIO = 1.5
 """Forget NLL this many times the retain model's is overshoot, if the intervals are disjoint as well: the examples then
 stand out by being unlikely, and an attack finds them."""
@@ -73,8 +79,13 @@ def verdicts(base: ModelEvaluation, unlearned: ModelEvaluation, retain: ModelEva
     found = [sentence for sentence in problems if sentence is not None]
     if not found:
         found.append(
-            f"Forgotten, and the rest is kept: forget {question.unit} {_change(before, after)}"
+            f"Forgotten, {_price(kept_before, kept_after)}: forget {question.unit} {_change(before, after)}"
             f"{_beside(target)}, retained {question.unit} {_change(kept_before, kept_after)}."
+        )
+    if question is not _LANGUAGE and _value(kept_before) < KNOWN_ACCURACY:
+        found.append(
+            f"The base model itself has a retained accuracy of {_value(kept_before):.3f} only, so that little "
+            "can be seen of what it forgets; train it longer or on more images first."
         )
     if retain is None:
         found.append(
@@ -162,6 +173,12 @@ def _keeping(question: _Question, before: MetricValue, after: MetricValue) -> st
     if _value(after) < KEPT_SHARE * _value(before):
         return f"The rest was damaged: {change}."
     return None
+
+
+def _price(before: MetricValue, after: MetricValue) -> str:
+    """What the forgetting took from the rest, in whole percent; a table can call less than that a clear change."""
+    lost = 1 - _value(after) / _value(before) if _value(before) > 0 else 0.0
+    return "and the rest is kept" if lost < LEAST_LOSS else f"at the price of {lost:.0%} of the rest"
 
 
 def _overlap(first: MetricValue, second: MetricValue) -> bool:
