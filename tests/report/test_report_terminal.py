@@ -2,6 +2,7 @@
 
 import io
 
+import pytest
 from rich.console import Console
 from rich.table import Table
 from sample_records import comparison, failed_run, image_run, language_run
@@ -33,6 +34,18 @@ def test_a_comparison_fits_90_columns():
     text = shown(render_table([language_run("calibrated-sine"), language_run("gd-lora")]), width=90)
     assert "…" not in text
     assert max(map(len, text.splitlines())) <= 90
+
+
+@pytest.mark.parametrize("width", [40, 60, 80, 200])
+def test_no_number_is_cut_at_any_width(width):
+    """What a wide terminal shows is shown in a narrow one, in several tables."""
+    wide = shown(render_table([*comparison(), image_run()]), width=400).split()
+    narrow = shown(render_table([*comparison(), image_run()]), width=width)
+    assert "…" not in narrow
+    assert max(map(len, narrow.splitlines())) <= width
+    numbers = [word for word in wide if word[0].isdigit()]
+    assert len(numbers) > 20
+    assert sorted(word for word in narrow.split() if word[0].isdigit()) == sorted(numbers)
 
 
 def test_each_problem_has_a_table_and_a_failed_run_its_reason():

@@ -70,14 +70,16 @@ LISTINGS: dict[str, Callable[[], Table]] = {
 
 
 def _table(columns: Sequence[str], rows: Iterable[Sequence[str]]) -> Table:
-    table = Table(*columns)
+    table = Table()
+    for place, name in enumerate(columns):
+        table.add_column(name, no_wrap=place == 0, overflow="fold")  # names are for copying
     for row in rows:
         table.add_row(*row)
     return table
 
 
 def check_tables(found: Check) -> list[Table]:
-    """What a check found, without the problems."""
+    """What a check found, without the problems; memory only where nothing is wrong, as lengths may be unknown then."""
     tables = []
     if found.sets:
         tables.append(_table(("set", "examples"), [(name, str(count)) for name, count in found.sets.items()]))
@@ -87,7 +89,7 @@ def check_tables(found: Check) -> list[Table]:
         table.add_row("layers", f"{len(found.layers)}: {found.layers[0]} … {found.layers[-1]}")
         table.add_row("trainable parameters", f"{found.num_trainable:,} ({share:.2%} of {found.num_base:,})")
         tables.append(table)
-    if found.memory is not None:
+    if found.memory is not None and not found.problems:
         tables.append(_memory_table(found.memory))
     return tables
 

@@ -23,7 +23,8 @@ from stable_forgetting.report.requests import (
     request_name,
     score,
 )
-from stable_forgetting.report.summary import Cell, GroupSummary, MethodSummary, ReferenceRow, summarize
+from stable_forgetting.report.summary import Cell, GroupSummary, MethodSummary, MetricRow, ReferenceRow, summarize
+from stable_forgetting.report.wide_table import WideTable
 from stable_forgetting.report.wording import points, uncertainty_in_points
 
 _STYLES: dict[Judgement, str] = {"better": "green", "worse": "red", "unclear": "", "not judged": ""}
@@ -32,8 +33,8 @@ _DIRECTIONS: dict[Direction, str] = {"higher": "higher", "lower": "lower", "reta
 _LEGEND = "▲ ▼ clearly better or worse than the base model; intervals: see the report"
 
 
-def render_table(records: Sequence[RunRecord]) -> list[Table]:
-    """Tables of the records: before, after and retain model of one run, or a comparison for each problem.
+def render_table(records: Sequence[RunRecord]) -> list[Table | WideTable]:
+    """What rich prints of the records: before, after and retain model of one run, or a comparison for each problem.
 
     Methods over several requests come last, for each model two tables: tug of war by request, and gaps over all runs.
 
@@ -46,7 +47,7 @@ def render_table(records: Sequence[RunRecord]) -> list[Table]:
     return [*tables, *(table for found in find_requests(groups) for table in (_scores(found), _gaps(found)))]
 
 
-def _group_table(group: GroupSummary, *, among_others: bool) -> Table:
+def _group_table(group: GroupSummary, *, among_others: bool) -> Table | WideTable:
     if len(group.methods) == 1:
         return _results(group.methods[0])
     problem = f"{group.task}, {request_name(group)}" if among_others and group.task == "image" else group.task
@@ -54,26 +55,22 @@ def _group_table(group: GroupSummary, *, among_others: bool) -> Table:
     return _comparison(group, f"{problem}, {base if group.num_bases < 2 else 'base models that earlier runs left'}")
 
 
-def _scores(requests: Requests) -> Table:
-    table = _table(f"{METRIC} by request, {requests.model}")
-    for name in (*requests.names, "mean"):
-        table.add_column(Text(name), justify="right")
-    for row in requests.rows:
-        cells = [score(method) for method in row.methods]
-        table.add_row(Text(row.name), *(_value(cell) for cell in (*cells, mean_score(row))))
-    return table
+def _scores(requests: Requests) -> WideTable:
+    scores = [[score(method) for method in row.methods] for row in requests.rows]
+    columns = [(name, [_value(cells[place]) for cells in scores]) for place, name in enumerate(requests.names)]
+    means = [_value(mean_score(row)) for row in requests.rows]
+    labels = [Text(row.name) for row in requests.rows]
+    return WideTable(f"{METRIC} by request, {requests.model}", "model", labels, [*columns, ("mean", means)])
 
 
-def _gaps(requests: Requests) -> Table:
-    table = _table(f"gap to the retain model in points over all requests, {requests.model}")
-    for name in GAP_METRICS:
-        table.add_column(name.replace("_", "\n"), justify="right")
-    table.add_column("runs", justify="right")
-    for row in requests.rows:
-        found = [gap_over_runs(row, metric).estimate for metric in GAP_METRICS]
-        cells = [_points(gap) for gap in found]
-        table.add_row(Text(row.name), *cells, str(row.num_runs))
-    return table
+def _gaps(requests: Requests) -> WideTable:
+    columns = [
+        (name.replace("_", "\n"), [_points(gap_over_runs(row, name).estimate) for row in requests.rows])
+        for name in GAP_METRICS
+    ]
+    runs = ("runs", [Text(str(row.num_runs)) for row in requests.rows])
+    title = f"gap to the retain model in points over all requests, {requests.model}"
+    return WideTable(title, "model", [Text(row.name) for row in requests.rows], [*columns, runs])
 
 
 def _points(gap: Estimate | None) -> Text:
@@ -82,49 +79,52 @@ def _points(gap: Estimate | None) -> Text:
     return Text(f"{points(gap.value)} {uncertainty_in_points(gap)}".strip())
 
 
-def _table(title: str, first: str = "model") -> Table:
-    table = Table(title=Text(title), box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
-    table.add_column(first, no_wrap=True)
-    return table
-
-
-def _results(method: MethodSummary) -> Table:
+def _results(method: MethodSummary) -> Table | WideTable:
     if not method.rows:
         table = Table("status", "reason", title=Text(method.name), box=box.SIMPLE_HEAD)
         table.add_row(method.status, Text(method.note or "No reason was recorded."))
         return table
-    table = _table(method.name, "metric")
-    for name in ("base", "unlearned", "retain", "better", "n"):
-        table.add_column(name, no_wrap=True)
+    rows: list[MetricRow] = []
     reasons: dict[str, list[str]] = {}
     for row in method.rows:
         if row.unlearned.estimate is None:
             reasons.setdefault(row.unlearned.reason or "no reason was recorded", []).append(row.name)
-            continue
-        count = "" if row.unlearned.estimate.count is None else str(row.unlearned.estimate.count)
-        shown = _value(row.unlearned, row.change)
-        table.add_row(row.name, _value(row.base), shown, _value(row.retain), _DIRECTIONS[row.direction], count)
-    table.caption = _caption(f"{', '.join(names)}: not available, {reason}" for reason, names in reasons.items())
-    return table
+        else:
+            rows.append(row)
+    columns = [
+        ("base", [_value(row.base) for row in rows]),
+        ("unlearned", [_value(row.unlearned, row.change) for row in rows]),
+        ("retain", [_value(row.retain) for row in rows]),
+        ("better", [Text(_DIRECTIONS[row.direction]) for row in rows]),
+        ("n", [_count(row) for row in rows]),
+    ]
+    missing = (f"{', '.join(names)}: not available, {reason}" for reason, names in reasons.items())
+    return WideTable(method.name, "metric", [Text(row.name) for row in rows], columns, _caption(missing))
 
 
-def _comparison(group: GroupSummary, title: str) -> Table:
+def _count(row: MetricRow) -> Text:
+    count = None if row.unlearned.estimate is None else row.unlearned.estimate.count
+    return Text("" if count is None else str(count))
+
+
+def _comparison(group: GroupSummary, title: str) -> WideTable:
     """Models below each other, key metrics beside each other."""
-    table = _table(title)
-    lines = [(_role(row, group), dict(zip(group.columns, row.cells, strict=True))) for row in group.references]
+    references = [(_role(row, group), dict(zip(group.columns, row.cells, strict=True))) for row in group.references]
     methods = [method for method in group.methods if method.rows]
-    columns = [name for name in group.columns if any(_cell(method, name).estimate for method in methods)]
-    for name in columns:
-        words = name.replace("probability", "prob.").replace("rouge_l_recall", "rouge").replace("perplexity", "perpl.")
-        table.add_column(words.replace("_", "\n"), justify="right")
-    for label, known in lines:
-        table.add_row(label, *(_value(known[name]) for name in columns))
-    for method in methods:
-        cells = [_value(_cell(method, name), _change(method, name)) for name in columns]
-        table.add_row(Text(_label(method)), *cells)
+    columns = []
+    for name in group.columns:
+        if any(_cell(method, name).estimate for method in methods):
+            cells = [_value(known[name]) for _, known in references]
+            cells += [_value(_cell(method, name), _change(method, name)) for method in methods]
+            columns.append((_head(name), cells))
+    labels = [label for label, _ in references] + [Text(_label(method)) for method in methods]
     failures = (f"{method.name} failed: {method.note}" for method in group.methods if not method.rows)
-    table.caption = _caption(failures)
-    return table
+    return WideTable(title, "model", labels, columns, _caption(failures))
+
+
+def _head(metric: str) -> str:
+    short = metric.replace("probability", "prob.").replace("rouge_l_recall", "rouge").replace("perplexity", "perpl.")
+    return short.replace("_", "\n")
 
 
 def _role(row: ReferenceRow, group: GroupSummary) -> Text:
