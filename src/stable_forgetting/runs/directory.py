@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import yaml
 from pydantic import ValidationError
@@ -17,6 +18,12 @@ from stable_forgetting.records import RECORD_NAME, RunRecord, read_record, write
 CONFIG_NAME = "config.yaml"
 INPUTS_NAME = "inputs.json"
 FILES_NAME = "files.json"
+
+_NUM_SHOWN = 3
+"""Settings that are named where some differ."""
+
+_LONGEST_SHOWN = 40
+"""Letters of a setting's value in a message."""
 
 
 class RunDirectory:
@@ -68,10 +75,10 @@ class RunDirectory:
                     f"The run directory '{place}' already holds a run. Continue it with --resume or choose another "
                     "with --out."
                 )
-            if _read_settings(config_path) != config:
+            if differences := _differences(_read_settings(config_path), config.model_dump(mode="json")):
                 raise RunDirectoryError(
-                    f"The run directory '{place}' holds a run with other settings (see {CONFIG_NAME} in it), so it "
-                    "cannot be resumed with these. Choose another with --out."
+                    f"The run directory '{place}' holds a run with other settings ({_named(differences)}), so it "
+                    f"cannot be resumed with these. Choose another with --out, or give those of its {CONFIG_NAME}."
                 )
         elif place.is_dir() and any(place.iterdir()):
             raise RunDirectoryError(
@@ -113,13 +120,44 @@ class RunDirectory:
             ) from error
 
 
-def _read_settings(path: Path) -> RunConfig | None:
-    """The settings of a run, options that it did not have yet with their defaults; None if they are not allowed now."""
+def _read_settings(path: Path) -> dict[str, Any]:
+    """The settings of a run, options that it did not have yet with their defaults; as written if not allowed now."""
     try:
-        return RunConfig.model_validate(yaml.safe_load(path.read_text(encoding="utf-8")))
-    except ValidationError:
-        return None
+        written = yaml.safe_load(path.read_text(encoding="utf-8"))
     except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise RunDirectoryError(
-            f"The settings '{path}' of the run are damaged, so it cannot be resumed. Choose another with --out."
-        ) from error
+        raise _damaged(path) from error
+    if not isinstance(written, dict):
+        raise _damaged(path)
+    try:
+        return RunConfig.model_validate(written).model_dump(mode="json")
+    except ValidationError:
+        return written
+
+
+def _damaged(path: Path) -> RunDirectoryError:
+    return RunDirectoryError(
+        f"The settings '{path}' of the run are damaged, so it cannot be resumed. Choose another with --out."
+    )
+
+
+def _differences(there: Any, now: Any, place: str = "") -> dict[str, tuple[Any, Any]]:
+    """Settings that differ: both values by place, such as ``training.steps``; None where there is no such setting."""
+    if not (isinstance(there, dict) and isinstance(now, dict)):
+        return {} if there == now else {place: (there, now)}
+    inner = [
+        _differences(there.get(name), now.get(name), f"{place}.{name}" if place else str(name))
+        for name in dict.fromkeys([*now, *there])
+    ]
+    return {path: values for found in inner for path, values in found.items()}
+
+
+def _named(differences: Mapping[str, tuple[Any, Any]]) -> str:
+    """The first differences in words, and how many more there are."""
+    shown = [f"{place}: {_short(there)} there, {_short(now)} now" for place, (there, now) in differences.items()]
+    more = len(shown) - _NUM_SHOWN
+    return "; ".join(shown[:_NUM_SHOWN]) + (f"; and {more} more" if more > 0 else "")
+
+
+def _short(value: Any) -> str:
+    text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, default=str)
+    return text if len(text) <= _LONGEST_SHOWN else f"{text[:_LONGEST_SHOWN]}…"
