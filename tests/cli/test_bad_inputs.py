@@ -357,7 +357,10 @@ def test_a_run_with_many_other_settings(refused, language, tmp_path):
     RunDirectory(out).claim(language.config(), {})
     changes = {"retain_model": "other", "adapter__bound": "tanh", "training__steps": 9, "evaluation__num_examples": 3}
     changes["merge"] = True
-    naming = ["(retain_model: null there, other now; adapter.bound: sine there, tanh now; training.steps: ", "and 2 more"]
+    naming = [
+        "(retain_model: null there, other now; adapter.bound: sine there, tanh now; training.steps: ",
+        "and 2 more",
+    ]
     given = language.write(tmp_path / "c.yaml", **changes)
     refused("run", given, "--out", out, "--resume", naming=naming)
     (out / "config.yaml").write_text((out / "config.yaml").read_text() + "no_such_option: 3\n")
