@@ -175,15 +175,14 @@ def test_names_of_the_hub_pass_and_paths_do_not(tmp_path):
 )
 def test_what_the_hub_does_not_give_is_one_sentence_of_ours(kind, sentence, monkeypatch):
     monkeypatch.setattr(refusals, "is_offline_mode", lambda: True)
+    error = OSError("What a library says")
+    error.__cause__ = kind.__new__(kind)  # the hub's errors are made of answers of its server
     with pytest.raises(ModelError, match=re.escape(sentence)), refusals.readable("org/model"):
-        try:
-            raise kind.__new__(kind)  # the hub's errors are made of answers of its server
-        except kind as error:
-            raise OSError("What a library says") from error
+        raise error
 
 
 def test_a_name_that_the_hub_cannot_have():
-    with pytest.raises(ModelError, match="such a name cannot be on the hub. Give a folder made by save_pretrained, or"):
+    with pytest.raises(ModelError, match=r"such a name cannot be on the hub\. Give a folder made by save_pretrained"):
         load_without_weights(ModelSource("bad name!!", "language"))
 
 

@@ -11,7 +11,6 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-import huggingface_hub
 import torch
 import transformers
 import typer
@@ -58,7 +57,7 @@ def _quiet() -> None:
     console.quiet = not processes.is_main_process()
     transformers.utils.logging.disable_progress_bar()
     transformers.utils.logging.set_verbosity_error()
-    huggingface_hub.utils.logging.set_verbosity_error()  # it tells of each attempt to reach the hub
+    logging.getLogger("huggingface_hub").setLevel(logging.ERROR)  # it tells of each attempt to reach the hub
     logging.getLogger("stable_forgetting").handlers = [Notes(console)]
     warnings.filterwarnings("ignore", module="(transformers|peft|accelerate|torch)")
 

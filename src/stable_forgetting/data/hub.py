@@ -36,7 +36,8 @@ def load_hub_rows(name: str, *, subset: str | None, split: str | None) -> list[d
     except ConnectionError as error:
         raise DataError(
             f"'{name}' is neither a file nor a folder here, and the hub cannot be reached "
-            f"({_why_unreachable(datasets)}). Check the name, give a local path, or load the data set once while online."
+            f"({_why_unreachable(datasets)}). Check the name, give a local path, or load the data set once while "
+            "online."
         ) from error
     except (ValueError, RuntimeError) as error:  # the latter for data sets that are made by code
         reason = str(error).strip().splitlines()[0].rstrip(".")

@@ -1,4 +1,4 @@
-"""Why a model cannot be read, in one sentence: the hub's and transformers' own words are several, and for programmers."""
+"""Why a model cannot be read, in one sentence: the hub's own words are several, and meant for programmers."""
 
 from __future__ import annotations
 
@@ -21,6 +21,25 @@ from safetensors import SafetensorError
 from stable_forgetting.errors import ModelError, StableForgettingError
 
 _LONGEST_REASON = 250
+
+_OF_HUB: dict[type[BaseException], str] = {
+    HFValidationError: (
+        "The model '{name}' is no local folder, and such a name cannot be on the hub. Give a folder made by "
+        "save_pretrained, or a hub name such as 'org/model'."
+    ),
+    GatedRepoError: "The hub model '{name}' is gated. Ask for access on its page, and log in with `hf auth login`.",
+    RepositoryNotFoundError: (
+        "The model '{name}' is no local folder, and the hub has no public model of that name. Check the spelling; "
+        "a private model needs `hf auth login`."
+    ),
+    RevisionNotFoundError: "The hub model '{name}' has no such revision. Check model.revision, or leave it out.",
+    LocalEntryNotFoundError: (
+        "The model '{name}' is neither a local folder nor in the hub's cache here, and the hub cannot be reached "
+        "({why}). Check the name, give a local folder, or load the model once while online."
+    ),
+    EntryNotFoundError: "The hub model '{name}' lacks a file: {reason} Give a model that transformers can load.",
+}
+"""What is said, by the first of these that is among the causes: later ones are more general."""
 
 
 @contextmanager
@@ -47,33 +66,11 @@ def readable(name: str) -> Iterator[None]:
 
 def _of_hub(name: str, causes: list[BaseException]) -> str | None:
     """What a hub name is refused for, if it is known."""
-
-    def is_any(*kinds: type[BaseException]) -> bool:
-        return any(isinstance(cause, kinds) for cause in causes)
-
-    if is_any(HFValidationError):
-        return (
-            f"The model '{name}' is no local folder, and such a name cannot be on the hub. Give a folder made by "
-            "save_pretrained, or a hub name such as 'org/model'."
-        )
-    if is_any(GatedRepoError):
-        return f"The hub model '{name}' is gated. Ask for access on its page, and log in with `hf auth login`."
-    if is_any(RepositoryNotFoundError):
-        return (
-            f"The model '{name}' is no local folder, and the hub has no public model of that name. Check the spelling; "
-            "a private model needs `hf auth login`."
-        )
-    if is_any(RevisionNotFoundError):
-        return f"The hub model '{name}' has no such revision. Check model.revision, or leave it out."
-    if is_any(LocalEntryNotFoundError, ConnectionError):
-        why = "offline mode is on" if is_offline_mode() else "no connection"
-        return (
-            f"The model '{name}' is neither a local folder nor in the hub's cache here, and the hub cannot be reached "
-            f"({why}). Check the name, give a local folder, or load the model once while online."
-        )
-    if is_any(EntryNotFoundError):
-        return f"The hub model '{name}' lacks a file: {_short(causes[0])} Give a model that transformers can load."
-    return None
+    sentence = next((text for kind, text in _OF_HUB.items() if any(isinstance(cause, kind) for cause in causes)), None)
+    if sentence is None:
+        return None
+    why = "offline mode is on" if is_offline_mode() else "no connection"
+    return sentence.format(name=name, why=why, reason=_short(causes[0]))
 
 
 def _causes(error: BaseException | None) -> Iterator[BaseException]:
