@@ -179,6 +179,12 @@ def test_a_number_that_yaml_takes_for_text_is_still_a_number():
     assert parse_config(settings).training.learning_rate == pytest.approx(3e-4)
 
 
+def test_epochs_may_be_left_out_with_null():
+    assert TrainingConfig.model_validate({"epochs": None, "steps": 3}) == TrainingConfig(steps=3)
+    with pytest.raises(ConfigError, match=r"epochs = 0: .* greater than 0"):
+        TrainingConfig(epochs=0)
+
+
 def test_changes_replace_what_the_file_says(tmp_path):
     path = tmp_path / "config.yaml"
     path.write_text(yaml.safe_dump(SMALLEST | {"training": {"steps": 3}}))

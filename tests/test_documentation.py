@@ -8,6 +8,7 @@ from typing import Any, get_args
 
 import pytest
 import torch
+import typer
 import yaml
 from pydantic import BaseModel
 from pydantic_core import PydanticUndefined, to_jsonable_python
@@ -111,6 +112,14 @@ def test_the_readme_names_every_command():
     names |= {str(group.name) for group in app.registered_groups}
     documented = set(re.findall(r"^\| `forget (\w+)", README.read_text(), re.MULTILINE))
     assert documented == names
+
+
+def test_the_readme_gives_every_option_that_a_command_needs():
+    rows = re.findall(r"^\| `forget (\w+)( [^`]*)?`", README.read_text(), re.MULTILINE)
+    commands = typer.main.get_command(app).commands
+    for name, given in rows:
+        needed = [option.opts[0] for option in commands[name].params if option.required and option.opts[0][0] == "-"]
+        assert [option for option in needed if option not in given] == [], name
 
 
 @pytest.mark.parametrize("page", ["tofu.md", "class_deletion.md"])

@@ -13,8 +13,8 @@ Advance = Callable[[int], None]
 class Progress(Protocol):
     """Something that can show how far a piece of work has come."""
 
-    def track(self, description: str, total: int) -> AbstractContextManager[Advance]:
-        """Open a bar for `total` units; the value of the context is called with the units just done."""
+    def track(self, description: str, total: int, unit: str) -> AbstractContextManager[Advance]:
+        """Open a bar for `total` units, such as steps; the value of the context is called with the number just done."""
         ...
 
 
@@ -22,6 +22,6 @@ class SilentProgress:
     """Shows nothing: the default of the library."""
 
     @contextmanager
-    def track(self, description: str, total: int) -> Iterator[Advance]:
+    def track(self, description: str, total: int, unit: str) -> Iterator[Advance]:
         """A bar that nobody sees."""
         yield lambda _: None

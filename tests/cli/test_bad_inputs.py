@@ -13,6 +13,7 @@ from peft import get_peft_model
 from transformers import GPTJConfig, GPTJForCausalLM
 
 from stable_forgetting.adapters import BoundedLoraConfig
+from stable_forgetting.runs import RunDirectory
 from tiny_problem import TinyProblem, copy_of_model, file_tree, make_llama
 
 LONGEST = 600
@@ -339,8 +340,6 @@ def test_run_directories(refused, language, tmp_path):
 
 @pytest.mark.parametrize("record", [False, True])
 def test_a_directory_that_holds_a_run(refused, language, tmp_path, record):
-    from stable_forgetting.runs import RunDirectory
-
     out = tmp_path / "out"
     RunDirectory(out).claim(language.config(), {})
     if record:
@@ -348,14 +347,26 @@ def test_a_directory_that_holds_a_run(refused, language, tmp_path, record):
     config = language.write(tmp_path / "c.yaml")
     refused("run", config, "--out", out, naming=[str(out), "--resume", "--out"])
     other = language.write(tmp_path / "other.yaml", training__steps=9)
-    refused(
-        "run",
-        other,
-        "--out",
-        out,
-        "--resume",
-        naming=[str(out), "other settings (training.steps: 8 there, 9 now)", "--out"],
-    )
+    naming = [str(out), "other settings (training.steps: 8 there, 9 now)", "--out"]
+    refused("run", other, "--out", out, "--resume", naming=naming)
+
+
+def test_a_run_with_many_other_settings(refused, language, tmp_path):
+    """The first three are named, in the order of the options, also where those of the run are not allowed any more."""
+    out = tmp_path / "out"
+    RunDirectory(out).claim(language.config(), {})
+    changes = {"retain_model": "other", "adapter__bound": "tanh", "training__steps": 9, "evaluation__num_examples": 3}
+    changes["merge"] = True
+    naming = [
+        "(retain_model: null there, other now; adapter.bound: sine there, tanh now; training.steps: ",
+        "and 2 more",
+    ]
+    given = language.write(tmp_path / "c.yaml", **changes)
+    refused("run", given, "--out", out, "--resume", naming=naming)
+    (out / "config.yaml").write_text((out / "config.yaml").read_text() + "no_such_option: 3\n")
+    refused("run", given, "--out", out, "--resume", naming=[*naming[:1], "and 3 more"])
+    (out / "config.yaml").write_text("just words")
+    refused("run", given, "--out", out, "--resume", naming=["are damaged"])
 
 
 def test_records(refused, tmp_path):

@@ -12,6 +12,7 @@ def test_without_options_one_gpu_is_meant(forget, language, tmp_path):
     assert shown.code == 0, shown.err
     assert "1 GPU; on each 3 forget + 3 retain examples" in words(shown)
     assert "fit" not in shown.out
+    assert "Assumed" not in shown.out
 
 
 @pytest.mark.parametrize(
@@ -46,6 +47,7 @@ def test_a_config_alone_is_enough(forget, language, tmp_path):
     assert shown.code == 0, shown.err
     assert "5 forget + 3 retain examples of 60 tokens, 472 labels" in words(shown)
     assert "holds a model's config alone" in words(shown)
+    assert "Assumed, as no text was read: each is as long as data.max_length allows" in words(shown)
     assert forget("run", config, "--out", tmp_path / "run").code == 2
 
 

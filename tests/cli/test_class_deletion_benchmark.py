@@ -107,6 +107,7 @@ def test_a_finished_sequence_is_finished_wherever_the_cache_is(bench, tmp_path, 
     ended = bench(*given)
     assert ended.code == 0, ended.err
     assert records() == before
+    assert "Nothing was run: all of it (4) was finished before" in ended.out
     assert Path("runs/report.html").is_file()
     refused = bench(*given, "--set", "training.steps=3")
     assert refused.code == 2

@@ -114,6 +114,20 @@ def test_check_names_all_problems_at_once(forget, language, tmp_path):
         assert text in shown.err, text
 
 
+def test_check_says_problems_first_and_guesses_no_memory(forget, language, tmp_path):
+    (tmp_path / "empty.jsonl").write_text("")
+    changes = {"adapter__rank": 2, "objective__name": "npoo", "data__forget__path": str(tmp_path / "empty.jsonl")}
+    shown = forget("check", language.write(tmp_path / "config.yaml", **changes))
+    assert shown.code == 2
+    assert [line[: len("forget: ")] for line in shown.err.splitlines()] == ["forget: "] * 2
+    known = forget("check", language.write(tmp_path / "config.yaml", objective__name="npo"))
+    assert "base weights" in known.out
+    unread = forget("check", language.write(tmp_path / "config.yaml", data__forget__path=str(tmp_path / "empty.jsonl")))
+    assert unread.code == 2
+    assert "trainable parameters" in unread.out
+    assert "GiB" not in unread.out, "what examples need that could not be read is not known"
+
+
 def test_check_counts_the_same_as_the_adapter(forget, language, tmp_path):
     """Rank 2 on three layers of two blocks, 16 and 32 wide: 2 × 2 × 3 × (16 + 32) = 576."""
     shown = forget("check", language.write(tmp_path / "config.yaml"))

@@ -293,6 +293,26 @@ def test_hub_data_set_without_that_subset(monkeypatch):
         load_rows("owner/name", subset="x")
 
 
+def test_a_name_that_the_hub_cannot_have(monkeypatch):
+    import datasets
+    from huggingface_hub.utils import validate_repo_id
+
+    monkeypatch.setattr(datasets, "load_dataset", lambda name, *_, **__: validate_repo_id(name))
+    with pytest.raises(DataError, match=r"'a--b' is neither a file .* no public data set of that name\. Check the"):
+        load_rows("a--b")
+
+
+def test_hub_data_set_made_by_code(monkeypatch):
+    import datasets
+
+    def load_dataset(*args, **kwargs):
+        raise RuntimeError("Dataset scripts are no longer supported, but found name.py")
+
+    monkeypatch.setattr(datasets, "load_dataset", load_dataset)
+    with pytest.raises(DataError, match=r"'owner/name' cannot be used: Dataset scripts are no longer supported"):
+        load_rows("owner/name")
+
+
 def test_subset_of_a_local_file_is_refused(tmp_path):
     with pytest.raises(DataError, match="so it has no subset 'x'"):
         load_rows(write(tmp_path / "a.txt", "a"), subset="x")

@@ -210,7 +210,7 @@ def test_a_comparison_says_what_was_finished(problem, forget, tmp_path):
     for names in (["sine"], ["sine", "tanh"]):
         path.write_text(yaml.safe_dump(config | {"methods": {name: {"adapter.bound": name} for name in names}}))
         shown = forget("compare", path, "--out", tmp_path / "out")
-    assert "sine (finished before): " in shown
+    assert "sine: finished before (" in shown
     assert "tanh: " in shown
 
 

@@ -1,11 +1,20 @@
 """Models by name: where they are found, what is refused, and that they are the same after a round trip."""
 
+import re
 import sys
 
 import pytest
 import torch
+from huggingface_hub.errors import (
+    EntryNotFoundError,
+    GatedRepoError,
+    LocalEntryNotFoundError,
+    RepositoryNotFoundError,
+    RevisionNotFoundError,
+)
 
 from stable_forgetting.errors import ConfigError, ModelError
+from stable_forgetting.models import refusals
 from stable_forgetting.models.folders import resolve_folder
 from stable_forgetting.models.load import (
     LoadedModel,
@@ -152,6 +161,37 @@ def test_names_of_the_hub_pass_and_paths_do_not(tmp_path):
     (tmp_path / "model.safetensors").write_bytes(b"")
     with pytest.raises(ModelError, match="is a file"):
         resolve_folder(str(tmp_path / "model.safetensors"))
+
+
+@pytest.mark.parametrize(
+    ("kind", "sentence"),
+    [
+        (GatedRepoError, "The hub model 'org/model' is gated. Ask for access"),
+        (RepositoryNotFoundError, "no local folder, and the hub has no public model of that name. Check the spelling"),
+        (RevisionNotFoundError, "has no such revision. Check model.revision"),
+        (LocalEntryNotFoundError, "and the hub cannot be reached (offline mode is on). Check the name, give a local"),
+        (EntryNotFoundError, "lacks a file: What a library says. Give a model that transformers can load."),
+    ],
+)
+def test_what_the_hub_does_not_give_is_one_sentence_of_ours(kind, sentence, monkeypatch):
+    monkeypatch.setattr(refusals, "is_offline_mode", lambda: True)
+    error = OSError("What a library says")
+    error.__cause__ = kind.__new__(kind)  # the hub's errors are made of answers of its server
+    with pytest.raises(ModelError, match=re.escape(sentence)), refusals.readable("org/model"):
+        raise error
+
+
+def test_a_name_that_the_hub_cannot_have():
+    with pytest.raises(ModelError, match=r"such a name cannot be on the hub\. Give a folder made by save_pretrained"):
+        load_without_weights(ModelSource("bad name!!", "language"))
+
+
+def test_a_long_reason_ends_with_a_sentence():
+    with (
+        pytest.raises(ModelError, match=r"cannot be loaded: First\. Second\. Check its name"),
+        refusals.readable("a:b"),
+    ):
+        raise OSError(f"First.\n Second. {'Third ' * 60}.")
 
 
 def test_only_safetensors_are_read(language, tmp_path):

@@ -2,6 +2,7 @@
 
 import copy
 import json
+import warnings
 
 import pytest
 import torch
@@ -44,6 +45,13 @@ def logits_of(model) -> torch.Tensor:
 
 def is_plain(model) -> bool:
     return not any(isinstance(module, BoundedLoraLinear) for module in model.modules())
+
+
+def test_nothing_is_warned_of(tmp_path):
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        call().model.save_pretrained(tmp_path)
+        load_adapter(tiny_language_model(), tmp_path)
 
 
 @pytest.fixture

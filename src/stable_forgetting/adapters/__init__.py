@@ -4,6 +4,7 @@ Importing this package enters the method in PEFT's tables, after which ``get_pef
 and ``PeftModel.from_pretrained`` know it. The package knows nothing about unlearning.
 """
 
+from stable_forgetting.adapters.attaching import attach, without_old_names
 from stable_forgetting.adapters.bounds import BOUNDS, Bound, get_bound
 from stable_forgetting.adapters.config import PEFT_TYPE, BoundedLoraConfig
 from stable_forgetting.adapters.diagnostics import (
@@ -28,6 +29,8 @@ from stable_forgetting.adapters.model import BoundedLoraModel, register
 from stable_forgetting.adapters.rounding import RoundingSteps, rounding_steps
 
 __all__ = [
+    "attach",
+    "without_old_names",
     "BOUNDS",
     "Bound",
     "get_bound",

@@ -99,7 +99,7 @@ class ImageTable:
         images = [row.get(self.columns["image"]) for row in self.rows]
         first: dict[str, int] = {}
         found: dict[int, int] = {}
-        with progress.track("Looking for images that are there twice", len(images)) as advance:
+        with progress.track("Looking for images that are there twice", len(images), "images") as advance:
             for start in range(0, len(images), _BATCH):
                 batch = images[start : start + _BATCH]
                 for number, key in enumerate(hashes.of(batch, partial(self._pixels, start)), start):

@@ -7,11 +7,13 @@ import os
 import shutil
 import warnings
 from collections.abc import Sequence
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 import torch
 import transformers
+import typer
 from rich.console import Console
 
 from stable_forgetting import processes
@@ -24,6 +26,7 @@ from stable_forgetting.bench import (
     run_comparison,
 )
 from stable_forgetting.cli.progress import Notes, RichProgress
+from stable_forgetting.cli.shown import say, show_tables
 from stable_forgetting.config import RunConfig, load_config, parse_change
 from stable_forgetting.config.benchmark_options import ClassDeletionOptions, TofuOptions
 from stable_forgetting.errors import ConfigError, ModelError, RunDirectoryError
@@ -44,6 +47,9 @@ from stable_forgetting.runs.teaching import teach
 
 console = Console()
 
+REFUSED = 2
+"""Exit code of a command that found the user's mistakes."""
+
 
 def _quiet() -> None:
     """Leave the terminal to our own bars and sentences, of the main process only."""
@@ -51,6 +57,7 @@ def _quiet() -> None:
     console.quiet = not processes.is_main_process()
     transformers.utils.logging.disable_progress_bar()
     transformers.utils.logging.set_verbosity_error()
+    logging.getLogger("huggingface_hub").setLevel(logging.ERROR)  # it tells of each attempt to reach the hub
     logging.getLogger("stable_forgetting").handlers = [Notes(console)]
     warnings.filterwarnings("ignore", module="(transformers|peft|accelerate|torch)")
 
@@ -88,13 +95,13 @@ def run_config(path: Path, changes: Sequence[str], out: Path | None, *, resume: 
     config, given = _read(path, changes)
     run_dir = out or Path("runs") / config.name
     _check_place(run_dir)
-    directory = RunDirectory(run_dir)
-    was_finished = resume and directory.finished_record() is not None
+    start = datetime.now(UTC)
     record = run_unlearning(config, run_dir, given=given, resume=resume, progress=RichProgress(console))
-    if was_finished:
-        console.print("This run was finished before: nothing was run again.", highlight=False)
+    directory = RunDirectory(run_dir)
     if processes.is_main_process():
         write_report([record], directory.report)
+    if _is_earlier(record, start):
+        console.print(f"Nothing was run: this run of {_when(record)} was finished before.", highlight=False)
     _show([record])
     console.print(f"Adapter: {directory.adapter}\nReport:  {directory.report}", highlight=False)
 
@@ -131,18 +138,30 @@ def _compare(comparison: Comparison, out_dir: Path) -> list[RunRecord]:
     _check_file(out_dir / "report.html")
     for note in comparison.notes:
         console.print(f"Note: {note}", highlight=False, markup=False)
-    names = comparison.configs()
-    finished = {name for name in names if RunDirectory(out_dir / name).finished_record() is not None}
-    records = []
+    records, start = [], datetime.now(UTC)
     for record in run_comparison(comparison, out_dir, progress=RichProgress(console)):
         records.append(record)
         write_report([record], RunDirectory(out_dir / record.name).report)
-        name = f"{record.name} (finished before)" if record.name in finished else record.name
-        console.print(f"{name}: {' '.join(record.verdicts) or record.error}", highlight=False)
+        before = f"finished before ({_when(record)}). " if _is_earlier(record, start) else ""
+        found = " ".join(record.verdicts) or record.error or record.status
+        console.print(f"{record.name}: {before}{found}", highlight=False, markup=False)
     write_report(records, out_dir / "report.html")
     _show(records)
+    if all(_is_earlier(record, start) for record in records):
+        console.print(
+            f"Nothing was run: all of it ({len(records)}) was finished before, in '{out_dir}'.", highlight=False
+        )
     console.print(f"Report: {out_dir / 'report.html'}", highlight=False)
     return records
+
+
+def _is_earlier(record: RunRecord, start: datetime) -> bool:
+    """Whether a run began before this command did, which then only read its record."""
+    return datetime.fromisoformat(record.created) < start.replace(microsecond=0)
+
+
+def _when(record: RunRecord) -> str:
+    return f"{datetime.fromisoformat(record.created):%Y-%m-%d %H:%M} UTC"
 
 
 def _show(records: Sequence[RunRecord]) -> None:
@@ -161,12 +180,13 @@ def check(path: Path, changes: Sequence[str], *, gpus: int, sharding: Sharding, 
     config, _ = _read(path, changes)
     memory_bytes = None if gpu_memory_gib is None else int(gpu_memory_gib * 2**30)
     found = check_config(config, Devices(gpus, sharding, memory_bytes))
-    for table in check_tables(found):
-        console.print(table)
+    for problem in found.problems:
+        say(problem)
+    show_tables(console, check_tables(found))
     for note in found.notes:
         console.print(f"Note: {note}", highlight=False, markup=False)
     if found.problems:
-        raise ConfigError(" ".join(found.problems))
+        raise typer.Exit(REFUSED)
     console.print("No problems found.")
 
 
@@ -233,7 +253,7 @@ def evaluate(
         seed=settings.seed,
         definitions=Definitions(compat=settings.compat),
     )
-    console.print(metric_table(found))
+    show_tables(console, [metric_table(found)])
     if out is not None:
         write_text(out, found.model_dump_json(indent=1))
 

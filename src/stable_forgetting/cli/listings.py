@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterable, Sequence
 from rich.console import Console
 from rich.table import Table
 
+from stable_forgetting.cli.shown import show_tables
 from stable_forgetting.records import ModelEvaluation
 from stable_forgetting.runs.check import Check
 from stable_forgetting.runs.memory import Estimate
@@ -19,7 +20,7 @@ _FIXED_FROM = 1e-3
 
 def show(what: str) -> None:
     """Print one of the tables of names."""
-    Console().print(LISTINGS[what]())
+    show_tables(Console(), [LISTINGS[what]()])
 
 
 def _bounds() -> Table:
@@ -70,16 +71,14 @@ LISTINGS: dict[str, Callable[[], Table]] = {
 
 
 def _table(columns: Sequence[str], rows: Iterable[Sequence[str]]) -> Table:
-    table = Table()
-    for place, name in enumerate(columns):
-        table.add_column(name, no_wrap=place == 0, overflow="fold")  # names are for copying
+    table = Table(*columns)
     for row in rows:
         table.add_row(*row)
     return table
 
 
 def check_tables(found: Check) -> list[Table]:
-    """What a check found, without the problems; memory only where nothing is wrong, as lengths may be unknown then."""
+    """What a check found, without the problems."""
     tables = []
     if found.sets:
         tables.append(_table(("set", "examples"), [(name, str(count)) for name, count in found.sets.items()]))
@@ -89,7 +88,7 @@ def check_tables(found: Check) -> list[Table]:
         table.add_row("layers", f"{len(found.layers)}: {found.layers[0]} … {found.layers[-1]}")
         table.add_row("trainable parameters", f"{found.num_trainable:,} ({share:.2%} of {found.num_base:,})")
         tables.append(table)
-    if found.memory is not None and not found.problems:
+    if found.memory is not None:
         tables.append(_memory_table(found.memory))
     return tables
 
@@ -113,6 +112,8 @@ def _about(estimate: Estimate) -> Iterable[str]:
         if devices.num == 1
         else f"{devices.num} GPUs, weights {'divided' if devices.divides_weights else 'whole'}"
     )
+    if estimate.is_assumed:
+        yield "Assumed, as no text was read: each is as long as data.max_length allows, and all of it labels."
     length = " × ".join(str(size) for size in shape.example)
     unit = "pixels" if len(shape.example) > 1 else "tokens"
     yield f"{gpus}; on each {shape.forget_rows} forget + {shape.retain_rows} retain examples of {length} {unit},"
@@ -127,7 +128,7 @@ def _gibibytes(size: int) -> str:
 
 
 def metric_table(evaluation: ModelEvaluation, reference: ModelEvaluation | None = None) -> Table:
-    """All metrics of one model, on 80 columns; those that are not available stand below with the reason.
+    """All metrics of one model; those that are not available stand below with the reason.
 
     Args:
         evaluation: Metrics of the model.
@@ -135,7 +136,7 @@ def metric_table(evaluation: ModelEvaluation, reference: ModelEvaluation | None 
     """
     table = Table(title=evaluation.source, box=None, padding=(0, 1, 0, 0))
     for name in ("metric", "value", "95 % interval", *(["retain"] if reference else []), "n", "better"):
-        table.add_column(name, no_wrap=True)
+        table.add_column(name)
     notes = []
     for metric in evaluation.metrics:
         if metric.value is None:

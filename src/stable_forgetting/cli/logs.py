@@ -9,6 +9,7 @@ import typer
 from rich.console import Console
 
 from stable_forgetting.cli.listings import metric_table
+from stable_forgetting.cli.shown import show_tables
 from stable_forgetting.errors import DataError
 from stable_forgetting.evaluation.metrics import METRICS
 from stable_forgetting.evaluation.open_unlearning import read_log
@@ -51,7 +52,7 @@ def score_tofu(
     console.print(
         f"Truth ratio: {truth_ratio}. Protocol: {compat or 'this package'}. Examples: {examples}.", highlight=False
     )
-    console.print(metric_table(evaluation, reference))
+    show_tables(console, [metric_table(evaluation, reference)])
 
 
 def export(run_dir: Path, role: ModelRole, out: Path, retain_log: Path | None) -> None:

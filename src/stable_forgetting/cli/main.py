@@ -10,11 +10,11 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import typer
-from rich.console import Console
 from typer.core import TyperGroup
 
 from stable_forgetting import processes
 from stable_forgetting.cli import benchmarks
+from stable_forgetting.cli.shown import say
 from stable_forgetting.errors import StableForgettingError
 
 INTERRUPTED = 130
@@ -29,7 +29,7 @@ class _Commands(TyperGroup):
             return super().invoke(ctx)
         except KeyboardInterrupt:
             how = "with --resume" if ctx.invoked_subcommand == "run" else "by giving the same command again"
-            _say(f"Interrupted. Continue {how}.")
+            say(f"Interrupted. Continue {how}.")
             raise typer.Exit(INTERRUPTED) from None
 
 
@@ -224,16 +224,12 @@ def _options(
         raise typer.Exit
 
 
-def _say(sentence: str) -> None:
-    Console(stderr=True).print(f"forget: {sentence}", style="red", markup=False, highlight=False, soft_wrap=True)
-
-
 def main() -> None:
     """Run the command line; a user's mistake is one sentence and exit code 2."""
     try:
         app()
     except StableForgettingError as error:
-        _say(str(error))
+        say(str(error))
         sys.exit(2)
     finally:
         processes.leave()

@@ -28,23 +28,24 @@ class RichProgress:
         self.console = console or Console()
 
     @contextmanager
-    def track(self, description: str, total: int) -> Iterator[Advance]:
+    def track(self, description: str, total: int, unit: str) -> Iterator[Advance]:
         """Open a bar."""
         columns = (
             TextColumn("{task.description:<36}"),
             BarColumn(bar_width=28),
             MofNCompleteColumn(),
+            TextColumn("{task.fields[unit]}"),
             TimeElapsedColumn(),
             TextColumn("left"),
             TimeRemainingColumn(),
         )
         start = time.monotonic()
         with Bars(*columns, console=self.console, transient=True, disable=not self.console.is_terminal) as bars:
-            task = bars.add_task(description, total=total)
+            task = bars.add_task(description, total=total, unit=unit)
             yield lambda done: bars.advance(task, done)
         seconds = time.monotonic() - start
         if seconds >= WORTH_A_LINE:
-            self.console.print(f"{description}: {total} in {seconds:.0f} s", highlight=False)
+            self.console.print(f"{description}: {total} {unit} in {seconds:.0f} s", highlight=False)
 
 
 class Notes(logging.Handler):

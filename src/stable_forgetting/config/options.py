@@ -5,9 +5,9 @@ A config is data only. The run takes it apart and passes plain, named arguments 
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from stable_forgetting.config.data_options import DataConfig
 from stable_forgetting.config.model_options import AdapterConfig, ModelConfig
@@ -84,7 +84,8 @@ class TrainingConfig(Section):
     steps: Count | None = None
     """Number of optimizer updates. None: `epochs`."""
     epochs: Positive = 5
-    """Passes over the forget set, also where the objective has no forget term."""
+    """Passes over the forget set, also where the objective has no forget term. Not used where `steps` is given; None is
+    read as not given."""
     learning_rate: Positive = 1e-3
     """Peak of the schedule."""
     forget_batch_size: Count = 8
@@ -117,6 +118,11 @@ class TrainingConfig(Section):
     """Rules that end the training early."""
     seed: int = 0
     """Of the order of the examples and of dropout."""
+
+    @field_validator("epochs", mode="before")
+    @classmethod
+    def _not_given(cls, value: Any) -> Any:
+        return cls.model_fields["epochs"].default if value is None else value
 
     @model_validator(mode="after")
     def _validates_what_decides(self) -> TrainingConfig:

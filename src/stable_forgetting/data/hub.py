@@ -24,10 +24,11 @@ def load_hub_rows(name: str, *, subset: str | None, split: str | None) -> list[d
         DataError: There is no such data set, subset or split, or the hub cannot be reached.
     """
     import datasets
+    from huggingface_hub.errors import HFValidationError
 
     try:
         loaded = datasets.load_dataset(name, subset, split=split)
-    except (datasets.exceptions.DatasetNotFoundError, FileNotFoundError) as error:
+    except (datasets.exceptions.DatasetNotFoundError, FileNotFoundError, HFValidationError) as error:
         raise DataError(
             f"'{name}' is neither a file nor a folder here, and the hub has no public data set of that name. "
             "Check the spelling; a private data set needs `hf auth login`."
@@ -35,9 +36,10 @@ def load_hub_rows(name: str, *, subset: str | None, split: str | None) -> list[d
     except ConnectionError as error:
         raise DataError(
             f"'{name}' is neither a file nor a folder here, and the hub cannot be reached "
-            f"({_why_unreachable(datasets)}). Give a local path, or load the data set once while online."
+            f"({_why_unreachable(datasets)}). Check the name, give a local path, or load the data set once while "
+            "online."
         ) from error
-    except ValueError as error:
+    except (ValueError, RuntimeError) as error:  # the latter for data sets that are made by code
         reason = str(error).strip().splitlines()[0].rstrip(".")
         raise DataError(f"The hub data set '{name}' cannot be used: {reason}. Check 'subset' and 'split'.") from error
     if split is not None:

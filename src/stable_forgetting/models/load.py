@@ -11,14 +11,11 @@ import importlib.util
 import json
 import os
 import shutil
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from safetensors import SafetensorError
 from torch import nn
 from transformers import (
     AutoConfig,
@@ -34,6 +31,7 @@ from stable_forgetting.errors import ConfigError, ModelError, unknown_name
 from stable_forgetting.models.builtin import digits_model, people_model
 from stable_forgetting.models.folders import resolve_folder
 from stable_forgetting.models.processors import load_processor
+from stable_forgetting.models.refusals import readable
 from stable_forgetting.models.sharded import prepare_shares, sharding_options, whole_tensor
 from stable_forgetting.models.tasks import ImageTask, LanguageTask, Task
 
@@ -135,7 +133,7 @@ def load_model(source: ModelSource) -> LoadedModel:
     if source.is_builtin:
         return _builtin(source)
     folder = resolve_folder(source.name)
-    with _readable(source.name), torch.random.fork_rng():
+    with readable(source.name), torch.random.fork_rng():
         torch.manual_seed(0)
         processor = load_processor(source.kind, source.name, folder, source._options(), source.image_size)
         model = source._auto_class.from_pretrained(
@@ -165,7 +163,7 @@ def load_without_weights(source: ModelSource) -> LoadedModel:
     if source.is_builtin:
         return _builtin(source)
     folder = resolve_folder(source.name)
-    with _readable(source.name):
+    with readable(source.name):
         processor = load_processor(source.kind, source.name, folder, source._options(), source.image_size)
         config = AutoConfig.from_pretrained(folder, **source._options())
         if source.kind == "image" and source.num_classes is not None:
@@ -194,23 +192,6 @@ def _check_quantization(source: ModelSource) -> None:
             f"Loading '{source.name}' in {source.quantization} needs bitsandbytes, which is not installed. Install it "
             "with pip install 'stable-forgetting[quantized]'."
         )
-
-
-@contextmanager
-def _readable(name: str) -> Iterator[None]:
-    """Turns what transformers raises for a model that cannot be read into one sentence."""
-    try:
-        yield
-    except (OSError, ValueError, KeyError, ImportError, RuntimeError, SafetensorError) as error:
-        text = " ".join(str(error).split())
-        reason = text if len(text) <= 300 else f"{text[:300]}…"
-        is_hub_name = ":" not in name and not Path(name).expanduser().exists()
-        if is_hub_name and isinstance(error, OSError):
-            raise ModelError(
-                f"The model '{name}' is no local folder, and the hub did not give it: {reason} "
-                "Check the name, or the connection if it should come from the hub."
-            ) from error
-        raise ModelError(f"The model '{name}' cannot be loaded: {reason} Check its name and files.") from error
 
 
 def _builtin(source: ModelSource) -> LoadedModel:

@@ -12,10 +12,12 @@ from peft.tuners.tuners_utils import BaseTunerLayer
 from safetensors import SafetensorError
 from transformers import AutoConfig
 
+from stable_forgetting.adapters import without_old_names
 from stable_forgetting.config import RunConfig, parse_config, read_yaml
 from stable_forgetting.errors import ConfigError, ModelError, RunDirectoryError
 from stable_forgetting.models.folders import resolve_folder
 from stable_forgetting.models.load import LoadedModel, ModelSource, load_model, save_model
+from stable_forgetting.models.refusals import readable
 from stable_forgetting.progress import Progress
 from stable_forgetting.runs.arguments import check_model
 from stable_forgetting.runs.directory import CONFIG_NAME
@@ -64,7 +66,8 @@ def _on_base(base: Any, adapter_dir: Path, source: str) -> PeftModel:
         found = "pickled weights, which can run code when read" if pickled else f"no {ADAPTER_WEIGHTS}"
         raise ModelError(f"The adapter folder '{adapter_dir}' holds {found}. Save the adapter as safetensors.")
     try:
-        model: PeftModel = PeftModel.from_pretrained(base, str(adapter_dir)).eval()
+        with without_old_names():
+            model: PeftModel = PeftModel.from_pretrained(base, str(adapter_dir)).eval()
     except (SafetensorError, RuntimeError, ValueError, TypeError, KeyError) as error:
         _unwrap(base)
         reason = " ".join(str(error).split())[:300].rstrip(".")
@@ -146,9 +149,7 @@ def _settings_of_run(run_dir: Path) -> RunConfig:
 
 def _kind(name: str) -> Literal["language", "image"]:
     """The task of a model, from the architecture that its config names."""
-    try:
+    with readable(name):
         config = AutoConfig.from_pretrained(resolve_folder(name))
-    except (OSError, ValueError) as error:
-        raise ModelError(f"The base model '{name}' cannot be loaded: {' '.join(str(error).split())[:300]}") from error
     architectures = config.architectures or []
     return "image" if any(found.endswith("ForImageClassification") for found in architectures) else "language"

@@ -9,10 +9,10 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
-from peft import PeftModel, get_peft_model
+from peft import PeftModel
 from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForImageClassification
 
-from stable_forgetting.adapters import BoundedLoraConfig
+from stable_forgetting.adapters import BoundedLoraConfig, attach
 from stable_forgetting.config import DataConfig, RunConfig
 from stable_forgetting.errors import ConfigError, ModelError, StableForgettingError
 from stable_forgetting.models.load import LoadedModel, ModelSource, load_without_weights
@@ -45,7 +45,7 @@ class Check:
         layers: Adapted layers.
         num_trainable: Parameters of the adapter.
         num_base: Parameters of the model.
-        memory: Estimated memory of the unlearning.
+        memory: Estimated memory of the unlearning; None if the examples cannot be used.
         notes: What was not checked, one sentence each.
     """
 
@@ -95,7 +95,8 @@ def check_config(config: RunConfig, devices: Devices | None = None) -> Check:
         found.sets = {name: len(examples) for name, examples in sets.by_name.items()}
     if model is not None and adapter is not None:
         _attempt(found, lambda: _describe_adapter(found, model, adapter))
-    if found.layers and objective is not None:
+    is_known = sets is not None or is_config_alone(source)  # what examples need is not guessed where some are wrong
+    if found.layers and objective is not None and is_known:
         found.memory = _attempt(found, lambda: estimate(model, sets, config, objective, devices or Devices()))
     return found
 
@@ -145,7 +146,7 @@ def without_content(model: Any, config: RunConfig) -> PeftModel:
     """
     with torch.device("meta"):
         layers = type(model)(model.config)
-    return get_peft_model(layers, adapter_config(config))
+    return attach(layers, adapter_config(config))
 
 
 def num_outputs(loaded: LoadedModel, data: DataConfig) -> int | None:
@@ -257,6 +258,6 @@ def _attempt(found: Check, action: Callable[[], Result]) -> Result | None:
 
 def _describe_adapter(found: Check, model: Any, adapter: BoundedLoraConfig) -> None:
     found.num_base = sum(parameter.numel() for parameter in model.parameters())
-    adapted = get_peft_model(model, adapter)
+    adapted = attach(model, adapter)
     found.layers = sorted(adapted.peft_config["default"].resolved_scales)
     found.num_trainable = sum(parameter.numel() for parameter in adapted.parameters() if parameter.requires_grad)

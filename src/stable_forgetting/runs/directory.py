@@ -19,11 +19,11 @@ CONFIG_NAME = "config.yaml"
 INPUTS_NAME = "inputs.json"
 FILES_NAME = "files.json"
 
-NAMED_DIFFERENCES = 3
-"""Settings that a message names; more do not fit into a sentence."""
+_NUM_SHOWN = 3
+"""Settings that are named where some differ."""
 
-LONGEST_VALUE = 50
-"""Characters of a value that it shows."""
+_LONGEST_SHOWN = 40
+"""Letters of a setting's value in a message."""
 
 
 class RunDirectory:
@@ -75,11 +75,10 @@ class RunDirectory:
                     f"The run directory '{place}' already holds a run. Continue it with --resume or choose another "
                     "with --out."
                 )
-            kept = _read_settings(config_path)
-            if kept != config:
+            if differences := _differences(_read_settings(config_path), config.model_dump(mode="json")):
                 raise RunDirectoryError(
-                    f"The run directory '{place}' holds a run with other settings ({_differences(kept, config)}), "
-                    "so it cannot be resumed with these. Choose another with --out."
+                    f"The run directory '{place}' holds a run with other settings ({_named(differences)}), so it "
+                    f"cannot be resumed with these. Choose another with --out, or give those of its {CONFIG_NAME}."
                 )
         elif place.is_dir() and any(place.iterdir()):
             raise RunDirectoryError(
@@ -121,30 +120,40 @@ class RunDirectory:
             ) from error
 
 
-def _differences(kept: RunConfig | None, config: RunConfig) -> str:
-    """The first settings that differ, with both values."""
-    if kept is None:
-        return f"see {CONFIG_NAME} in it"
-    old, new = (flat_settings(settings.model_dump(mode="json")) for settings in (kept, config))
-    absent = object()
-    changed = [path for path in {**old, **new} if old.get(path, absent) != new.get(path, absent)]
-    named = [f"{path}: {_shown(old, path)} there, {_shown(new, path)} now" for path in changed[:NAMED_DIFFERENCES]]
-    more = len(changed) - len(named)
-    return "; ".join(named) + (f"; and {more} more in {CONFIG_NAME}" if more else "")
-
-
-def _shown(settings: Mapping[str, Any], path: str) -> str:
-    text = json.dumps(settings[path], ensure_ascii=False) if path in settings else "not set"
-    return text if len(text) <= LONGEST_VALUE else f"{text[:LONGEST_VALUE]}…"
-
-
-def _read_settings(path: Path) -> RunConfig | None:
-    """The settings of a run, options that it did not have yet with their defaults; None if they are not allowed now."""
+def _read_settings(path: Path) -> dict[str, Any]:
+    """The settings of a run, options that it did not have yet with their defaults; as written if not allowed now."""
     try:
-        return RunConfig.model_validate(yaml.safe_load(path.read_text(encoding="utf-8")))
-    except ValidationError:
-        return None
+        written = yaml.safe_load(path.read_text(encoding="utf-8"))
     except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise RunDirectoryError(
-            f"The settings '{path}' of the run are damaged, so it cannot be resumed. Choose another with --out."
-        ) from error
+        raise _damaged(path) from error
+    if not isinstance(written, dict):
+        raise _damaged(path)
+    try:
+        return RunConfig.model_validate(written).model_dump(mode="json")
+    except ValidationError:
+        return written
+
+
+def _damaged(path: Path) -> RunDirectoryError:
+    return RunDirectoryError(
+        f"The settings '{path}' of the run are damaged, so it cannot be resumed. Choose another with --out."
+    )
+
+
+def _differences(there: Mapping[str, Any], now: Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:
+    """Settings that differ: both values by path; None where there is no such setting."""
+    old, new = flat_settings(there), flat_settings(now)
+    both = {path: (old.get(path), new.get(path)) for path in [*new, *old]}
+    return {path: (first, second) for path, (first, second) in both.items() if first != second}
+
+
+def _named(differences: Mapping[str, tuple[Any, Any]]) -> str:
+    """The first differences in words, and how many more there are."""
+    shown = [f"{place}: {_short(there)} there, {_short(now)} now" for place, (there, now) in differences.items()]
+    more = len(shown) - _NUM_SHOWN
+    return "; ".join(shown[:_NUM_SHOWN]) + (f"; and {more} more" if more > 0 else "")
+
+
+def _short(value: Any) -> str:
+    text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, default=str)
+    return text if len(text) <= _LONGEST_SHOWN else f"{text[:_LONGEST_SHOWN]}…"

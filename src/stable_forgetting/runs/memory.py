@@ -72,12 +72,14 @@ class Estimate:
         devices: The GPUs.
         fitting_rows: Most forget and retain examples together, per GPU and in the config's proportion, that fit into
             the GPU's memory; 0 if not even the smallest batch does, None if its memory is not said.
+        is_assumed: Whether the lengths are those that the config allows, because no text was read.
     """
 
     parts: dict[str, int]
     shape: StepShape
     devices: Devices
     fitting_rows: int | None = None
+    is_assumed: bool = False
 
     @property
     def total(self) -> int:
@@ -103,7 +105,7 @@ def estimate(model: Any, sets: Sets | None, config: RunConfig, objective: Object
     """
     shape = step_shape(model, sets, config, objective, devices.num)
     parts = estimate_memory(model, shape, config, objective, devices)
-    found = Estimate(parts, shape, devices)
+    found = Estimate(parts, shape, devices, is_assumed=sets is None and config.task == "language")
     if devices.memory_bytes is None:
         return found
     unit = math.gcd(shape.forget_rows, shape.retain_rows)

@@ -10,10 +10,8 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from peft import get_peft_model
-
 from stable_forgetting import processes
-from stable_forgetting.adapters import certificate
+from stable_forgetting.adapters import attach, certificate
 from stable_forgetting.config import RunConfig
 from stable_forgetting.errors import ConfigError, StableForgettingError
 from stable_forgetting.evaluation import ModelScores, evaluate_scores, verdicts
@@ -45,6 +43,7 @@ from stable_forgetting.runs.outcomes import (
     layer_certificates,
 )
 from stable_forgetting.runs.retain_log import logged_retain_values
+from stable_forgetting.runs.saved_adapter import save_adapter
 from stable_forgetting.runs.scoring import kept_scores, measured_sets, reference_scores, score, write_scores
 from stable_forgetting.runs.sets import Sets, load_set_rows, make_sets, num_classes
 from stable_forgetting.runs.target_values import Likelihoods, base_likelihoods, pretrained_likelihoods
@@ -186,8 +185,7 @@ def _unlearn_and_measure(
     unlearned, outcome = _train_adapter(base, models, objective, scores, likelihoods, directory, resume)
     if outcome.seconds is not None:
         clock.seconds["unlearning"] = outcome.seconds
-    # Called by all: reading the weights of a shared model makes every process let go of gathered ones.
-    unlearned.model.save_pretrained(directory.adapter, is_main_process=processes.is_main_process())
+    save_adapter(unlearned.model, directory.adapter, base=base.source, config=config)
     peak_memory = peak_memory_bytes()
     with clock.phase("evaluation"):
         scores["unlearned"] = kept_scores(
@@ -274,7 +272,7 @@ def _train_adapter(
     config, sets = models.config, models.sets
     of_base, of_pretrained = likelihoods
     constants = forget_constants(objective, base=of_base, pretrained=of_pretrained, target=config.objective.target)
-    model = get_peft_model(base.model, adapter_config(config))
+    model = attach(base.model, adapter_config(config))
     outcome = train(
         model,
         base.task,

@@ -40,20 +40,22 @@ class ProgressOfSets:
 
     Args:
         progress: Where the bars are shown.
+        unit: What is counted.
     """
 
-    def __init__(self, progress: Progress) -> None:
+    def __init__(self, progress: Progress, unit: str) -> None:
         self.progress = progress
+        self.unit = unit
         self._open = ExitStack()
         self._description = ""
         self._done = 0
         self._advance: Advance = lambda _: None
 
     def __call__(self, description: str, done: int, total: int) -> None:
-        """So many examples of so many are done; another description begins another bar."""
+        """So many of so many are done; another description begins another bar."""
         if description != self._description:
             self._open.close()
-            self._advance = self._open.enter_context(self.progress.track(description, total))
+            self._advance = self._open.enter_context(self.progress.track(description, total, self.unit))
             self._description, self._done = description, 0
         self._advance(done - self._done)
         self._done = done
@@ -136,7 +138,7 @@ def score(
         gradient_norm=settings.gradient_norm,
         linear_probe=settings.linear_probe,
     )
-    bars = ProgressOfSets(progress)
+    bars = ProgressOfSets(progress, "images" if loaded.task.name == "image" else "answers")
     with ExitStack() as stack:
         stack.callback(bars.close)
         is_plain = stack.enter_context(merged_adapters(loaded.model))

@@ -6,9 +6,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from peft import get_peft_model
 from torch import nn
 
+from stable_forgetting.adapters import attach
 from stable_forgetting.config import FinetuneConfig
 from stable_forgetting.data.examples import ExampleSet
 from stable_forgetting.errors import ModelError, NotFiniteError
@@ -83,7 +83,7 @@ def _prepared(loaded: LoadedModel, settings: FinetuneConfig) -> LoadedModel:
     heads = _known_heads(model) if isinstance(loaded.task, ImageTask) else []
     if settings.trains == "adapter":
         adapter = bounded_config(settings.adapter, modules_to_save=heads or None)
-        return LoadedModel(get_peft_model(model, adapter), loaded.task, loaded.source)
+        return LoadedModel(attach(model, adapter), loaded.task, loaded.source)
     model.requires_grad_(False)
     for name in heads:
         model.get_submodule(name).requires_grad_(True)

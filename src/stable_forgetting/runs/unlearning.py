@@ -9,10 +9,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from peft import PeftModel, get_peft_model
+from peft import PeftModel
 
 from stable_forgetting import processes
-from stable_forgetting.adapters import BoundedLoraConfig, LayerCertificate, certificate
+from stable_forgetting.adapters import BoundedLoraConfig, LayerCertificate, attach, certificate
 from stable_forgetting.config import TargetConfig, TrainingConfig
 from stable_forgetting.data.examples import ExampleSet
 from stable_forgetting.data.language import DEFAULT_TEMPLATE
@@ -129,7 +129,7 @@ def unlearn(  # noqa: PLR0913  (one call with everything by name is the point of
     move_to_training_device(model)
     scores = _needed_scores(model, task, chosen, sets, settings)
     constants = forget_constants(chosen, base=scores, pretrained={}, target=target)
-    peft_model = get_peft_model(model, config)
+    peft_model = attach(model, config)
     with tempfile.TemporaryDirectory() as scratch, _unwrapped_on_error(peft_model):
         outcome = train(
             peft_model,

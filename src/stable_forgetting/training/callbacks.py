@@ -148,7 +148,7 @@ class ProgressBar(TrainerCallback):  # type: ignore[misc]
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         """Open the bar; a resumed training begins where it was left."""
-        self._advance = self._open.enter_context(self.progress.track(self.description, state.max_steps))
+        self._advance = self._open.enter_context(self.progress.track(self.description, state.max_steps, "steps"))
         self._advance(state.global_step)
 
     def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
