@@ -7,12 +7,11 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 
-from rich import box
-from rich.table import Table
 from rich.text import Text
 
 from stable_forgetting.intervals import Estimate, Judgement
 from stable_forgetting.records import Direction, RunRecord
+from stable_forgetting.report.blocks import BlockTable, Column
 from stable_forgetting.report.gaps import GAP_METRICS
 from stable_forgetting.report.requests import (
     METRIC,
@@ -32,7 +31,7 @@ _DIRECTIONS: dict[Direction, str] = {"higher": "higher", "lower": "lower", "reta
 _LEGEND = "▲ ▼ clearly better or worse than the base model; intervals: see the report"
 
 
-def render_table(records: Sequence[RunRecord]) -> list[Table]:
+def render_table(records: Sequence[RunRecord]) -> list[BlockTable]:
     """Tables of the records: before, after and retain model of one run, or a comparison for each problem.
 
     Methods over several requests come last, for each model two tables: tug of war by request, and gaps over all runs.
@@ -46,7 +45,7 @@ def render_table(records: Sequence[RunRecord]) -> list[Table]:
     return [*tables, *(table for found in find_requests(groups) for table in (_scores(found), _gaps(found)))]
 
 
-def _group_table(group: GroupSummary, *, among_others: bool) -> Table:
+def _group_table(group: GroupSummary, *, among_others: bool) -> BlockTable:
     if len(group.methods) == 1:
         return _results(group.methods[0])
     problem = f"{group.task}, {request_name(group)}" if among_others and group.task == "image" else group.task
@@ -54,26 +53,23 @@ def _group_table(group: GroupSummary, *, among_others: bool) -> Table:
     return _comparison(group, f"{problem}, {base if group.num_bases < 2 else 'base models that earlier runs left'}")
 
 
-def _scores(requests: Requests) -> Table:
-    table = _table(f"{METRIC} by request, {requests.model}")
-    for name in (*requests.names, "mean"):
-        table.add_column(Text(name), justify="right")
+def _scores(requests: Requests) -> BlockTable:
+    rows = []
     for row in requests.rows:
         cells = [score(method) for method in row.methods]
-        table.add_row(Text(row.name), *(_value(cell) for cell in (*cells, mean_score(row))))
-    return table
+        rows.append((Text(row.name), [_value(cell) for cell in (*cells, mean_score(row))]))
+    columns = [Column(_lines(name)) for name in (*requests.names, "mean")]
+    return BlockTable(f"{METRIC} by request, {requests.model}", "model", columns, rows)
 
 
-def _gaps(requests: Requests) -> Table:
-    table = _table(f"gap to the retain model in points over all requests, {requests.model}")
-    for name in GAP_METRICS:
-        table.add_column(name.replace("_", "\n"), justify="right")
-    table.add_column("runs", justify="right")
+def _gaps(requests: Requests) -> BlockTable:
+    rows = []
     for row in requests.rows:
         found = [gap_over_runs(row, metric).estimate for metric in GAP_METRICS]
-        cells = [_points(gap) for gap in found]
-        table.add_row(Text(row.name), *cells, str(row.num_runs))
-    return table
+        rows.append((Text(row.name), [*(_points(gap) for gap in found), Text(str(row.num_runs))]))
+    columns = [Column(name.replace("_", "\n")) for name in (*GAP_METRICS, "runs")]
+    title = f"gap to the retain model in points over all requests, {requests.model}"
+    return BlockTable(title, "model", columns, rows)
 
 
 def _points(gap: Estimate | None) -> Text:
@@ -82,49 +78,45 @@ def _points(gap: Estimate | None) -> Text:
     return Text(f"{points(gap.value)} {uncertainty_in_points(gap)}".strip())
 
 
-def _table(title: str, first: str = "model") -> Table:
-    table = Table(title=Text(title), box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
-    table.add_column(first, no_wrap=True)
-    return table
-
-
-def _results(method: MethodSummary) -> Table:
+def _results(method: MethodSummary) -> BlockTable:
     if not method.rows:
-        table = Table("status", "reason", title=Text(method.name), box=box.SIMPLE_HEAD)
-        table.add_row(method.status, Text(method.note or "No reason was recorded."))
-        return table
-    table = _table(method.name, "metric")
-    for name in ("base", "unlearned", "retain", "better", "n"):
-        table.add_column(name, no_wrap=True)
+        reason = Text(method.note or "No reason was recorded.")
+        return BlockTable(method.name, "reason", [Column("status")], [(reason, [Text(method.status)])])
+    rows = []
     reasons: dict[str, list[str]] = {}
     for row in method.rows:
         if row.unlearned.estimate is None:
             reasons.setdefault(row.unlearned.reason or "no reason was recorded", []).append(row.name)
             continue
         count = "" if row.unlearned.estimate.count is None else str(row.unlearned.estimate.count)
-        shown = _value(row.unlearned, row.change)
-        table.add_row(row.name, _value(row.base), shown, _value(row.retain), _DIRECTIONS[row.direction], count)
-    table.caption = _caption(f"{', '.join(names)}: not available, {reason}" for reason, names in reasons.items())
-    return table
+        values = [_value(row.base), _value(row.unlearned, row.change), _value(row.retain)]
+        rows.append((Text(row.name), [*values, Text(_DIRECTIONS[row.direction]), Text(count)]))
+    columns = [Column(name, right=False) for name in ("base", "unlearned", "retain", "better", "n")]
+    caption = _caption(f"{', '.join(names)}: not available, {reason}" for reason, names in reasons.items())
+    return BlockTable(method.name, "metric", columns, rows, caption)
 
 
-def _comparison(group: GroupSummary, title: str) -> Table:
+def _comparison(group: GroupSummary, title: str) -> BlockTable:
     """Models below each other, key metrics beside each other."""
-    table = _table(title)
     lines = [(_role(row, group), dict(zip(group.columns, row.cells, strict=True))) for row in group.references]
     methods = [method for method in group.methods if method.rows]
-    columns = [name for name in group.columns if any(_cell(method, name).estimate for method in methods)]
-    for name in columns:
-        words = name.replace("probability", "prob.").replace("rouge_l_recall", "rouge").replace("perplexity", "perpl.")
-        table.add_column(words.replace("_", "\n"), justify="right")
-    for label, known in lines:
-        table.add_row(label, *(_value(known[name]) for name in columns))
+    names = [name for name in group.columns if any(_cell(method, name).estimate for method in methods)]
+    rows = [(label, [_value(known[name]) for name in names]) for label, known in lines]
     for method in methods:
-        cells = [_value(_cell(method, name), _change(method, name)) for name in columns]
-        table.add_row(Text(_label(method)), *cells)
+        cells = [_value(_cell(method, name), _change(method, name)) for name in names]
+        rows.append((Text(_label(method)), cells))
     failures = (f"{method.name} failed: {method.note}" for method in group.methods if not method.rows)
-    table.caption = _caption(failures)
-    return table
+    columns = [Column(_short(name).replace("_", "\n")) for name in names]
+    return BlockTable(title, "model", columns, rows, _caption(failures))
+
+
+def _short(name: str) -> str:
+    return name.replace("probability", "prob.").replace("rouge_l_recall", "rouge").replace("perplexity", "perpl.")
+
+
+def _lines(name: str) -> str:
+    """The names of deleted classes below each other."""
+    return name.replace(", ", ",\n").replace(" and ", "\nand ")
 
 
 def _role(row: ReferenceRow, group: GroupSummary) -> Text:

@@ -14,6 +14,9 @@ from stable_forgetting.report.wording import NOT_AVAILABLE, number, plural, prec
 
 Tone = Literal["good", "bad", "neutral"]
 
+_MOST_METHODS = 6
+"""Methods that a sentence names; the table has all."""
+
 
 @dataclass(frozen=True)
 class Verdict:
@@ -162,15 +165,9 @@ def _leading(group: GroupSummary, metric: str) -> Verdict:
     number_words = f"{definition.label} ({DIRECTION_WORDS[next(iter(rows.values())).direction]})"
     leaders = group.leaders[group.columns.index(metric)]
     if not leaders:
-        judged = sum(
-            row.unlearned.estimate is not None and row.unlearned.estimate.has_interval for row in rows.values()
-        )
-        why = (
-            "no method leads by more than the interval" if judged > 1 else "without intervals no method is said to lead"
-        )
-        return Verdict(topic, f"{number_words}: {', '.join(values.values())}; {why}.")
-    ahead = ", ".join(values[name] for name in leaders)
-    behind = ", ".join(text for name, text in values.items() if name not in leaders)
+        return Verdict(topic, f"{number_words}: {_some(values.values())}; {_why_none_leads(rows.values())}.")
+    ahead = _some(values[name] for name in leaders)
+    behind = _some(text for name, text in values.items() if name not in leaders)
     leads = "leads" if len(leaders) == 1 else "lead, with no clear difference between them"
     return Verdict(topic, f"{number_words}: {ahead} {leads}; behind: {behind}.", "good")
 
@@ -181,3 +178,19 @@ def _placed(name: str, row: MetricRow) -> str | None:
         return None
     gap = row.gap.estimate if row.direction == "retain" else None
     return f"{name} ({number(row.unlearned.estimate.value)}{f', gap {signed(gap.value)}' if gap else ''})"
+
+
+def _why_none_leads(rows: Iterable[MetricRow]) -> str:
+    valued = [row for row in rows if row.unlearned.estimate is not None]
+    if any(row.direction == "retain" and row.retain.estimate is None for row in valued):
+        return "without a retain model no method is said to lead"
+    if not all(row.unlearned.estimate is not None and row.unlearned.estimate.has_interval for row in valued):
+        return "without intervals no method is said to lead"
+    return "no method leads by more than the interval"
+
+
+def _some(methods: Iterable[str]) -> str:
+    """The first methods, and how many more there are."""
+    listed = list(methods)
+    more = f" and {len(listed) - _MOST_METHODS} more" if len(listed) > _MOST_METHODS else ""
+    return ", ".join(listed[:_MOST_METHODS]) + more
