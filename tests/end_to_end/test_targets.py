@@ -115,6 +115,33 @@ def test_a_classifier_with_other_classes_is_refused(tmp_path):
         run(problem.config(pretrained_model=str(other)), tmp_path / "run")
 
 
+def named_classifier(problem, folder, names):
+    """A copy of the problem's model whose labels have names."""
+    shutil.copytree(problem.model, folder)
+    settings = json.loads((folder / "config.json").read_text())
+    settings["id2label"] = {str(number): name for number, name in enumerate(names)}
+    settings["label2id"] = {name: number for number, name in enumerate(names)}
+    (folder / "config.json").write_text(json.dumps(settings))
+    return str(folder)
+
+
+def test_a_given_classifier_that_counts_its_classes_otherwise_is_refused(tmp_path):
+    problem = make_image_problem(tmp_path)
+    count = len(json.loads((problem.model / "config.json").read_text())["id2label"])
+    names = [f"class{place}" for place in range(count)]  # as in the data
+    base = named_classifier(problem, tmp_path / "named", names)
+    turned = named_classifier(problem, tmp_path / "turned", [*names[1:], names[0]])
+    config = problem.config(base_model=base, retain_model=turned)
+    with pytest.raises(ConfigError, match=r"class 'class0' is number 0 in the data and 3 in .*turned") as refused:
+        run(config, tmp_path / "run")
+    assert check_config(config).problems == [str(refused.value)]
+    other = named_classifier(problem, tmp_path / "other", ["Feige", *names[1:]])
+    (note,) = check_config(problem.config(base_model=base, retain_model=other)).notes
+    assert "other names for 1 of 4 classes (first: number 0 is 'Feige', in the data 'class0')" in note
+    with pytest.raises(ConfigError, match="class0"):
+        run(problem.config(model__name=turned), tmp_path / "run")
+
+
 def test_a_resume_with_another_pretrained_model_is_refused(problem, pretrained, tmp_path):
     config = problem.config(pretrained_model=str(pretrained), **PLACED)
     run(config, tmp_path / "run")

@@ -1,5 +1,6 @@
 import pytest
 
+from stable_forgetting.evaluation.metrics import METRICS
 from stable_forgetting.evaluation.verdicts import verdicts
 from stable_forgetting.records import MetricValue, ModelEvaluation
 
@@ -7,7 +8,12 @@ from stable_forgetting.records import MetricValue, ModelEvaluation
 def model(role, spread=0.02, **values):
     metrics = [
         MetricValue(
-            name=name, value=value, count=40, low=value * (1 - spread), high=value * (1 + spread), direction="retain"
+            name=name,
+            value=value,
+            count=40,
+            low=value * (1 - spread),
+            high=value * (1 + spread),
+            direction=METRICS[name].direction,
         )
         for name, value in values.items()
     ]
@@ -28,16 +34,7 @@ RETAIN = language("retain", 0.10, 0.96, 2.4)
         (language("unlearned", 0.94, 0.96, 0.06), ["Nothing was forgotten: forget probability fell from 0.950"]),
         (language("unlearned", 0.97, 0.96, 0.03), ["Nothing was forgotten: forget probability rose"]),
         (language("unlearned", 0.50, 0.95, 0.7), ["Only partly forgotten, 53% of the way"]),
-        (language("unlearned", 0.11, 0.96, 2.3), ["Forgotten, and the rest is kept: forget probability fell"]),
-        (language("unlearned", 0.11, 0.97, 2.3), ["Forgotten, and the rest is kept: forget probability fell"]),
-        (
-            language("unlearned", 0.11, 0.95, 2.3),
-            ["Forgotten, at the price of 1% of the rest: forget probability"],
-        ),
-        (
-            language("unlearned", 0.11, 0.88, 2.3),
-            ["Forgotten, at the price of 8% of the rest: forget probability"],
-        ),
+        (language("unlearned", 0.11, 0.95, 2.3), ["Forgotten, and the rest is kept: forget probability fell"]),
         (language("unlearned", 0.00, 0.95, 15.0), ["Forgot more than the retain model: forget NLL per label 15.000"]),
         (language("unlearned", 0.11, 0.70, 2.3), ["The rest was damaged: retained probability fell from 0.960"]),
         (language("unlearned", 0.00, 0.01, 15.0), ["Forgot more than the retain", "The model collapsed: retained"]),
@@ -51,7 +48,7 @@ def test_language(unlearned, beginnings):
         assert sentence.startswith(beginning)
 
 
-def test_overshoot_needs_disjoint_intervals():
+def test_overshoot_needs_a_clear_gap():
     unlearned = language("unlearned", 0.11, 0.95, 4.0, spread=0.8)
     assert verdicts(BASE, unlearned, RETAIN)[0].startswith("Forgotten")
 
@@ -106,13 +103,56 @@ def test_missing_values_are_named():
     ]
 
 
-def test_a_classifier_that_knows_little_shows_little():
-    weak, weak_after = images("base", 0.6, 0.49), images("unlearned", 0.0, 0.49)
-    assert verdicts(weak, weak_after, images("retain", 0.0, 0.49)) == [
-        "Forgotten, and the rest is kept: forget accuracy fell from 0.600 to 0.000 (retain model 0.000), retained "
-        "accuracy stayed at 0.490.",
-        "The base model itself has a retained accuracy of 0.490 only, so that little can be seen of what it forgets; "
-        "train it longer or on more images first.",
+def test_all_is_kept_only_if_no_mark_says_otherwise():
+    """Of the base model's value 97 % are left, but by the narrow intervals the tables mark it as clearly worse."""
+    base, unlearned = language("base", 0.95, 0.96, 0.05, 0.005), language("unlearned", 0.11, 0.93, 2.3, 0.005)
+    found = verdicts(base, unlearned, RETAIN)
+    assert found[0].startswith("Forgotten, but not all of the rest is kept: forget probability fell from 0.950")
+    assert found[1:] == ["Clearly worse than before: retain_probability."]
+
+
+def test_metrics_that_no_sentence_is_about_are_named_if_they_are_marked_as_worse():
+    base = model("base", forget_probability=0.95, retain_probability=0.96, forget_nll=0.05, test_perplexity=14.0)
+    values = {"retain_probability": 0.95, "forget_nll": 2.3, "test_perplexity": 60.0}
+    unlearned = model("unlearned", forget_probability=0.11, **values)
+    found = verdicts(base, unlearned, RETAIN)
+    assert found[0].startswith("Forgotten, but not all of the rest is kept")
+    assert found[1] == "Clearly worse than before: test_perplexity."
+
+
+def test_a_loss_within_its_interval_is_no_damage():
+    base, unlearned = language("base", 0.95, 0.96, 0.05, 0.3), language("unlearned", 0.11, 0.80, 2.3, 0.3)
+    found = verdicts(base, unlearned, RETAIN)
+    assert found == [
+        "Whether the rest is kept is not clear: retained probability fell from 0.960 to 0.800, which is within the "
+        "interval."
     ]
-    strong, strong_after = images("base", 0.6, 0.51), images("unlearned", 0.0, 0.51)
-    assert len(verdicts(strong, strong_after, images("retain", 0.0, 0.51))) == 1
+
+
+def test_a_small_but_clear_change_is_almost_nothing():
+    base, unlearned = language("base", 0.95, 0.96, 0.05, 0.001), language("unlearned", 0.92, 0.96, 0.06, 0.001)
+    assert verdicts(base, unlearned, RETAIN)[0].startswith("Almost nothing was forgotten")
+
+
+def test_what_is_not_marked_as_closer_is_not_forgotten():
+    base, unlearned = language("base", 0.5, 0.96, 0.7, 0.4), language("unlearned", 0.3, 0.96, 1.2, 0.4)
+    found = verdicts(base, unlearned, RETAIN)
+    assert found[0].startswith("Not clearly forgotten: forget probability fell from 0.500 to 0.300")
+
+
+def test_an_image_model_that_hardly_knows_its_classes_is_told_of():
+    weak = images("base", 0.14, 0.13)
+    found = verdicts(weak, images("unlearned", 0.0, 0.13), num_classes=10)
+    assert found[1].startswith(
+        "The base model hardly knows the data: forget accuracy 0.140 and retained accuracy 0.130 before unlearning "
+        "(chance: 0.100)"
+    )
+    few = verdicts(images("base", 0.14, 0.9), images("unlearned", 0.0, 0.9), num_classes=10)
+    assert "forget accuracy 0.140 before" in few[1]
+    known = verdicts(images("base", 0.95, 0.9), images("unlearned", 0.0, 0.9), num_classes=10)
+    assert not any("hardly knows" in sentence for sentence in known)
+
+
+def test_a_language_model_that_hardly_knows_the_forget_answers_is_told_of():
+    found = verdicts(language("base", 0.08, 0.05, 2.5), language("unlearned", 0.01, 0.05, 4.6))
+    assert found[1].startswith("The base model hardly knows the data: forget probability 0.080 before unlearning, so")

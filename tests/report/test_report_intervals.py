@@ -4,7 +4,7 @@ import math
 
 import pytest
 
-from stable_forgetting.report.intervals import Estimate, average, difference, excludes_zero, judge, wilson
+from stable_forgetting.intervals import Estimate, average, difference, excludes_zero, judge, wilson
 
 
 def around(value: float, half: float) -> Estimate:

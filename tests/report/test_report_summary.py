@@ -45,6 +45,26 @@ def test_glossary_covers_every_metric_of_the_evaluation():
     assert set(metrics.METRICS) <= set(DEFINED_METRICS)
 
 
+def test_what_counts_as_kept_is_the_same_in_tables_and_sentences():
+    metrics = pytest.importorskip("stable_forgetting.evaluation.metrics")
+    kept = {name for name, metric in metrics.METRICS.items() if metric.keeps}
+    assert kept == {name for name in metrics.METRICS if define(name).group == "keeping"}
+
+
+def test_sentences_of_a_run_name_every_metric_that_its_table_marks_as_worse():
+    """Nine tenths of the retain probability are left, which is a small loss but a clear one."""
+    verdicts = pytest.importorskip("stable_forgetting.evaluation.verdicts")
+    loss = {"name": "retain_probability", "count": 160, "direction": "higher"}
+    record = language_run("calibrated-sine")
+    record = _with_metric(record, "base", MetricValue(**loss, value=0.95, low=0.94, high=0.96))
+    record = _with_metric(record, "unlearned", MetricValue(**loss, value=0.90, low=0.89, high=0.91))
+    row = summarize([record]).groups[0].methods[0].row("retain_probability")
+    found = verdicts.verdicts(*(record.evaluation(role) for role in ("base", "unlearned", "retain")))
+    assert row.change == "worse"
+    assert not any("and the rest is kept" in sentence for sentence in found)
+    assert "Clearly worse than before: retain_probability." in found
+
+
 def test_other_task_data_or_base_model_is_another_problem():
     run = language_run("gd-sine")
     other_base = run.model_copy(update={"models": run.models | {"base": "sha256:other"}})
@@ -132,6 +152,34 @@ def test_leaders_are_those_that_none_clearly_beats():
     assert leaders["forget_nll_ks"] == (), "nothing is judged without intervals"
 
 
+def test_lead_sentences_say_by_which_number_and_how_far_from_the_retain_model():
+    sentences = [verdict.sentence for verdict in group_verdicts(summarize(comparison()).groups[0])]
+    assert (
+        "Membership attack, AUC (closer to the retain model is better): gd-sine-seed0 (0.412, gap −0.092), "
+        "calibrated-sine (0.499, gap −0.005) lead, with no clear difference between them; behind: gd-lora-seed0 "
+        "(0.061, gap −0.443)."
+    ) in sentences
+    assert any(sentence.startswith("NLL per label, forget (closer to the retain model") for sentence in sentences)
+    other = image_run().model_copy(update={"name": "other", "config": {**image_run().config, "more": 1}})
+    first = group_verdicts(summarize([image_run(), other]).groups[0])[0]
+    assert (first.topic, first.sentence) == (
+        "Overall",
+        "Tug of war (higher is better): digits-sine (0.985), other (0.985); no method leads by more than the interval.",
+    )
+
+
+def test_without_intervals_the_numbers_are_given_but_nobody_leads():
+    records = [_with_metric(record, "unlearned", TOFU_P) for record in comparison()[:2]]
+    (found,) = [v for v in group_verdicts(summarize(records).groups[0]) if v.sentence.startswith("Forget quality")]
+    assert found.sentence.endswith("(0.600); without intervals no method is said to lead.")
+
+
+def test_what_single_seeds_say_has_the_name_of_their_run():
+    records = [language_run("calibrated-sine", seed) for seed in (1, 2)]
+    notes = [v.sentence for v in method_verdicts(summarize(records).groups[0].methods[0]) if v.topic == "The run notes"]
+    assert notes == [f"{record.name}: {record.verdicts[0]}" for record in records]
+
+
 def test_verdicts_say_no_more_than_the_intervals_carry():
     run = language_run("calibrated-sine")
     sentences = {v.topic: v for v in method_verdicts(summarize([run]).groups[0].methods[0])}
@@ -163,10 +211,13 @@ def test_failed_and_stopped_runs_say_why():
     assert (first.topic, first.sentence) == ("Stopped early", "forget_nll above 2.4")
 
 
+TOFU_P = MetricValue(name="forget_quality", value=0.6, count=40, direction="higher")
+
+
 def _with_metric(record: RunRecord, role: str, metric: MetricValue) -> RunRecord:
     """The record with one metric of one model replaced."""
     entries = [
-        entry.model_copy(update={"metrics": [metric if m.name == metric.name else m for m in entry.metrics]})
+        entry.model_copy(update={"metrics": [*(m for m in entry.metrics if m.name != metric.name), metric]})
         if entry.role == role
         else entry
         for entry in record.evaluations

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -10,9 +9,7 @@ from stable_forgetting.bench.image_table import ImageTable
 from stable_forgetting.config.benchmark_options import ClassDeletionOptions
 from stable_forgetting.errors import ConfigError
 from stable_forgetting.models.load import ModelSource, load_without_weights
-
-_NO_NAME = re.compile(r"LABEL_\d+")
-"""What transformers calls a class that has no name."""
+from stable_forgetting.runs.label_names import compare_label_names, label_names, numbers_by_name, plain_name
 
 
 def model_config(options: ClassDeletionOptions, name: str) -> Any:
@@ -49,27 +46,7 @@ def check_classifier(name: str, config: Any, table: ImageTable) -> list[str]:
     Raises:
         ConfigError: A class has another number in the model than in the data.
     """
-    by_number = _label_names(config)
-    own, asked = _numbers(by_number), table.class_labels()
-    if not own or not asked:
-        return []
-    for shown, label in asked.items():
-        found = own.get(_plain(shown), [label])
-        if label not in found:
-            raise ConfigError(
-                f"The class '{shown}' is number {label} in '{table.path}' and {found[0]} in the model '{name}', so its "
-                "predictions would be taken for other classes. Give data with the model's numbers (in a folder they "
-                "count the names in alphabetical order), or a model with those of the data."
-            )
-    other = [(shown, label) for shown, label in asked.items() if _plain(shown) not in own]
-    if not other:
-        return []
-    shown, label = other[0]
-    return [
-        f"The model '{name}' has other names for {len(other)} of {len(asked)} classes (first: number {label} is "
-        f"'{by_number.get(label, 'none')}', in the data '{shown}'). If these are other classes, what is measured of "
-        "them means nothing."
-    ]
+    return compare_label_names(name, config, table.class_labels(), f"'{table.path}'")
 
 
 def check_pretrained(name: str, config: Any, table: ImageTable) -> list[str]:
@@ -86,9 +63,9 @@ def check_pretrained(name: str, config: Any, table: ImageTable) -> list[str]:
     Raises:
         ConfigError: Its classes are those of the data, so that its head, which knows them all, would be kept.
     """
-    own, asked = _numbers(_label_names(config)), table.class_labels()
+    own, asked = numbers_by_name(label_names(config)), table.class_labels()
     keeps_head = int(config.num_labels) == table.num_classes
-    knows_all = bool(asked) and all(_plain(shown) in own for shown in asked)
+    knows_all = bool(asked) and all(plain_name(shown) in own for shown in asked)
     if knows_all and keeps_head:
         raise ConfigError(
             f"The model '{name}' is a classifier of the classes in '{table.path}' already ({_few(asked)}), so a retain "
@@ -107,25 +84,6 @@ def check_pretrained(name: str, config: Any, table: ImageTable) -> list[str]:
             "on. If it knows these classes already, say --finetuned."
         ]
     return []
-
-
-def _label_names(config: Any) -> dict[int, str]:
-    """Names of a model's labels by number; none if they are only numbered."""
-    found = {int(number): str(name) for number, name in (config.id2label or {}).items()}
-    return {} if all(_NO_NAME.fullmatch(name) for name in found.values()) else found
-
-
-def _numbers(names: Mapping[int, str]) -> dict[str, list[int]]:
-    """Numbers by plain name: two classes may have the same, as the cranes of ImageNet."""
-    found: dict[str, list[int]] = {}
-    for number, name in names.items():
-        found.setdefault(_plain(name), []).append(number)
-    return found
-
-
-def _plain(name: str) -> str:
-    """A name as it is compared: `Maple tree` and `maple_tree` are the same."""
-    return re.sub(r"[\W_]+", " ", name.lower()).strip()
 
 
 def _few(names: Mapping[str, int]) -> str:

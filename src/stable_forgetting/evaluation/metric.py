@@ -136,3 +136,8 @@ class Metric:
     def starts_from_base(self) -> bool:
         """Whether it says how far a model is from the base model, so that the base model has no value of its own."""
         return any(need.model == "base" for need in self.needs)
+
+    @property
+    def keeps(self) -> bool:
+        """Whether it says how much of the rest is left: it has a best value that no other model decides on."""
+        return self.direction != "retain" and not self.compares and not self.starts_from_base

@@ -1,12 +1,16 @@
 """Sentences that a run says about itself, so that a failed forgetting does not look like a result.
 
-They judge the mean of what was to be forgotten and of what was to be kept; they do not replace the metrics.
+They judge the mean of what was to be forgotten and of what was to be kept, and name every other metric that got clearly
+worse; they do not replace the metrics.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
+from stable_forgetting.evaluation.metrics import METRICS
+from stable_forgetting.intervals import Judgement, difference, estimate_of, excludes_zero, judge_change
 from stable_forgetting.records import MetricValue, ModelEvaluation
 
 NOTHING_SHARE = 0.1
@@ -22,18 +26,19 @@ COLLAPSE_SHARE = 0.5
 KEPT_SHARE = 0.9
 """Keeping less than this share is reported as damage; finetuning with another seed moves it by a few percent."""
 
-LEAST_LOSS = 0.005
-"""A smaller share of the base model's value on the retain set would be 0 % in a sentence."""
-
-KNOWN_ACCURACY = 0.5
-"""A classifier that is wrong more often than right on what is kept knows too little to show what it forgets."""
-
 OVERSHOOT_RATIO = 1.5
-"""Forget NLL this many times the retain model's is overshoot, if the intervals are disjoint as well: the examples then
+"""Forget NLL this many times the retain model's is overshoot, if that is a clear gap as well: the examples then
 stand out by being unlikely, and an attack finds them."""
 
 OVERSHOOT_ACCURACY = 0.1
-"""Forget accuracy this far below the retain model's is overshoot, if the intervals are disjoint as well."""
+"""Forget accuracy this far below the retain model's is overshoot, if that is a clear gap as well."""
+
+KNOWN_SHARE = 0.1
+"""A base model that is less than this share of the way from chance (language: from 0) to 1 has little to lose: whatever
+is done to it, the value stays about the same."""
+
+MOST_NAMES = 5
+"""Metrics that a sentence names."""
 
 
 @dataclass(frozen=True)
@@ -50,13 +55,31 @@ _IMAGE = _Question("forget_accuracy", "retain_accuracy", "accuracy")
 _IMAGE_TEST = _Question("forget_accuracy", "retain_test_accuracy", "accuracy")
 
 
-def verdicts(base: ModelEvaluation, unlearned: ModelEvaluation, retain: ModelEvaluation | None = None) -> list[str]:
+@dataclass(frozen=True)
+class _Finding:
+    """A sentence, and the metric whose mark in the tables it explains."""
+
+    sentence: str
+    explains: str | None = None
+
+
+def verdicts(
+    base: ModelEvaluation,
+    unlearned: ModelEvaluation,
+    retain: ModelEvaluation | None = None,
+    *,
+    num_classes: int | None = None,
+) -> list[str]:
     """What happened, in words: forgotten or not, too far or not, and at which cost.
+
+    A difference is called one by the rule that marks it in the tables (`judge_change`), so that no sentence says that
+    all is kept where a metric of what is kept is marked as worse; how large it is, is said by the limits above.
 
     Args:
         base: Metrics before.
         unlearned: Metrics after.
         retain: Metrics of the retain model. None: whether it went too far cannot be judged, and a sentence says so.
+        num_classes: Image models: number of classes, by which chance is known.
 
     Returns:
         At least one sentence. The first word of a good outcome is "Forgotten".
@@ -71,28 +94,69 @@ def verdicts(base: ModelEvaluation, unlearned: ModelEvaluation, retain: ModelEva
         return list(dict.fromkeys(blind))
     before, after, kept_before, kept_after = needed[:4]
     target = needed[4] if retain is not None else None
+    marks = _marks(base, unlearned, retain)
+    overshoot = _overshoot(question, unlearned, retain)
     problems = [
-        _forgetting(question, before, after, target),
-        _overshoot(question, unlearned, retain),
-        _keeping(question, kept_before, kept_after),
+        _forgetting(question, before, after, target, marks, is_beyond=overshoot is not None),
+        overshoot,
+        _keeping(question, kept_before, kept_after, marks),
     ]
-    found = [sentence for sentence in problems if sentence is not None]
+    found = [problem for problem in problems if problem is not None]
+    explained = {problem.explains for problem in found}
+    worse = [name for name, mark in marks.items() if mark == "worse" and name not in explained]
     if not found:
-        found.append(
-            f"Forgotten, {_price(kept_before, kept_after)}: forget {question.unit} {_change(before, after)}"
-            f"{_beside(target)}, retained {question.unit} {_change(kept_before, kept_after)}."
+        how = (
+            "but not all of the rest is kept" if any(METRICS[name].keeps for name in worse) else "and the rest is kept"
         )
-    if question is not _LANGUAGE and _value(kept_before) < KNOWN_ACCURACY:
         found.append(
-            f"The base model itself has a retained accuracy of {_value(kept_before):.3f} only, so that little "
-            "can be seen of what it forgets; train it longer or on more images first."
+            _Finding(
+                f"Forgotten, {how}: forget {question.unit} {_change(before, after)}{_beside(target)}, "
+                f"retained {question.unit} {_change(kept_before, kept_after)}."
+            )
         )
+    sentences = [entry.sentence for entry in found]
+    if worse:
+        sentences.append(f"Clearly worse than before{' as well' if explained - {None} else ''}: {_listed(worse)}.")
+    sentences += _hardly_known(question, before, kept_before, num_classes)
     if retain is None:
-        found.append(
+        sentences.append(
             "Without a retain model it cannot be judged whether the model forgot too much or too little; give "
             "retain_model or retain_log."
         )
-    return found
+    return sentences
+
+
+def _marks(base: ModelEvaluation, unlearned: ModelEvaluation, retain: ModelEvaluation | None) -> dict[str, Judgement]:
+    """The mark of every metric in the tables of a run."""
+    marks: dict[str, Judgement] = {}
+    for metric in unlearned.metrics:
+        reference = None if retain is None else estimate_of(retain.metric(metric.name))
+        before = estimate_of(base.metric(metric.name))
+        marks[metric.name] = judge_change(estimate_of(metric), before, metric.direction, reference)
+    return marks
+
+
+def _listed(names: Sequence[str]) -> str:
+    more = f" and {len(names) - MOST_NAMES} more" if len(names) > MOST_NAMES else ""
+    return ", ".join(names[:MOST_NAMES]) + more
+
+
+def _hardly_known(
+    question: _Question, forget: MetricValue, kept: MetricValue, num_classes: int | None
+) -> Iterable[str]:
+    """That the base model knows too little for forgetting to be seen; texts that it keeps may well be unlikely ones."""
+    is_image = question is not _LANGUAGE
+    chance = 1 / num_classes if is_image and num_classes is not None else 0.0
+    values = [("forget", _value(forget)), *([("retained", _value(kept))] if is_image else [])]
+    weak = [
+        f"{what} {question.unit} {value:.3f}" for what, value in values if value < chance + KNOWN_SHARE * (1 - chance)
+    ]
+    if weak:
+        beside = f" (chance: {chance:.3f})" if chance else ""
+        yield (
+            f"The base model hardly knows the data: {' and '.join(weak)} before unlearning{beside}, so forgetting can "
+            "hardly be seen. Give a model that was taught them, or have it taught with model.finetune."
+        )
 
 
 def _question(base: ModelEvaluation, unlearned: ModelEvaluation) -> _Question:
@@ -128,31 +192,48 @@ def _beside(target: MetricValue | None) -> str:
     return "" if target is None else f" (retain model {_value(target):.3f})"
 
 
-def _forgetting(question: _Question, before: MetricValue, after: MetricValue, target: MetricValue | None) -> str | None:
-    """What is wrong with the forgetting, or None."""
+def _forgetting(
+    question: _Question,
+    before: MetricValue,
+    after: MetricValue,
+    target: MetricValue | None,
+    marks: Mapping[str, Judgement],
+    *,
+    is_beyond: bool,
+) -> _Finding | None:
+    """What is wrong with the forgetting, or None; going too far has a sentence of its own (`is_beyond`)."""
     goal = 0.0 if target is None else _value(target)
     room = _value(before) - goal
     change = f"forget {question.unit} {_change(before, after)}{_beside(target)}"
-    if room <= 0 or (target is not None and _overlap(before, target)):
-        return (
+    if room <= 0 or (target is not None and not _differ(before, target)):
+        place = "below" if target is not None and _differ(before, target) else "like"
+        return _Finding(
             f"There was nothing to forget: the base model's forget {question.unit} of {_value(before):.3f} is already "
-            f"{'0' if target is None else f'like the retain model’s {goal:.3f}'}."
+            f"{'0' if target is None else f'{place} the retain model’s {goal:.3f}'}."
         )
-    share = (_value(before) - _value(after)) / room
+    mark, share = marks[question.forget], (_value(before) - _value(after)) / room
     if share < NOTHING_SHARE:
-        return f"Nothing was forgotten: {change}."
+        how = "Almost nothing" if mark == "better" else "Nothing"
+        return _Finding(f"{how} was forgotten: {change}.", question.forget)
+    if mark in ("unclear", "worse") and not is_beyond:
+        how = "not clearly closer to" if mark == "unclear" else "further from"
+        return _Finding(
+            f"Not clearly forgotten: {change}, which is {how} the retain model than before.", question.forget
+        )
     if target is not None and share < PARTLY_SHARE:
-        return f"Only partly forgotten, {share:.0%} of the way to the retain model: {change}."
+        return _Finding(
+            f"Only partly forgotten, {share:.0%} of the way to the retain model: {change}.", question.forget
+        )
     return None
 
 
-def _overshoot(question: _Question, unlearned: ModelEvaluation, retain: ModelEvaluation | None) -> str | None:
+def _overshoot(question: _Question, unlearned: ModelEvaluation, retain: ModelEvaluation | None) -> _Finding | None:
     """Whether the forget set ended beyond the retain model."""
     if retain is None:
         return None
     name = "forget_nll" if question is _LANGUAGE else question.forget
     after, target = _find(unlearned, name), _find(retain, name)
-    if after.value is None or target.value is None or _overlap(after, target):
+    if after.value is None or target.value is None or not _differ(after, target):
         return None
     if question is _LANGUAGE:
         is_beyond = after.value > OVERSHOOT_RATIO * target.value
@@ -162,32 +243,28 @@ def _overshoot(question: _Question, unlearned: ModelEvaluation, retain: ModelEva
         unit = question.unit
     if not is_beyond:
         return None
-    return f"Forgot more than the retain model: forget {unit} {after.value:.3f}, retain model {target.value:.3f}."
+    values = f"forget {unit} {after.value:.3f}, retain model {target.value:.3f}"
+    return _Finding(f"Forgot more than the retain model: {values}.", name)
 
 
-def _keeping(question: _Question, before: MetricValue, after: MetricValue) -> str | None:
+def _keeping(
+    question: _Question, before: MetricValue, after: MetricValue, marks: Mapping[str, Judgement]
+) -> _Finding | None:
     """What is wrong with the keeping, or None."""
     change = f"retained {question.unit} {_change(before, after)}"
+    if _value(after) >= KEPT_SHARE * _value(before):
+        return None
+    if marks[question.retain] == "unclear":
+        return _Finding(f"Whether the rest is kept is not clear: {change}, which is within the interval.")
     if _value(after) < COLLAPSE_SHARE * _value(before):
-        return f"The model collapsed: {change}."
-    if _value(after) < KEPT_SHARE * _value(before):
-        return f"The rest was damaged: {change}."
-    return None
+        return _Finding(f"The model collapsed: {change}.", question.retain)
+    return _Finding(f"The rest was damaged: {change}.", question.retain)
 
 
-def _price(before: MetricValue, after: MetricValue) -> str:
-    """What the forgetting took from the rest, in whole percent; a table can call less than that a clear change."""
-    lost = 1 - _value(after) / _value(before) if _value(before) > 0 else 0.0
-    return "and the rest is kept" if lost < LEAST_LOSS else f"at the price of {lost:.0%} of the rest"
-
-
-def _overlap(first: MetricValue, second: MetricValue) -> bool:
-    """Whether the intervals touch; without an interval the value itself is taken."""
-    low, high = _ends(first)
-    other_low, other_high = _ends(second)
-    return low <= other_high and other_low <= high
-
-
-def _ends(metric: MetricValue) -> tuple[float, float]:
-    value = _value(metric)
-    return (value if metric.low is None else metric.low, value if metric.high is None else metric.high)
+def _differ(first: MetricValue, second: MetricValue) -> bool:
+    """Whether the gap between two values is a clear one; without intervals, whether there is one."""
+    ours, other = estimate_of(first), estimate_of(second)
+    assert ours is not None
+    assert other is not None
+    gap = difference(ours, other)
+    return excludes_zero(gap) if gap.has_interval else gap.value != 0

@@ -18,7 +18,7 @@ from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, MaxNLocator, NullFormatter
 
-from stable_forgetting.report.intervals import Estimate
+from stable_forgetting.intervals import Estimate
 from stable_forgetting.report.wording import number
 
 INK, MUTED, GRID, LIMIT = "#1c2430", "#5d6673", "#dcdfe4", "#a8322a"

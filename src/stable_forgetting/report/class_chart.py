@@ -8,9 +8,9 @@ from typing import Any
 import matplotlib as mpl
 from matplotlib.lines import Line2D
 
+from stable_forgetting.intervals import excludes_zero
 from stable_forgetting.report.canvas import INK, MUTED, SERIES, SETTINGS, new_figure, to_svg
 from stable_forgetting.report.classes import ClassRow
-from stable_forgetting.report.intervals import excludes_zero
 from stable_forgetting.report.wording import points
 
 _CLEAR, _UNCLEAR, _RETAIN = "unlearned, clear change", "unlearned, no clear change", "retain model"

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from stable_forgetting.intervals import Estimate, average, difference, excludes_zero, wilson
 from stable_forgetting.records import ClassAccuracy, ModelRole, RunRecord
-from stable_forgetting.report.intervals import Estimate, average, difference, excludes_zero, wilson
 from stable_forgetting.report.summary import MethodSummary
 from stable_forgetting.report.tables import TextCell
 from stable_forgetting.report.wording import class_name, gap_words, number, points, uncertainty

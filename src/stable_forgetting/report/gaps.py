@@ -6,9 +6,9 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from statistics import fmean
 
+from stable_forgetting.intervals import difference
 from stable_forgetting.records import finetuning_phase
 from stable_forgetting.report import wording
-from stable_forgetting.report.intervals import difference
 from stable_forgetting.report.summary import Cell, GroupSummary, MethodSummary, MetricRow
 from stable_forgetting.report.tables import ComparisonLine, Notes, TextCell, text_cell
 

@@ -15,6 +15,7 @@ __all__ = [
     "GROUP_TITLES",
     "HEADLINES",
     "KEY_COLUMNS",
+    "LEADS",
     "TOFU_COLUMNS",
     "Definition",
     "MetricGroup",
@@ -95,6 +96,21 @@ HEADLINES: dict[str, tuple[str, str, str]] = {
     "image": ("forget_accuracy", "retain_test_accuracy", "mia_loss_auc"),
 }
 """The metrics that the sentences at the top speak of: one of forgetting, one of keeping, one of privacy."""
+
+LEADS: dict[str, tuple[str, ...]] = {
+    "language": (
+        "forget_quality",
+        "forget_probability",
+        "forget_nll",
+        "model_utility",
+        "retain_probability",
+        "mia_loss_auc",
+    ),
+    "image": ("tow", "forget_accuracy", "retain_test_accuracy", "mia_loss_auc"),
+}
+"""The numbers by which a comparison says who leads, where they are among its columns. Images have one for all
+accuracies together (tug of war). Texts have none: a probability near 0 hides how far beyond the retain model a method
+went, which the NLL shows."""
 
 
 def define(name: str) -> Definition:

@@ -7,10 +7,10 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from statistics import fmean, stdev
 
+from stable_forgetting.intervals import Estimate
 from stable_forgetting.records import RunRecord
 from stable_forgetting.report import wording
 from stable_forgetting.report.gaps import GAP_METRICS, HEADINGS
-from stable_forgetting.report.intervals import Estimate
 from stable_forgetting.report.replicates import (
     earlier_run,
     key_of_model_and_source,

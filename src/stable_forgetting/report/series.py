@@ -8,9 +8,9 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Literal
 
+from stable_forgetting.intervals import Estimate
 from stable_forgetting.records import LayerCertificate, RunRecord, StepRecord
 from stable_forgetting.report.glossary import HEADLINES, define
-from stable_forgetting.report.intervals import Estimate
 from stable_forgetting.report.replicates import seed_label
 from stable_forgetting.report.summary import GroupSummary, MethodSummary
 from stable_forgetting.report.verdicts import entry_share

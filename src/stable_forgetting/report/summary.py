@@ -7,9 +7,9 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
+from stable_forgetting.intervals import Estimate, Judgement, average, difference, estimate_of, judge, judge_change
 from stable_forgetting.records import Direction, MetricValue, ModelRole, RunRecord, SetIdentity
 from stable_forgetting.report.glossary import key_columns, report_order
-from stable_forgetting.report.intervals import Estimate, Judgement, average, difference, judge
 from stable_forgetting.report.replicates import group_by_method, group_by_problem, name_without_seed
 
 ROLES: tuple[ModelRole, ...] = ("base", "unlearned", "retain")
@@ -158,9 +158,6 @@ def _metric_row(records: Sequence[RunRecord], name: str) -> MetricRow:
     base, unlearned, retain = (_cell(records, role, name) for role in ROLES)
     found = [metric for record in records for role in ROLES if (metric := _metric(record, role, name)) is not None]
     direction = found[0].direction
-    change: Judgement = "not judged"
-    if base.estimate and unlearned.estimate:
-        change = judge(unlearned.estimate, base.estimate, direction, retain.estimate)
     return MetricRow(
         name=name,
         direction=direction,
@@ -168,7 +165,7 @@ def _metric_row(records: Sequence[RunRecord], name: str) -> MetricRow:
         unlearned=unlearned,
         retain=retain,
         gap=_gap(records, name, unlearned, retain),
-        change=change,
+        change=judge_change(unlearned.estimate, base.estimate, direction, retain.estimate),
         details=tuple(_details(records[0], name)) if len(records) == 1 else (),
     )
 
@@ -195,8 +192,9 @@ def _cell(records: Sequence[RunRecord], role: ModelRole, name: str) -> Cell:
     estimates, reasons = [], []
     for record in records:
         metric = _metric(record, role, name)
-        if metric is not None and metric.value is not None:
-            estimates.append(Estimate(metric.value, metric.low, metric.high, metric.count))
+        estimate = estimate_of(metric)
+        if estimate is not None:
+            estimates.append(estimate)
         else:
             reasons.append(_reason(record, role, metric))
     if not estimates:

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
+from stable_forgetting.intervals import Judgement
 from stable_forgetting.records import Direction, ModelRole
 from stable_forgetting.report import wording
 from stable_forgetting.report.glossary import GROUP_TITLES, MetricGroup, define
-from stable_forgetting.report.intervals import Judgement
 from stable_forgetting.report.summary import Cell, GroupSummary, MethodSummary, MetricRow, ReferenceRow
 
 

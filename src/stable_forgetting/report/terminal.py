@@ -11,9 +11,9 @@ from rich import box
 from rich.table import Table
 from rich.text import Text
 
+from stable_forgetting.intervals import Estimate, Judgement
 from stable_forgetting.records import Direction, RunRecord
 from stable_forgetting.report.gaps import GAP_METRICS
-from stable_forgetting.report.intervals import Estimate, Judgement
 from stable_forgetting.report.requests import (
     METRIC,
     Requests,

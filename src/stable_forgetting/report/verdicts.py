@@ -6,13 +6,16 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
+from stable_forgetting.intervals import excludes_zero
 from stable_forgetting.records import LayerCertificate
-from stable_forgetting.report.glossary import GROUP_TITLES, HEADLINES, define
-from stable_forgetting.report.intervals import Estimate, excludes_zero
+from stable_forgetting.report.glossary import DIRECTION_WORDS, GROUP_TITLES, HEADLINES, LEADS, define
 from stable_forgetting.report.summary import Cell, GroupSummary, MethodSummary, MetricRow
-from stable_forgetting.report.wording import NOT_AVAILABLE, number, plural, precise
+from stable_forgetting.report.wording import NOT_AVAILABLE, number, plural, precise, signed
 
 Tone = Literal["good", "bad", "neutral"]
+
+_MOST_METHODS = 6
+"""Methods that a sentence names; the table has all."""
 
 
 @dataclass(frozen=True)
@@ -35,7 +38,8 @@ def method_verdicts(method: MethodSummary) -> list[Verdict]:
     certified = [layer for record in method.records for layer in record.certificate]
     if certified:
         verdicts.append(certificate_verdict(certified))
-    said = dict.fromkeys(sentence for record in method.records for sentence in record.verdicts)
+    several = len(method.records) > 1
+    said = [(f"{record.name}: " if several else "") + entry for record in method.records for entry in record.verdicts]
     return verdicts + [Verdict("The run notes", sentence) for sentence in said]
 
 
@@ -53,8 +57,8 @@ def _choice(method: MethodSummary) -> Iterable[Verdict]:
 
 
 def group_verdicts(group: GroupSummary) -> list[Verdict]:
-    """What a comparison shows: who leads on the headline metrics, and what failed."""
-    verdicts = [_leading(group, metric) for metric in HEADLINES[group.task] if metric in group.columns]
+    """What a comparison shows: who leads by which number, and what failed."""
+    verdicts = [_leading(group, metric) for metric in LEADS[group.task] if metric in group.columns]
     failed = [method.name for method in group.methods if method.status == "failed"]
     if failed:
         have = "run has" if len(failed) == 1 else "runs have"
@@ -153,21 +157,40 @@ def _gap_clause(gap: Cell) -> str:
 
 def _leading(group: GroupSummary, metric: str) -> Verdict:
     definition = define(metric)
-    topic = GROUP_TITLES[definition.group]
-    measured = [m for m in group.methods if (row := m.row(metric)) is not None and row.unlearned.estimate is not None]
-    if len(measured) < 2:
+    topic = "Overall" if metric == "tow" else GROUP_TITLES[definition.group]
+    rows = {method.name: row for method in group.methods if (row := method.row(metric)) is not None}
+    values = {name: text for name, row in rows.items() if (text := _placed(name, row)) is not None}
+    if len(values) < 2:
         return Verdict(topic, f"{definition.label}: fewer than two methods have a value to compare.")
+    number_words = f"{definition.label} ({DIRECTION_WORDS[next(iter(rows.values())).direction]})"
     leaders = group.leaders[group.columns.index(metric)]
     if not leaders:
-        return Verdict(topic, f"{definition.label}: no method leads by more than the interval.")
-    behind = [method.name for method in measured if method.name not in leaders]
-    values = ", ".join(f"{name} ({_value_of(group, name, metric)})" for name in leaders)
+        return Verdict(topic, f"{number_words}: {_some(values.values())}; {_why_none_leads(rows.values())}.")
+    ahead = _some(values[name] for name in leaders)
+    behind = _some(text for name, text in values.items() if name not in leaders)
     leads = "leads" if len(leaders) == 1 else "lead, with no clear difference between them"
-    return Verdict(topic, f"{definition.label}: {values} {leads}; behind: {', '.join(behind)}.", "good")
+    return Verdict(topic, f"{number_words}: {ahead} {leads}; behind: {behind}.", "good")
 
 
-def _value_of(group: GroupSummary, name: str, metric: str) -> str:
-    method = next(method for method in group.methods if method.name == name)
-    row = method.row(metric)
-    estimate: Estimate | None = row.unlearned.estimate if row else None
-    return number(estimate.value) if estimate else NOT_AVAILABLE
+def _placed(name: str, row: MetricRow) -> str | None:
+    """A method with the number that its place is given by: the value, or the gap to the retain model beside it."""
+    if row.unlearned.estimate is None:
+        return None
+    gap = row.gap.estimate if row.direction == "retain" else None
+    return f"{name} ({number(row.unlearned.estimate.value)}{f', gap {signed(gap.value)}' if gap else ''})"
+
+
+def _why_none_leads(rows: Iterable[MetricRow]) -> str:
+    valued = [row for row in rows if row.unlearned.estimate is not None]
+    if any(row.direction == "retain" and row.retain.estimate is None for row in valued):
+        return "without a retain model no method is said to lead"
+    if not all(row.unlearned.estimate is not None and row.unlearned.estimate.has_interval for row in valued):
+        return "without intervals no method is said to lead"
+    return "no method leads by more than the interval"
+
+
+def _some(methods: Iterable[str]) -> str:
+    """The first methods, and how many more there are."""
+    listed = list(methods)
+    more = f" and {len(listed) - _MOST_METHODS} more" if len(listed) > _MOST_METHODS else ""
+    return ", ".join(listed[:_MOST_METHODS]) + more

@@ -5,9 +5,9 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 
+from stable_forgetting.intervals import Estimate, Judgement, excludes_zero
 from stable_forgetting.records import Direction, ModelRole
 from stable_forgetting.report.glossary import DIRECTION_WORDS
-from stable_forgetting.report.intervals import Estimate, Judgement, excludes_zero
 
 ROLE_WORDS: dict[ModelRole, str] = {"base": "Base model", "unlearned": "Unlearned model", "retain": "Retain model"}
 

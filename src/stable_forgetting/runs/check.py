@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
@@ -20,11 +21,14 @@ from stable_forgetting.models.tasks import LanguageTask
 from stable_forgetting.objectives import Objective, build_objective
 from stable_forgetting.runs.adapter import bounded_config
 from stable_forgetting.runs.fits import all_answers, check_positions
+from stable_forgetting.runs.label_names import check_label_names
 from stable_forgetting.runs.memory import Devices, Estimate, estimate
 from stable_forgetting.runs.models import configured_source, other_source
 from stable_forgetting.runs.retain_log import check_retain_log, logged_retain_values
 from stable_forgetting.runs.sets import Sets, load_set_rows, make_sets, num_classes
 from stable_forgetting.runs.validation import check_validation, wrong_metrics
+
+logger = logging.getLogger(__name__)
 
 Result = TypeVar("Result")
 
@@ -46,7 +50,7 @@ class Check:
         num_trainable: Parameters of the adapter.
         num_base: Parameters of the model.
         memory: Estimated memory of the unlearning; None if the examples cannot be used.
-        notes: What was not checked, one sentence each.
+        notes: What was not or cannot be checked, one sentence each.
     """
 
     problems: list[str] = field(default_factory=list)
@@ -92,6 +96,7 @@ def check_config(config: RunConfig, devices: Devices | None = None) -> Check:
         _attempt(found, lambda: check_lengths(model, sets, config))
         _attempt(found, lambda: check_validation(sets, config))
         _attempt(found, lambda: check_retain_log(config, sets, loaded.task))
+        found.notes += _attempt(found, lambda: check_label_names(config, sets, loaded)) or []
         found.sets = {name: len(examples) for name, examples in sets.by_name.items()}
     if model is not None and adapter is not None:
         _attempt(found, lambda: _describe_adapter(found, model, adapter))
@@ -179,14 +184,18 @@ def check_lengths(model: Any, sets: Sets, config: RunConfig) -> None:
 def check_other_models(config: RunConfig, sets: Sets, loaded: LoadedModel) -> None:
     """Check what `check_other_model` checks of every model that the config names, and the log of a retain model.
 
+    Label names that are others than those of the data are warned of.
+
     Raises:
         ModelError: A model cannot be found, or its config cannot be read.
-        ConfigError: The tokens or classes of a model are others.
+        ConfigError: The tokens or classes of a model are others, or have other numbers.
         DataError: The log is missing, no such log, or of other examples.
     """
     check_retain_log(config, sets, loaded.task)
     for setting in OTHER_MODELS:
         check_other_model(config, setting, loaded)
+    for note in check_label_names(config, sets, loaded):
+        logger.warning(note)
 
 
 def check_other_model(config: RunConfig, setting: str, loaded: LoadedModel | None) -> None:

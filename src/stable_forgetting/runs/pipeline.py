@@ -232,7 +232,9 @@ def _with_metrics(
     evaluations = {role: _evaluate(found, retain, scores["base"], config) for role, found in measured.items()}
     return record.model_copy(
         update={
-            "verdicts": verdicts(evaluations["base"], evaluations["unlearned"], evaluations.get("retain")),
+            "verdicts": verdicts(
+                evaluations["base"], evaluations["unlearned"], evaluations.get("retain"), num_classes=models.classes
+            ),
             "evaluations": [evaluations[role] for role in ("base", "unlearned", "retain") if role in evaluations],
             "examples": example_outcomes(sets, scores, settings.num_examples),
             "class_names": class_names(models.sets),

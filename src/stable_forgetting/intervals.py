@@ -1,5 +1,7 @@
 """When a difference may be called one: estimates with intervals, and the rule that judges them.
 
+Marks in tables and a run's sentences about itself are made by the same rule, which therefore needs neither.
+
 Intervals of two estimates are combined by recovering variances (Zou and Donner, *Statistics in Medicine* 2008,
 "MOVER"): for a difference `a - b` the lower limit is `a - b - sqrt((a - a.low)^2 + (b.high - b)^2)`. It treats the
 estimates as independent. Models measured on the same examples usually err together, so the interval is too wide
@@ -14,7 +16,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from stable_forgetting.records import Direction
+from stable_forgetting.records import Direction, MetricValue
 from stable_forgetting.wilson import wilson_interval
 
 Judgement = Literal["better", "worse", "unclear", "not judged"]
@@ -40,6 +42,13 @@ class Estimate:
     def has_interval(self) -> bool:
         """Whether value and interval are there and finite."""
         return all(number is not None and math.isfinite(number) for number in (self.value, self.low, self.high))
+
+
+def estimate_of(metric: MetricValue | None) -> Estimate | None:
+    """A metric's value with its interval; None where it has no value."""
+    if metric is None or metric.value is None:
+        return None
+    return Estimate(metric.value, metric.low, metric.high, metric.count)
 
 
 def average(estimates: Sequence[Estimate]) -> Estimate:
@@ -126,6 +135,15 @@ def judge(after: Estimate, before: Estimate, direction: Direction, retain: Estim
     if not excludes_zero(change):
         return "unclear"
     return "better" if (change.value > 0) == (direction == "higher") else "worse"
+
+
+def judge_change(
+    after: Estimate | None, before: Estimate | None, direction: Direction, retain: Estimate | None
+) -> Judgement:
+    """What `judge` says; ``"not judged"`` also where a value is missing."""
+    if after is None or before is None:
+        return "not judged"
+    return judge(after, before, direction, retain)
 
 
 def _judge_distances(after: Estimate, before: Estimate, retain: Estimate | None) -> Judgement:
