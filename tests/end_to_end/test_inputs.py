@@ -1,11 +1,12 @@
 """What identifies a run's inputs: changed data, templates and models are noticed, never mixed with the old ones."""
 
 import json
+import shutil
 
 import numpy as np
 import pytest
 import torch
-from transformers import ViTImageProcessorPil
+from transformers import AutoModelForCausalLM, ViTImageProcessorPil
 
 from stable_forgetting.config import parse_config
 from stable_forgetting.errors import DataError, RunDirectoryError
@@ -25,6 +26,24 @@ def test_a_resume_with_other_data_is_refused(problem, tmp_path):
     (tmp_path / "run" / "inputs.json").write_text(json.dumps(changed))
     with pytest.raises(RunDirectoryError, match="changed: forget"):
         run(config, tmp_path / "run", resume=True)
+
+
+def test_a_finished_run_of_an_earlier_version_knows_its_retain_model_by_the_record(problem, tmp_path):
+    """Earlier versions had neither the hash of a given retain model among the inputs nor times of files."""
+    retain = shutil.copytree(problem.model, tmp_path / "retain")
+    config, place = problem.config(retain_model=str(retain), training__steps=1), tmp_path / "run"
+    record = run(config, place)
+    inputs = json.loads((place / "inputs.json").read_text())
+    assert inputs.pop("retain model") == record.models["retain"]
+    (place / "inputs.json").write_text(json.dumps(inputs))
+    (place / "files.json").unlink()
+    assert run(config, place, resume=True) == record
+    (place / "inputs.json").write_text(json.dumps(inputs))
+    model = AutoModelForCausalLM.from_pretrained(retain)
+    model.get_input_embeddings().weight.data.mul_(2)
+    model.save_pretrained(retain)
+    with pytest.raises(RunDirectoryError, match="changed: retain model"):
+        run(config, place, resume=True)
 
 
 def test_another_template_is_another_set(problem):

@@ -176,8 +176,9 @@ def test_without_intervals_the_numbers_are_given_but_nobody_leads():
 
 def test_what_single_seeds_say_has_the_name_of_their_run():
     records = [language_run("calibrated-sine", seed) for seed in (1, 2)]
+    records[1] = records[1].model_copy(update={"verdicts": [*records[1].verdicts, "The rest was damaged."]})
     notes = [v.sentence for v in method_verdicts(summarize(records).groups[0].methods[0]) if v.topic == "The run notes"]
-    assert notes == [f"{record.name}: {record.verdicts[0]}" for record in records]
+    assert notes == [records[0].verdicts[0], "calibrated-sine-seed2: The rest was damaged."]
 
 
 def test_verdicts_say_no_more_than_the_intervals_carry():

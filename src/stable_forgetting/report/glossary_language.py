@@ -99,8 +99,8 @@ LANGUAGE_DEFINITIONS: dict[str, Definition] = {
     "forget_quality_and_utility": Definition(
         "Forget quality and utility",
         "other",
-        "min(1, p / 0.05) · min(1, U / U of the base model), p being the forget quality and U the retain utility "
-        "without ROUGE; in validations, for choosing a checkpoint; from 0 to 1.",
+        "(1 + min(1, U / U of the base model)) / 2 where p is above 0.05, else p / 0.1, p being the forget quality and "
+        "U the retain utility without ROUGE; in validations, for choosing a checkpoint; from 0 to 1.",
     ),
     "real_authors_probability": Definition(
         "Probability, real authors",

@@ -38,9 +38,18 @@ def method_verdicts(method: MethodSummary) -> list[Verdict]:
     certified = [layer for record in method.records for layer in record.certificate]
     if certified:
         verdicts.append(certificate_verdict(certified))
-    several = len(method.records) > 1
-    said = [(f"{record.name}: " if several else "") + entry for record in method.records for entry in record.verdicts]
-    return verdicts + [Verdict("The run notes", sentence) for sentence in said]
+    return [*verdicts, *_notes(method)]
+
+
+def _notes(method: MethodSummary) -> Iterable[Verdict]:
+    """What the runs say; a sentence that not all of them say begins with the names of those that do."""
+    said: dict[str, list[str]] = {}
+    for record in method.records:
+        for sentence in record.verdicts:
+            said.setdefault(sentence, []).append(record.name)
+    for sentence, names in said.items():
+        whose = f"{', '.join(names)}: " if len(names) < len(method.records) else ""
+        yield Verdict("The run notes", f"{whose}{sentence}")
 
 
 def _choice(method: MethodSummary) -> Iterable[Verdict]:

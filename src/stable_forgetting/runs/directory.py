@@ -100,7 +100,7 @@ class RunDirectory:
         """
         path = self.path / INPUTS_NAME
         if path.is_file():
-            known = json.loads(path.read_text(encoding="utf-8"))
+            known = {**self._models_of_record(inputs), **json.loads(path.read_text(encoding="utf-8"))}
             changed = sorted(name for name in known if known[name] != inputs.get(name))
             if changed:
                 raise RunDirectoryError(
@@ -118,6 +118,12 @@ class RunDirectory:
             raise RunDirectoryError(
                 f"The run directory '{self.path}' cannot be written: {error.strerror}. Choose another with --out."
             ) from error
+
+    def _models_of_record(self, inputs: Mapping[str, str]) -> dict[str, str]:
+        """Hashes of given models that a finished run has in its record: earlier versions have them there alone."""
+        record = self.finished_record()
+        models = {} if record is None else {f"{role} model": sha256 for role, sha256 in record.models.items()}
+        return {name: sha256 for name, sha256 in models.items() if name in inputs}
 
 
 def _read_settings(path: Path) -> dict[str, Any]:
