@@ -12,6 +12,7 @@ from stable_forgetting.config import parse_config
 from stable_forgetting.errors import DataError, RunDirectoryError
 from stable_forgetting.models.load import load_model
 from stable_forgetting.runs import prepare, run
+from stable_forgetting.runs.check import check_config
 from stable_forgetting.runs.environment import peak_memory_bytes, reset_peak_memory
 from stable_forgetting.runs.models import configured_source
 from tiny_models import tiny_image_model
@@ -88,6 +89,17 @@ def test_a_trained_head_is_kept_although_the_data_have_fewer_classes(image_probl
     make, model = image_problem
     loaded = load_model(configured_source(make(), classes=3))
     assert torch.equal(loaded.model.classifier.weight, model.classifier.weight)
+
+
+def test_where_the_data_have_no_class_names_those_of_the_base_model_count(image_problem, tmp_path):
+    make, model = image_problem
+    for folder, names in (("base", ("ant", "bee", "cat", "dog")), ("retain", ("bee", "ant", "cat", "dog"))):
+        model.config.id2label, model.config.label2id = dict(enumerate(names)), {n: i for i, n in enumerate(names)}
+        model.save_pretrained(tmp_path / folder)
+        ViTImageProcessorPil(size={"height": 8, "width": 8}).save_pretrained(tmp_path / folder)
+    given = {f"{folder}_model": str(tmp_path / folder) for folder in ("base", "retain")}
+    (problem,) = check_config(make().model_copy(update=given)).problems
+    assert problem.startswith(f"The class 'ant' is number 0 in the model '{tmp_path / 'base'}' and 1 in the model")
 
 
 def test_test_images_that_were_trained_on_are_refused(image_problem):

@@ -225,6 +225,7 @@ def test_images_go_through_the_same_pipeline(tmp_path):
     assert {found.name: found.count for found in record.sets} == {"forget": 4, "retain": 12}
     assert record.evaluation("unlearned").metric("forget_accuracy").value is not None
     assert record.history[-1].forget_term < record.history[0].forget_term
+    assert any("hardly knows the data" in sentence and "(chance: 0.250)" in sentence for sentence in record.verdicts)
 
 
 def test_a_failed_run_says_so_and_can_be_finished(finished, problem, tmp_path, monkeypatch):
