@@ -17,7 +17,7 @@ from stable_forgetting.evaluation.likelihood import score_examples
 from stable_forgetting.evaluation.scores import ScoringOptions, score_model
 from stable_forgetting.models.load import LoadedModel
 from stable_forgetting.progress import SilentProgress
-from stable_forgetting.runs.scoring import measuring_task, score
+from stable_forgetting.runs.scoring import measuring_task, reference_scores, score
 from stable_forgetting.runs.sets import Sets
 from stable_forgetting.runs.target_values import base_likelihoods
 
@@ -135,3 +135,46 @@ def test_validations_hide_tokens_as_the_end_does(language_task):
     hidden = measuring_task(language_task, EvaluationConfig(compat="open-unlearning"))
     assert hidden.visible(torch.tensor([4, END, 5])).tolist() == [1, 0, 1]
     assert measuring_task(language_task, EvaluationConfig()) is language_task
+
+
+def test_kept_values_of_one_protocol_are_not_taken_for_those_of_another(
+    language_model, language_task, with_ends, tmp_path, monkeypatch
+):
+    monkeypatch.setenv("STABLE_FORGETTING_CACHE", str(tmp_path))
+    loaded, sets = LoadedModel(language_model, language_task, "tiny"), Sets({"forget": with_ends, "retain": with_ends})
+
+    def kept(compat):
+        settings = EvaluationConfig(batch_size=4, generate=False, compat=compat)
+        found = reference_scores(loaded, sets, "base", settings=settings, progress=SilentProgress())
+        return found.sets["forget"].likelihood.nll_sum
+
+    assert np.abs(kept(None) - kept("open-unlearning")).min() > 1e-3
+    assert len(list((tmp_path / "scores").glob("*.json"))) == 2
+
+
+def test_answers_do_not_go_on_from_tokens_that_another_way_of_counting_places_found(
+    language_model, language_task, with_ends
+):
+    """Right answers that are the most likely ones where hidden tokens have a place, as in likelihoods."""
+    examples = []
+    for example in with_ends:
+        row = list(example.input_ids[: example.num_prompt_tokens])
+        for _ in range(4):
+            ids = torch.tensor([row])
+            with torch.no_grad():
+                row.append(
+                    int(language_model(input_ids=ids, attention_mask=(ids != END).long()).logits[0, -1].argmax())
+                )
+        examples.append(LanguageExample(example.prompt, "5 6", (*row, END), example.num_prompt_tokens, END))
+    scores = score_model(
+        language_model,
+        language_task.hiding_pad_tokens(),
+        {"forget": ExampleSet("forget", examples)},
+        role="base",
+        source="tiny",
+        options=ScoringOptions(batch_size=4, generate=True, max_new_tokens=8),
+    ).sets["forget"]
+    expected = answers_in_public_way(language_model, examples, 8)
+    assert scores.answers == tuple(expected)
+    likely = [" ".join(map(str, example.input_ids[example.num_prompt_tokens : -1])) for example in examples]
+    assert any(not answer.startswith(found) for answer, found in zip(expected, likely, strict=True))
