@@ -15,6 +15,7 @@ from stable_forgetting.data.language import LanguageColumns, language_examples
 from stable_forgetting.data.sources import load_rows
 from stable_forgetting.errors import ConfigError, RunDirectoryError
 from stable_forgetting.runs import pipeline, run, unlearning
+from stable_forgetting.runs import target_distributions as distributions
 from stable_forgetting.runs.check import check_config
 from stable_forgetting.runs.constants import forget_constants
 from stable_forgetting.runs.unlearning import unlearn
@@ -93,6 +94,84 @@ def test_unlearn_gives_labels_targets_by_their_ranks(problem, seen):
     check_targets(
         seen["constants"], twins.places_by_rank(flat(slow_label_nlls(problem.model, problem, "forget"))), problem
     )
+
+
+def slow_label_logits(folder, problem, name: str) -> tuple[list[list[float]], list[int]]:
+    """Logits at each label of each answer of a set under a model, one text at a time, and the labels."""
+    model, tokenizer = AutoModelForCausalLM.from_pretrained(folder).eval(), AutoTokenizer.from_pretrained(folder)
+    logits, labels = [], []
+    for example in language_examples(
+        load_rows(problem.settings["data"][name]["path"]), tokenizer, name=name, columns=LanguageColumns()
+    ):
+        with torch.no_grad():
+            found = model(torch.tensor([example.input_ids])).logits[0].double()
+        for place in range(len(example.input_ids) - example.num_labels, len(example.input_ids)):
+            logits.append(found[place - 1].tolist())
+            labels.append(example.input_ids[place])
+    return logits, labels
+
+
+@pytest.mark.parametrize("source", ["holdout", "pretrained"])
+def test_distributions_are_those_of_the_pretrained_model_as_sure_as_the_base_model_is(
+    problem, pretrained, tmp_path, seen, source, monkeypatch
+):
+    """Of all labels; the sharpness is the one at which the holdout labels are as likely as under the base model."""
+    monkeypatch.setattr(distributions, "NUM_KEPT", 5)
+    options = {"objective__name": "calibrated_distribution", "objective__target": {"source": source}}
+    run(problem.config(pretrained_model=str(pretrained), **options, training__steps=1), tmp_path / "run")
+    found = seen["distributions"]
+    if source == "pretrained":
+        assert found.sharpness == 1
+    else:
+        base = flat(slow_label_nlls(problem.model, problem, "holdout"))
+        before, labels = slow_label_logits(pretrained, problem, "holdout")
+
+        def mean_nll(sharpness: float) -> float:
+            scaled = torch.tensor(before) * sharpness
+            return torch.nn.functional.cross_entropy(scaled, torch.tensor(labels)).item()
+
+        lowest = min(mean_nll(0.5 + 0.01 * step) for step in range(750))
+        assert mean_nll(found.sharpness) == pytest.approx(max(sum(base) / len(base), lowest), rel=0.01)
+    expected = twins.target_distributions(*slow_label_logits(pretrained, problem, "forget"), found.sharpness, 5)
+    lengths = [len(own) for own in slow_label_nlls(problem.model, problem, "forget")]
+    tokens, probabilities = (seen["constants"][name] for name in ("target_tokens", "target_probabilities"))
+    places = [(row, place) for row, length in enumerate(lengths) for place in range(length)]
+    assert len(places) == len(expected)
+    for (row, place), own in zip(places, expected, strict=True):
+        given = dict(zip([*tokens[row, place].tolist(), -1], probabilities[row, place].tolist(), strict=True))
+        assert given == pytest.approx(own, abs=1e-5)
+
+
+def test_unlearning_towards_distributions_comes_near_them(problem, tmp_path):
+    record = run(
+        problem.config(
+            objective__name="calibrated_distribution",
+            model__finetune={"epochs": 20, "batch_size": 4, "learning_rate": 1e-2},
+            evaluation__generate=False,
+            training__steps=40,
+            training__learning_rate=1e-2,
+        ),
+        tmp_path / "run",
+    )
+    first, last = record.history[0], record.history[-1]
+    assert 0 <= last.forget_term < first.forget_term / 2
+    base, unlearned = (record.evaluation(role).metric("forget_nll").value for role in ("base", "unlearned"))
+    assert unlearned > base + 0.5
+
+
+def test_distributions_need_a_run_with_a_pretrained_model(problem):
+    sets = {
+        name: [json.loads(line) for line in Path(problem.settings["data"][name]["path"]).read_text().splitlines()]
+        for name in ("forget", "retain", "holdout")
+    }
+    model, tokenizer = AutoModelForCausalLM.from_pretrained(problem.model), AutoTokenizer.from_pretrained(problem.model)
+    with pytest.raises(ConfigError, match="calibrated_distribution needs the pretrained model"):
+        unlearn(model, tokenizer=tokenizer, **sets, objective="calibrated_distribution")
+    with pytest.raises(ConfigError, match="objective 'calibrated_distribution' needs pretrained_model"):
+        problem.config(objective__name="calibrated_distribution")
+    number = {"source": "number", "nll": 2.0}
+    with pytest.raises(ConfigError, match="calibrated_distribution needs 'holdout' or 'pretrained'"):
+        problem.config(pretrained_model="m", objective={"name": "calibrated_distribution", "target": number})
 
 
 @pytest.mark.parametrize("setting", ["base_model", "pretrained_model", "retain_model"])

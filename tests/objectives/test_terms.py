@@ -2,6 +2,7 @@
 
 import math
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
@@ -11,7 +12,7 @@ from reference import objective_twins as twins
 from stable_forgetting.errors import ConfigError
 from stable_forgetting.models.predictions import Predictions
 from stable_forgetting.objectives import FORGET_TERMS, RETAIN_TERMS, build_objective, get_term, term_value
-from stable_forgetting.objectives.targets import holdout_targets, places_among, ranks
+from stable_forgetting.objectives.targets import holdout_targets, places_among, ranks, sharpness_at
 
 VOCABULARY = 7
 
@@ -32,6 +33,12 @@ class PaddedBatch:
             start = 1 + row % 2
             self.labels[row, start:length] = torch.randint(0, VOCABULARY, (length - start,), generator=generator)
 
+        shape = (num_examples, 8, VOCABULARY)
+        self.target_tokens = torch.rand(shape, generator=generator).argsort(dim=-1)[..., :3].int()
+        weights = torch.rand(num_examples, 8, 4, generator=generator, dtype=torch.float64)
+        weights[0, 0, 1] = weights[1, 0, 3] = 0  # q of one token, and of all others
+        self.target_probabilities = weights / weights.sum(dim=-1, keepdim=True)
+
     def flat(self, logits: torch.Tensor) -> Predictions:
         counts = self.labels[:, 1:] != twins.IGNORED
         return Predictions(logits[:, :-1][counts], self.labels[:, 1:][counts], counts.nonzero()[:, 0], len(self.labels))
@@ -44,6 +51,8 @@ class PaddedBatch:
             "target": torch.linspace(0.5, 3, len(self.labels), dtype=torch.float64),
             "label_targets": torch.linspace(0.5, 3, 8 * len(self.labels), dtype=torch.float64).reshape(-1, 8),
             "mean_target": torch.full((len(self.labels),), 1.7, dtype=torch.float64),
+            "target_tokens": self.target_tokens,
+            "target_probabilities": self.target_probabilities,
             "beta": 0.3,
             "limit": 4.0,
         }
@@ -64,6 +73,9 @@ def slow_value(name: str, batch: PaddedBatch) -> float:
         "npo": lambda: twins.npo(own, reference, 0.3),
         "calibrated": lambda: twins.calibrated(own, targets.tolist()),
         "calibrated_labels": lambda: twins.calibrated_labels(own, rows, 1.7),
+        "calibrated_distribution": lambda: twins.calibrated_distribution(
+            batch.logits, batch.labels, batch.target_tokens.tolist(), batch.target_probabilities.tolist()
+        ),
         "kl": lambda: twins.kl(batch.logits, batch.reference, batch.labels),
     }[name]()
 
@@ -77,7 +89,8 @@ def test_equals_the_slow_twin_with_and_without_padding(name, padding):
     batch, term = PaddedBatch(seed=1, padding=padding), TERMS[name]
     predictions = batch.flat(batch.logits)
     value = term_value(term, predictions, batch.needs(), count_of(term, predictions))
-    tolerance = 1e-5 if name == "kl" else 1e-10  # kl is taken in float32
+    # Whole distributions are compared in float32.
+    tolerance = 1e-5 if name in ("kl", "calibrated_distribution") else 1e-10
     assert value.item() == pytest.approx(slow_value(name, batch), abs=tolerance)
 
 
@@ -97,6 +110,8 @@ def test_splitting_a_batch_changes_nothing(name, seed, cut):
             "target": needs["target"][mask],
             "label_targets": needs["label_targets"][mask],
             "mean_target": needs["mean_target"][mask],
+            "target_tokens": needs["target_tokens"][mask],
+            "target_probabilities": needs["target_probabilities"][mask],
             "reference_logits": needs["reference_logits"][position],
             "beta": needs["beta"],
             "limit": needs["limit"],
@@ -293,3 +308,50 @@ def test_a_weight_of_zero_leaves_a_term_out():
 def test_retain_only_has_no_forget_term_and_needs_nothing():
     objective = build_objective("retain_only")
     assert (objective.uses_forget, objective.uses_retain, objective.needs) == (False, True, frozenset())
+
+
+def distribution_term(logits: torch.Tensor, tokens: torch.Tensor, probabilities: torch.Tensor) -> torch.Tensor:
+    """Value for examples with one label each; (E, V), (E, K) and (E, K + 1)."""
+    places = torch.arange(len(logits))
+    predictions = Predictions(logits, torch.zeros_like(places), places, len(places))
+    needs = {"target_tokens": tokens[:, None], "target_probabilities": probabilities[:, None]}
+    return term_value(TERMS["calibrated_distribution"], predictions, needs, torch.tensor(float(len(places))))
+
+
+def test_calibrated_distribution_over_all_tokens_is_the_kl_divergence_and_over_groups_at_most_that():
+    generator = torch.Generator().manual_seed(3)
+    logits, wanted = (torch.randn(5, VOCABULARY, generator=generator) for _ in range(2))
+    q, order = wanted.softmax(-1), wanted.argsort(dim=-1, descending=True)
+    exact = torch.nn.functional.kl_div(logits.log_softmax(-1), q, reduction="batchmean")
+    values = []
+    for kept in (VOCABULARY, VOCABULARY - 2, 2):
+        tokens = order[:, :kept]
+        own = q.gather(1, tokens)
+        values.append(distribution_term(logits, tokens, torch.cat([own, 1 - own.sum(-1, keepdim=True)], dim=1)).item())
+    assert values[0] == pytest.approx(exact.item(), abs=1e-6)
+    assert values[0] > values[1] > values[2] > 0
+
+
+def test_calibrated_distribution_ends_at_its_target_and_pulls_a_label_that_is_certain():
+    """Where a label has the probability 1, the gradients of the likelihood terms are 0."""
+    tokens, target = torch.tensor([[0, 1]]), torch.tensor([[0.2, 0.5, 0.3]])
+    at_target = torch.tensor([[0.2, 0.5, 0.1, 0.2]]).log().requires_grad_()
+    value = distribution_term(at_target, tokens, target)
+    value.backward()
+    assert value.item() == pytest.approx(0, abs=1e-6)
+    assert at_target.grad.abs().max() < 1e-6
+    certain = torch.tensor([[60.0, 0.0, 0.0, 0.0]]).requires_grad_()
+    distribution_term(certain, tokens, target).backward()
+    torch.testing.assert_close(certain.grad, torch.tensor([[0.8, -0.5, -0.15, -0.15]]))
+    ascended = torch.tensor([[60.0, 0.0, 0.0, 0.0]]).requires_grad_()
+    (-torch.nn.functional.cross_entropy(ascended, torch.tensor([0]))).backward()
+    assert ascended.grad.abs().max() < 1e-20
+
+
+def test_the_sharpness_is_the_one_above_the_lowest_likelihood():
+    sharpnesses, nlls = np.array([0.5, 1.0, 2.0, 4.0]), np.array([3.0, 2.0, 4.0, 9.0])
+    assert sharpness_at(sharpnesses, nlls, 3.0) == pytest.approx(2**0.5)
+    assert sharpness_at(sharpnesses, nlls, 1.0) == 1.0  # as likely is not to be had
+    assert sharpness_at(sharpnesses, nlls, 20.0) == 4.0
+    with pytest.raises(ConfigError, match="its NLL is not finite"):
+        sharpness_at(sharpnesses, np.array([3.0, 2.0, np.inf, np.inf]), 3.0)

@@ -83,6 +83,37 @@ def quantile_targets(places: list[float], holdout: list[float]) -> list[float]:
     return targets
 
 
+def calibrated_distribution(
+    logits: torch.Tensor, labels: torch.Tensor, tokens: list[list[list[int]]], wanted: list[list[list[float]]]
+) -> float:
+    """KL(q ‖ p) over some tokens and the group of all others, averaged over label positions."""
+    values = []
+    for example in range(len(labels)):
+        places = [place for place in range(1, labels.shape[1]) if int(labels[example, place]) != IGNORED]
+        for number, place in enumerate(places):
+            own = [math.exp(value) for value in log_probs(logits[example, place - 1])]
+            groups = [own[token] for token in tokens[example][number]]
+            groups.append(sum(value for token, value in enumerate(own) if token not in tokens[example][number]))
+            values.append(
+                sum(q * math.log(q / p) for q, p in zip(wanted[example][number], groups, strict=True) if q > 0)
+            )
+    return sum(values) / len(values)
+
+
+def target_distributions(
+    pretrained: list[list[float]], labels: list[int], sharpness: float, num_kept: int
+) -> list[dict[int, float]]:
+    """Of each label the likeliest tokens and the label itself with their probabilities; under −1 that of all others."""
+    found = []
+    for logits, label in zip(pretrained, labels, strict=True):
+        weights = [math.exp(sharpness * (value - max(logits))) for value in logits]
+        probabilities = [weight / sum(weights) for weight in weights]
+        order = sorted(range(len(logits)), key=lambda token: (token != label, -probabilities[token]))
+        kept = {token: probabilities[token] for token in order[:num_kept]}
+        found.append(kept | {-1: 1 - sum(kept.values())})
+    return found
+
+
 def kl(logits: torch.Tensor, reference: torch.Tensor, labels: torch.Tensor) -> float:
     """KL(p_ref ‖ p), averaged over label positions."""
     values = []

@@ -59,7 +59,17 @@ def make_trainer(tmp_path, model, objective, found: Sets, **changes) -> UnlearnT
 
 
 @pytest.mark.parametrize(
-    "name", ["gradient_difference", "bounded_ascent", "npo", "calibrated", "calibrated_labels", "kl", "retain_only"]
+    "name",
+    [
+        "gradient_difference",
+        "bounded_ascent",
+        "npo",
+        "calibrated",
+        "calibrated_labels",
+        "calibrated_distribution",
+        "kl",
+        "retain_only",
+    ],
 )
 def test_the_loss_equals_the_slow_twin(tmp_path, name):
     found = sets()
@@ -73,7 +83,13 @@ def test_the_loss_equals_the_slow_twin(tmp_path, name):
         "target": torch.linspace(1, 4, 6),
         "label_targets": torch.linspace(1, 4, 6 * 40).reshape(6, 40),
         "mean_target": torch.full((6,), 2.2),
+        "target_tokens": torch.arange(6 * 40 * 3).reshape(6, 40, 3) % 7,
+        "target_probabilities": torch.linspace(0.1, 0.4, 6 * 40)[:, None]
+        .mul(torch.tensor([1, 0.5, 0.2]))
+        .reshape(6, 40, 3),
     }
+    rest = 1 - constants["target_probabilities"].sum(-1, keepdim=True)
+    constants["target_probabilities"] = torch.cat([constants["target_probabilities"], rest], dim=-1)
     needed = {key: value for key, value in constants.items() if key in build_objective(name).needs}
     objective = build_objective(name, forget_weight=0.7, retain_weight=1.3, beta=0.2, limit=3.7)
     trainer = make_trainer(tmp_path, model, objective, Sets(found.forget, found.retain, needed))
@@ -101,6 +117,12 @@ def test_the_loss_equals_the_slow_twin(tmp_path, name):
         "npo": lambda: twins.npo(forget, reference, 0.2),
         "calibrated": lambda: twins.calibrated(forget, constants["target"][rows].tolist()),
         "calibrated_labels": lambda: twins.calibrated_labels(forget, constants["label_targets"][rows].tolist(), 2.2),
+        "calibrated_distribution": lambda: twins.calibrated_distribution(
+            padded(is_forget),
+            batch["labels"][is_forget],
+            constants["target_tokens"][rows].tolist(),
+            constants["target_probabilities"][rows].tolist(),
+        ),
     }[name]()
     retain_term = (
         twins.kl(padded(~is_forget), padded(~is_forget, disabled=True), batch["labels"][~is_forget])

@@ -39,8 +39,8 @@ class ObjectiveConfig(Section):
     """objective = forget_weight × forget term + retain_weight × retain term."""
 
     name: str = "gradient_difference"
-    """ascent, gradient_difference, bounded_ascent, kl, npo, calibrated, calibrated_labels or retain_only: a forget term
-    with its usual retain term."""
+    """ascent, gradient_difference, bounded_ascent, kl, npo, calibrated, calibrated_labels, calibrated_distribution or
+    retain_only: a forget term with its usual retain term."""
     retain: str | None = None
     """Another retain term, nll or kl. None: the usual one."""
     forget_weight: NotNegative = 1.0
@@ -52,7 +52,12 @@ class ObjectiveConfig(Section):
     limit: Positive | None = None
     """Of bounded_ascent: nats per label at which the ascent ends. None: ln of the number of classes or tokens."""
     target: TargetConfig = TargetConfig()
-    """Of calibrated and calibrated_labels."""
+    """Of calibrated, calibrated_labels and calibrated_distribution."""
+
+    @property
+    def needs_pretrained(self) -> bool:
+        """Whether targets come from the model before finetuning."""
+        return self.name == "calibrated_distribution" or self.target.needs_pretrained
 
 
 class StopRule(Section):

@@ -68,7 +68,7 @@ class Objective:
     @property
     def needs_targets(self) -> bool:
         """Whether the forget term stops at targets."""
-        return not self.needs.isdisjoint({"target", "label_targets"})
+        return not self.needs.isdisjoint({"target", "label_targets", "target_probabilities"})
 
 
 OBJECTIVES: dict[str, tuple[str | None, str | None, str]] = {
@@ -83,6 +83,11 @@ OBJECTIVES: dict[str, tuple[str | None, str | None, str]] = {
     "npo": ("npo", "nll", "negative preference optimisation: ascent that fades once an example is forgotten"),
     "calibrated": ("calibrated", "nll", "move each forget example to the likelihood of unseen data, no further"),
     "calibrated_labels": ("calibrated_labels", "nll", "the same for each label: each word of an answer looks unseen"),
+    "calibrated_distribution": (
+        "calibrated_distribution",
+        "nll",
+        "the same for all that could be said: at each word the model before finetuning, as sure as on unseen data",
+    ),
     "retain_only": (None, "nll", "finetune on the retain set alone: the usual baseline"),
 }
 """Forget term, usual retain term and description of each named objective."""

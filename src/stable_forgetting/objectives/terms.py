@@ -22,7 +22,17 @@ from torch import Tensor
 from stable_forgetting.errors import ConfigError, unknown_name
 from stable_forgetting.models.predictions import Predictions
 
-Need = Literal["reference_nll_sum", "target", "label_targets", "mean_target", "reference_logits", "beta", "limit"]
+Need = Literal[
+    "reference_nll_sum",
+    "target",
+    "label_targets",
+    "mean_target",
+    "target_tokens",
+    "target_probabilities",
+    "reference_logits",
+    "beta",
+    "limit",
+]
 """What a term takes beside the predictions; see the argument of the same name."""
 
 
@@ -118,6 +128,32 @@ def calibrated_labels(predictions: Predictions, *, label_targets: Tensor, mean_t
     return predictions.sum_by_example((predictions.nll - targets).square()) / (2 * mean_target)
 
 
+def calibrated_distribution(predictions: Predictions, *, target_tokens: Tensor, target_probabilities: Tensor) -> Tensor:
+    """Σ_j KL(q_j ‖ p_j): forget until what is said at every label is what a model says that never saw the text.
+
+    A target for the label alone leaves open what comes in its place. Here that is part of the target. q_j is known of K
+    tokens one by one and of all others together, and the divergence is that of these K + 1 groups: at most the one over
+    single tokens, and equal to it if K = V. Its gradient in the logits lies between −1 and 1, and unlike those of the
+    other terms it does not vanish where a label has the probability 1. Ours; to imitate a model that does not know is
+    from Eldan and Russinovich 2023 (arXiv 2310.02238).
+
+    Args:
+        predictions: Of the forget examples.
+        target_tokens: (E, most labels, K), K tokens or classes at each label, without repetition; what is behind the
+            last label of an example is not looked at, here and below.
+        target_probabilities: (E, most labels, K + 1), q of each of them and, last, of all others together; sums of 1.
+    """
+    tokens = target_tokens[predictions.example, predictions.position].long()
+    target = target_probabilities[predictions.example, predictions.position]
+    log_probs = torch.log_softmax(predictions.logits.float(), dim=-1)
+    groups = log_probs.gather(1, tokens)
+    if tokens.shape[1] < log_probs.shape[1]:
+        others = log_probs.scatter(1, tokens, -math.inf).logsumexp(dim=-1, keepdim=True)
+        groups = torch.cat([groups, others], dim=1)
+    target = target[:, : groups.shape[1]]
+    return predictions.sum_by_example((torch.xlogy(target, target) - target * groups).sum(dim=-1))
+
+
 def kl(predictions: Predictions, *, reference_logits: Tensor) -> Tensor:
     """Σ over label positions of KL(p_ref ‖ p): keep the base model's whole distribution, not only the right labels.
 
@@ -165,6 +201,14 @@ FORGET_TERMS = {
             side="forget",
             formula="Σ (l_j − t_j)² / (2 T) / Σn",
             needs=frozenset({"label_targets", "mean_target"}),
+        ),
+        Term(
+            "calibrated_distribution",
+            calibrated_distribution,
+            per="label",
+            side="forget",
+            formula="Σ KL(q_j ‖ p_j) / Σn",
+            needs=frozenset({"target_tokens", "target_probabilities"}),
         ),
     )
 }

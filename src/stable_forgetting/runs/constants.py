@@ -14,6 +14,7 @@ from stable_forgetting.evaluation import LikelihoodScores
 from stable_forgetting.evaluation.likelihood_scores import Floats, Ints
 from stable_forgetting.objectives import Objective
 from stable_forgetting.objectives.targets import holdout_targets, places_among, positive_targets, ranks
+from stable_forgetting.runs.target_distributions import TargetDistributions
 
 _LEAST_NLL = 1e-7
 """About what single precision makes of a probability that is not quite 1."""
@@ -26,7 +27,12 @@ Likelihoods = Mapping[str, LikelihoodScores]
 
 
 def forget_constants(
-    objective: Objective, *, base: Likelihoods, pretrained: Likelihoods, target: TargetConfig
+    objective: Objective,
+    *,
+    base: Likelihoods,
+    pretrained: Likelihoods,
+    target: TargetConfig,
+    distributions: TargetDistributions | None = None,
 ) -> dict[str, Tensor]:
     """Constants by name, each with a row for each forget example.
 
@@ -35,10 +41,11 @@ def forget_constants(
         base: The base model's likelihoods; may be empty if nothing is needed.
         pretrained: The pretrained model's likelihoods; may be empty if targets do not come from it.
         target: Where calibrated targets come from.
+        distributions: Whole distributions at the labels of the forget set, where they are the targets.
 
     Returns:
-        The constants that the objective's forget term needs; no others. `label_targets` has a row of label targets for
-        each example, with zeros behind the last.
+        The constants that the objective's forget term needs; no others. What there is for each label is a row of an
+        example, with zeros behind the last.
 
     Raises:
         ConfigError: What the targets come from is missing, or makes no targets.
@@ -60,7 +67,8 @@ def forget_constants(
             )
         constants["label_targets"] = _padded(targets, base["forget"].num_labels)
         constants["mean_target"] = np.full(len(base["forget"]), targets.mean())
-    return {name: torch.tensor(values, dtype=torch.float32) for name, values in constants.items()}
+    found = {name: torch.tensor(values, dtype=torch.float32) for name, values in constants.items()}
+    return found if distributions is None else found | distributions.constants(base["forget"].num_labels.tolist())
 
 
 def _targets(base: Mapping[str, Floats], pretrained: Mapping[str, Floats], *, target: TargetConfig) -> Floats:

@@ -46,7 +46,7 @@ from stable_forgetting.runs.retain_log import logged_retain_values
 from stable_forgetting.runs.saved_adapter import save_adapter
 from stable_forgetting.runs.scoring import kept_scores, measured_sets, reference_scores, score, write_scores
 from stable_forgetting.runs.sets import Sets, load_set_rows, make_sets, num_classes
-from stable_forgetting.runs.target_values import Likelihoods, base_likelihoods, pretrained_likelihoods
+from stable_forgetting.runs.target_values import TargetValues, target_values
 from stable_forgetting.runs.validation import check_validation, checkpoint_choice, validation_of_run
 from stable_forgetting.training import Sets as TrainingSets
 from stable_forgetting.training import TrainingOutcome, train
@@ -177,12 +177,9 @@ def _unlearn_and_measure(
         base = models.base()
         identities["base"] = model_sha256(base.model)
         scores["base"] = _reference(base, "base", models)
-        likelihoods = (
-            base_likelihoods(models, objective, base, scores["base"], identities["base"]),
-            pretrained_likelihoods(models, objective),
-        )
+        values = target_values(models, objective, base, scores["base"], identities["base"])
     reset_peak_memory()
-    unlearned, outcome = _train_adapter(base, models, objective, scores, likelihoods, directory, resume)
+    unlearned, outcome = _train_adapter(base, models, objective, scores, values, directory, resume)
     if outcome.seconds is not None:
         clock.seconds["unlearning"] = outcome.seconds
     save_adapter(unlearned.model, directory.adapter, base=base.source, config=config)
@@ -267,13 +264,18 @@ def _train_adapter(
     models: RunModels,
     objective: Objective,
     scores: Mapping[ModelRole, ModelScores],
-    likelihoods: tuple[Likelihoods, Likelihoods],
+    values: TargetValues,
     directory: RunDirectory,
     resume: bool,
 ) -> tuple[LoadedModel, TrainingOutcome]:
     config, sets = models.config, models.sets
-    of_base, of_pretrained = likelihoods
-    constants = forget_constants(objective, base=of_base, pretrained=of_pretrained, target=config.objective.target)
+    constants = forget_constants(
+        objective,
+        base=values.base,
+        pretrained=values.pretrained,
+        target=config.objective.target,
+        distributions=values.distributions,
+    )
     model = attach(base.model, adapter_config(config))
     outcome = train(
         model,

@@ -163,7 +163,7 @@ class UnlearnTrainer(Trainer):  # type: ignore[misc]  # transformers is not type
             chosen = inputs["role"] == FORGET
             rows = inputs["index"][chosen]
             needs: dict[str, Tensor | float | None] = {
-                name: values.to(rows.device)[rows] for name, values in self.constants.items()
+                name: values[rows.to(values.device)].to(rows.device) for name, values in self.constants.items()
             }
             needs |= {"beta": objective.beta, "limit": objective.limit}
             count = counts[_position("forget", objective.forget)]
