@@ -118,8 +118,9 @@ def test_distributions_are_those_of_the_pretrained_model_as_sure_as_the_base_mod
     """Of all labels; the sharpness is the one at which the holdout labels are as likely as under the base model."""
     monkeypatch.setattr(distributions, "NUM_KEPT", 5)
     options = {"objective__name": "calibrated_distribution", "objective__target": {"source": source}}
-    run(problem.config(pretrained_model=str(pretrained), **options, training__steps=1), tmp_path / "run")
+    record = run(problem.config(pretrained_model=str(pretrained), **options, training__steps=1), tmp_path / "run")
     found = seen["distributions"]
+    assert record.target_sharpness == found.sharpness
     if source == "pretrained":
         assert found.sharpness == 1
     else:

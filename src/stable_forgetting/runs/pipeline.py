@@ -207,6 +207,7 @@ def _unlearn_and_measure(
             "models": identities,
             "adapter": summary,
             "choice": checkpoint_choice(sets, config),
+            "target_sharpness": None if values.distributions is None else values.distributions.sharpness,
             "history": outcome.history,
             "certificate": checked,
             "timings": clock.seconds | {finetuning_phase(role): s for role, s in models.seconds.items()},

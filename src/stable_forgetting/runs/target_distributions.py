@@ -61,7 +61,8 @@ class TargetDistributions:
         """
         lengths = list(num_labels)
         parts = {"target_tokens": self.tokens, "target_probabilities": self.probabilities}
-        return {name: pad_sequence(list(torch.split(values, lengths)), batch_first=True) for name, values in parts.items()}
+        by_example = {name: list(torch.split(values, lengths)) for name, values in parts.items()}
+        return {name: pad_sequence(rows, batch_first=True) for name, rows in by_example.items()}
 
 
 def target_distributions(
