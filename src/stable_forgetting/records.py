@@ -192,8 +192,6 @@ class RunRecord(_Record):
     adapter: AdapterSummary | None = None
     choice: CheckpointChoice | None = None
     """None: no metric chose the checkpoint."""
-    target_sharpness: float | None = None
-    """Of `calibrated_distribution`: power to which the pretrained model's probabilities were raised; else None."""
     history: list[StepRecord] = Field(default_factory=list)
     certificate: list[LayerCertificate] = Field(default_factory=list)
     evaluations: list[ModelEvaluation] = Field(default_factory=list)

@@ -11,7 +11,7 @@ import pytest
 from data_paths import shared_data
 from stable_forgetting.errors import DataError, RunDirectoryError
 from stable_forgetting.progress import SilentProgress
-from stable_forgetting.runs import pipeline, prepare, run, scoring, target_distributions, target_values
+from stable_forgetting.runs import pipeline, prepare, run, scoring, target_values
 from stable_forgetting.runs.check import check_config
 from stable_forgetting.runs.files import local_files
 
@@ -124,23 +124,6 @@ def test_the_pretrained_model_is_measured_once(problem, tmp_path, monkeypatch):
     monkeypatch.setattr(scoring, "score_examples", None)
     second = run(config, tmp_path / "second")
     assert [step.loss for step in second.history] == [step.loss for step in first.history]
-
-
-def test_distributions_are_measured_once_and_again_if_they_are_damaged(problem, tmp_path, monkeypatch):
-    monkeypatch.setenv("STABLE_FORGETTING_CACHE", str(tmp_path / "cache"))
-    config = problem.config(
-        objective={"name": "calibrated_distribution"},
-        model__finetune={"epochs": 1, "batch_size": 4},
-        evaluation__generate=False,
-        training__steps=2,
-    )
-    losses = [[step.loss for step in run(config, tmp_path / "first").history]]
-    (kept,) = tmp_path.glob("cache/distributions/*.safetensors")
-    kept.write_bytes(kept.read_bytes()[:100])
-    losses.append([step.loss for step in run(config, tmp_path / "second").history])
-    monkeypatch.setattr(target_distributions, "sharpened", None)
-    losses.append([step.loss for step in run(config, tmp_path / "third").history])
-    assert losses[0] == losses[1] == losses[2]
 
 
 def test_damaged_likelihoods_are_measured_again(problem, tmp_path, monkeypatch):

@@ -2,7 +2,6 @@
 
 import math
 
-import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
@@ -12,7 +11,7 @@ from reference import objective_twins as twins
 from stable_forgetting.errors import ConfigError
 from stable_forgetting.models.predictions import Predictions
 from stable_forgetting.objectives import FORGET_TERMS, RETAIN_TERMS, build_objective, get_term, term_value
-from stable_forgetting.objectives.targets import holdout_targets, places_among, ranks, sharpness_at
+from stable_forgetting.objectives.targets import holdout_targets, places_among, ranks
 
 VOCABULARY = 7
 
@@ -241,6 +240,8 @@ def test_the_sign_of_the_forget_term_lowers_the_likelihood():
             "target": torch.tensor([3.0]),
             "label_targets": torch.tensor([[3.0]]),
             "mean_target": torch.tensor([3.0]),
+            "target_tokens": torch.tensor([[[0, 1]]]),
+            "target_probabilities": torch.tensor([[[0.05, 0.95, 0.0]]]),
             "beta": 0.1,
             "limit": 3.0,
         }
@@ -346,12 +347,3 @@ def test_calibrated_distribution_ends_at_its_target_and_pulls_a_label_that_is_ce
     ascended = torch.tensor([[60.0, 0.0, 0.0, 0.0]]).requires_grad_()
     (-torch.nn.functional.cross_entropy(ascended, torch.tensor([0]))).backward()
     assert ascended.grad.abs().max() < 1e-20
-
-
-def test_the_sharpness_is_the_one_above_the_lowest_likelihood():
-    sharpnesses, nlls = np.array([0.5, 1.0, 2.0, 4.0]), np.array([3.0, 2.0, 4.0, 9.0])
-    assert sharpness_at(sharpnesses, nlls, 3.0) == pytest.approx(2**0.5)
-    assert sharpness_at(sharpnesses, nlls, 1.0) == 1.0  # as likely is not to be had
-    assert sharpness_at(sharpnesses, nlls, 20.0) == 4.0
-    with pytest.raises(ConfigError, match="its NLL is not finite"):
-        sharpness_at(sharpnesses, np.array([3.0, 2.0, np.inf, np.inf]), 3.0)

@@ -101,15 +101,15 @@ def calibrated_distribution(
 
 
 def target_distributions(
-    pretrained: list[list[float]], labels: list[int], sharpness: float, num_kept: int
+    base: list[list[float]], labels: list[int], targets: list[float], num_kept: int
 ) -> list[dict[int, float]]:
-    """Of each label the likeliest tokens and the label itself with their probabilities; under −1 that of all others."""
+    """Of each label, itself at exp(−target) and the likeliest others in the base model's proportions; −1: the rest."""
     found = []
-    for logits, label in zip(pretrained, labels, strict=True):
-        weights = [math.exp(sharpness * (value - max(logits))) for value in logits]
-        probabilities = [weight / sum(weights) for weight in weights]
-        order = sorted(range(len(logits)), key=lambda token: (token != label, -probabilities[token]))
-        kept = {token: probabilities[token] for token in order[:num_kept]}
+    for logits, label, target in zip(base, labels, targets, strict=True):
+        others = {token: math.exp(value) for token, value in enumerate(logits) if token != label}
+        share = (1 - math.exp(-target)) / sum(others.values())
+        chosen = sorted(others, key=lambda token: -others[token])[: num_kept - 1]
+        kept = {label: math.exp(-target)} | {token: share * others[token] for token in chosen}
         found.append(kept | {-1: 1 - sum(kept.values())})
     return found
 

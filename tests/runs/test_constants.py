@@ -34,7 +34,13 @@ def constants(target: TargetConfig, **given: object) -> dict[str, torch.Tensor]:
     base = {name: scores[name] for name in ("forget", "holdout") if scores[name] is not None}
     before = {"forget": scores["before"], "holdout": scores["before_holdout"]}
     pretrained = {name: found for name, found in before.items() if found is not None}
-    return forget_constants(build_objective("calibrated_labels"), target=target, base=base, pretrained=pretrained)
+    return forget_constants(
+        build_objective("calibrated_labels"),
+        target=target,
+        base=base,
+        pretrained=pretrained,
+        distributions=lambda targets: {},
+    )
 
 
 def flat(nlls: list[list[float]]) -> list[float]:
@@ -57,6 +63,28 @@ def test_labels_get_the_quantiles_of_their_places_in_the_holdout_set_under_the_p
     torch.testing.assert_close(found["label_targets"], torch.tensor(rows), atol=1e-5, rtol=1e-5)
     easier = constants(TargetConfig(places="pretrained"), before=[[1.5, 0.7, 0.6], [0.0], [1.2, 2.0]])
     assert easier["mean_target"][0] < found["mean_target"][0]  # what is easier than the holdout set stays easier
+
+
+@pytest.mark.parametrize("places", ["base", "pretrained"])
+def test_first_and_last_labels_are_compared_with_first_and_last_ones_if_there_are_enough(places):
+    """First labels are easy in unseen answers, last ones certain, and the rest hard."""
+    generator = np.random.default_rng(0)
+    holdout = [[1 + 0.1 * place, *generator.uniform(4, 9, size=3).tolist(), 0.01 * place] for place in range(1, 21)]
+    before = [[value + 2 for value in own] for own in holdout]
+    found = constants(TargetConfig(places=places), holdout=holdout, before_holdout=before)["label_targets"].tolist()
+
+    def expected(cut: slice, forget: list[float], hard: list[float]) -> list[float]:
+        base, pretrained = (flat([own[cut] for own in sets]) for sets in (holdout, before))
+        among = twins.places_by_rank(forget) if places == "base" else twins.places_among(hard, pretrained)
+        return twins.quantile_targets(among, base)
+
+    first = expected(slice(0, 1), [0.01, 0.0, 0.05], [2.0, 0.0, 4.0])  # the only label of the second one among them
+    last = expected(slice(-1, None), [0.2, 0.4], [0.5, 1.0])
+    between = expected(slice(1, -1), [0.3], [3.0])
+    rows = [[first[0], between[0], last[0]], [first[1], 0, 0], [first[2], last[1], 0]]
+    np.testing.assert_allclose(found, rows, atol=1e-5)
+    fewer = constants(TargetConfig(places=places), holdout=holdout[1:], before_holdout=before[1:])["label_targets"]
+    assert not np.allclose(fewer, rows, atol=1e-2)  # all labels together
 
 
 def test_labels_get_their_likelihood_under_the_pretrained_model():
@@ -83,7 +111,7 @@ def test_values_of_labels_that_were_not_kept_are_refused():
 
 
 def test_targets_of_what_is_known_by_heart_are_refused():
-    with pytest.raises(ConfigError, match=r"1e-07 nats per label on average; they must be at least 0\.001"):
+    with pytest.raises(ConfigError, match=r"1e-07 nats on average; they must be at least 0\.001"):
         constants(TargetConfig(), holdout=[[0.0, 0.0], [0.0]])
 
 

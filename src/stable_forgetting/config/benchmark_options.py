@@ -49,7 +49,7 @@ class BenchmarkOptions(Section):
     """A model that never saw the forget set. If given, the model is the base model; else both are finetuned from it."""
     objectives: Names = ("gradient_difference",)
     """Names, with commas: those of `forget list objectives`, and calibrated_mean, calibrated_pretrained,
-    calibrated_labels_placed, calibrated_labels_pretrained, calibrated_distribution_pretrained."""
+    and calibrated_labels and calibrated_distribution with _placed or _pretrained behind them."""
     bounds: Names = ("identity", "sine")
     """Names, with commas: those of `forget list bounds`, and weight_clipping."""
     methods: Names | None = None

@@ -54,11 +54,6 @@ class ObjectiveConfig(Section):
     target: TargetConfig = TargetConfig()
     """Of calibrated, calibrated_labels and calibrated_distribution."""
 
-    @property
-    def needs_pretrained(self) -> bool:
-        """Whether targets come from the model before finetuning."""
-        return self.name == "calibrated_distribution" or self.target.needs_pretrained
-
 
 class StopRule(Section):
     """Stop the training when a validation metric has passed a value, or has passed it and falls again."""

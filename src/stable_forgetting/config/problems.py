@@ -51,11 +51,6 @@ def find_problems(config: RunConfig) -> list[str]:
 
 def _problems_of_target(config: RunConfig) -> list[str]:
     problems, target = [], config.objective.target
-    if config.objective.name == "calibrated_distribution" and target.source == "number":
-        problems.append(
-            "objective.target: source 'number' is for calibrated and calibrated_labels; calibrated_distribution needs "
-            "'holdout' or 'pretrained'"
-        )
     if target.source == "number" and target.nll is None:
         problems.append("objective.target: source 'number' needs 'nll', the target in nats per label")
     if target.source == "holdout" and config.data.holdout is None and config.data.targets is None:
@@ -64,14 +59,14 @@ def _problems_of_target(config: RunConfig) -> list[str]:
         )
     if target.places == "pretrained" and not target.needs_pretrained:
         problems.append("objective.target: places 'pretrained' is for source 'holdout' and matching 'quantiles' only")
-    if config.objective.needs_pretrained and config.pretrained_model is None:
+    if target.needs_pretrained and config.pretrained_model is None:
         setting = "source" if target.source == "pretrained" else "places"
-        is_whole = config.objective.name == "calibrated_distribution"
-        what = f"objective '{config.objective.name}'" if is_whole else f"objective.target: {setting} 'pretrained'"
         if config.task == "image":  # the head of a classifier is made anew before finetuning
-            problems.append(f"{what} needs pretrained_model, a classifier of the same classes")
+            problems.append(
+                f"objective.target: {setting} 'pretrained' needs pretrained_model, a classifier of the same classes"
+            )
         elif config.model.finetune is None:
-            problems.append(f"{what} needs pretrained_model, or model.finetune")
+            problems.append(f"objective.target: {setting} 'pretrained' needs pretrained_model, or model.finetune")
     return problems
 
 

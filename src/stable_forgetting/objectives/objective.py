@@ -68,7 +68,12 @@ class Objective:
     @property
     def needs_targets(self) -> bool:
         """Whether the forget term stops at targets."""
-        return not self.needs.isdisjoint({"target", "label_targets", "target_probabilities"})
+        return self.needs_label_targets or "target" in self.needs
+
+    @property
+    def needs_label_targets(self) -> bool:
+        """Whether it stops at a target for each label."""
+        return not self.needs.isdisjoint({"label_targets", "target_probabilities"})
 
 
 OBJECTIVES: dict[str, tuple[str | None, str | None, str]] = {
@@ -86,7 +91,7 @@ OBJECTIVES: dict[str, tuple[str | None, str | None, str]] = {
     "calibrated_distribution": (
         "calibrated_distribution",
         "nll",
-        "the same for all that could be said: at each word the model before finetuning, as sure as on unseen data",
+        "the same for all that could be said: what a word loses goes to what else the base model would say",
     ),
     "retain_only": (None, "nll", "finetune on the retain set alone: the usual baseline"),
 }

@@ -68,33 +68,6 @@ def places_among(values: npt.ArrayLike, others: npt.ArrayLike) -> Floats:
     return np.asarray((lower + not_higher) / 2 / len(known))
 
 
-def sharpness_at(sharpnesses: Floats, nlls: Floats, wanted: float) -> float:
-    """The sharpness at which distributions q^s / Σ q^s give labels the wanted mean NLL.
-
-    The NLL is convex in s, so there are two; it is the one at or above the lowest NLL: a model that is too sure of
-    itself, as finetuned ones are of unseen data. A lower NLL than the lowest one is not to be had; then it is that one.
-
-    Args:
-        sharpnesses: At which the NLL is known, increasing, more than 0.
-        nlls: Mean NLL at each of them, in nats; between them it is taken to be linear in ln s.
-        wanted: The NLL, in nats.
-
-    Raises:
-        ConfigError: An NLL is not finite.
-
-    Example:
-        >>> sharpness_at(np.array([0.5, 1.0, 2.0, 4.0]), np.array([3.0, 2.0, 4.0, 9.0]), 4.0)
-        2.0
-    """
-    if not (np.isfinite(nlls).all() and np.isfinite(wanted)):
-        raise ConfigError(
-            "An unseen example is impossible under the base or the pretrained model (its NLL is not finite), so "
-            "nothing says how sure targets should be. Give another holdout set, or read the models in float32."
-        )
-    lowest = int(np.argmin(nlls))
-    return float(np.exp(np.interp(wanted, nlls[lowest:], np.log(sharpnesses[lowest:]))))
-
-
 def positive_targets(targets: npt.ArrayLike) -> Floats:
     """The targets, checked.
 

@@ -129,13 +129,12 @@ def calibrated_labels(predictions: Predictions, *, label_targets: Tensor, mean_t
 
 
 def calibrated_distribution(predictions: Predictions, *, target_tokens: Tensor, target_probabilities: Tensor) -> Tensor:
-    """Σ_j KL(q_j ‖ p_j): forget until what is said at every label is what a model says that never saw the text.
+    """Σ_j KL(q_j ‖ p_j): forget until every label looks unseen, and something of its kind is said in its place.
 
-    A target for the label alone leaves open what comes in its place. Here that is part of the target. q_j is known of K
+    A target for the label alone leaves open what comes instead. Here that is part of the target. q_j is known of K
     tokens one by one and of all others together, and the divergence is that of these K + 1 groups: at most the one over
     single tokens, and equal to it if K = V. Its gradient in the logits lies between −1 and 1, and unlike those of the
-    other terms it does not vanish where a label has the probability 1. Ours; to imitate a model that does not know is
-    from Eldan and Russinovich 2023 (arXiv 2310.02238).
+    other terms it does not vanish where a label has the probability 1. Ours.
 
     Args:
         predictions: Of the forget examples.

@@ -155,8 +155,6 @@ def _facts(method: MethodSummary) -> Iterable[tuple[str, str]]:
         yield "Adapter", f"{adapter.bound}, rank {adapter.rank}, omega {wording.number(adapter.omega)}"
         share = adapter.num_trainable / adapter.num_base if adapter.num_base else 0.0
         yield "Trained", f"{adapter.num_trainable:,} of {adapter.num_base:,} parameters ({share:.2%})"
-    if first.target_sharpness is not None:
-        yield "Targets", f"pretrained model, its probabilities to the power of {wording.number(first.target_sharpness)}"
     if first.history:
         yield "Steps", f"{first.history[-1].step:,}"
     if first.timings:

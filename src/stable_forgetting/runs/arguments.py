@@ -112,11 +112,6 @@ def make_objective(given: str | Objective, target: TargetConfig | None, *, has_r
     objective = build_objective(given) if isinstance(given, str) else given
     if not isinstance(objective, Objective):
         raise ConfigError(f"objective is {given!r}. Give the name of an objective, or build_objective(name, ...).")
-    if "target_probabilities" in objective.needs:
-        raise ConfigError(
-            "calibrated_distribution needs the pretrained model, and so a run with a config (pretrained_model). Use "
-            "'calibrated_labels' here."
-        )
     if objective.uses_retain and not has_retain:
         raise ConfigError(
             "The objective has a retain term, but retain is None. Give a retain set, or an objective without that "

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 
@@ -14,7 +15,6 @@ from stable_forgetting.evaluation import LikelihoodScores
 from stable_forgetting.evaluation.likelihood_scores import Floats, Ints
 from stable_forgetting.objectives import Objective
 from stable_forgetting.objectives.targets import holdout_targets, places_among, positive_targets, ranks
-from stable_forgetting.runs.target_distributions import TargetDistributions
 
 _LEAST_NLL = 1e-7
 """About what single precision makes of a probability that is not quite 1."""
@@ -22,8 +22,17 @@ _LEAST_NLL = 1e-7
 _LEAST_MEAN = 1e-3
 """Targets below it are of data that a model knows by heart."""
 
+_ALL = -1
+"""All kinds of labels together."""
+
+_LEAST_OF_A_KIND = 20
+"""Unseen labels of a kind from which on they are a distribution of their own."""
+
 Likelihoods = Mapping[str, LikelihoodScores]
 """Of the sets ``forget`` and ``holdout``, as far as they are needed and there."""
+
+Distributions = Callable[[Floats], dict[str, Tensor]]
+"""From the targets of all labels, example after example, to constants of whole distributions."""
 
 
 def forget_constants(
@@ -32,7 +41,7 @@ def forget_constants(
     base: Likelihoods,
     pretrained: Likelihoods,
     target: TargetConfig,
-    distributions: TargetDistributions | None = None,
+    distributions: Distributions,
 ) -> dict[str, Tensor]:
     """Constants by name, each with a row for each forget example.
 
@@ -41,7 +50,7 @@ def forget_constants(
         base: The base model's likelihoods; may be empty if nothing is needed.
         pretrained: The pretrained model's likelihoods; may be empty if targets do not come from it.
         target: Where calibrated targets come from.
-        distributions: Whole distributions at the labels of the forget set, where they are the targets.
+        distributions: Makes the constants of whole distributions from the targets of all labels, if it is asked.
 
     Returns:
         The constants that the objective's forget term needs; no others. What there is for each label is a row of an
@@ -56,19 +65,60 @@ def forget_constants(
     if "target" in objective.needs:
         of_examples = ({name: scores.nll for name, scores in model.items()} for model in (base, pretrained))
         constants["target"] = _targets(*of_examples, target=target)
-    if "label_targets" in objective.needs:
-        of_labels = ({name: _of_labels(scores) for name, scores in model.items()} for model in (base, pretrained))
-        targets = _targets(*of_labels, target=target)
-        if targets.mean() < _LEAST_MEAN:
-            raise ConfigError(
-                f"The targets of calibrated_labels are {targets.mean():.2g} nats per label on average; they must be at "
-                f"least {_LEAST_MEAN}, or nothing is forgotten. Give a holdout set that the base model has not seen, "
-                "or another pretrained_model."
-            )
-        constants["label_targets"] = _padded(targets, base["forget"].num_labels)
-        constants["mean_target"] = np.full(len(base["forget"]), targets.mean())
-    found = {name: torch.tensor(values, dtype=torch.float32) for name, values in constants.items()}
-    return found if distributions is None else found | distributions.constants(base["forget"].num_labels.tolist())
+    if not objective.needs_label_targets:
+        return _tensors(constants)
+    targets = _label_targets(base, pretrained, target)
+    if "target_probabilities" in objective.needs:
+        return _tensors(constants) | distributions(targets)
+    constants["label_targets"] = _padded(targets, base["forget"].num_labels)
+    constants["mean_target"] = np.full(len(base["forget"]), targets.mean())
+    return _tensors(constants)
+
+
+def _tensors(constants: Mapping[str, Floats]) -> dict[str, Tensor]:
+    return {name: torch.tensor(values, dtype=torch.float32) for name, values in constants.items()}
+
+
+def _label_targets(base: Likelihoods, pretrained: Likelihoods, target: TargetConfig) -> Floats:
+    """Targets of all labels of the forget set.
+
+    First and last labels have targets of their own: a model that never saw a fact still knows how answers begin and
+    that they end, and one before finetuning knows neither.
+
+    Raises:
+        ConfigError: They are so low that nothing would be forgotten.
+    """
+    kinds = _kinds(base["forget"])
+    apart = "holdout" not in base or all(
+        (_kinds(base["holdout"]) == kind).sum() >= _LEAST_OF_A_KIND for kind in np.unique(kinds)
+    )
+    targets = np.empty(len(kinds))
+    for kind in np.unique(kinds) if apart else (_ALL,):
+        of_kind = (
+            {name: _of_labels(scores)[_are(kind, scores)] for name, scores in model.items()}
+            for model in (base, pretrained)
+        )
+        targets[_are(kind, base["forget"])] = _targets(*of_kind, target=target)
+    if targets.mean() < _LEAST_MEAN:
+        raise ConfigError(
+            f"The targets of the labels are {targets.mean():.2g} nats on average; they must be at least {_LEAST_MEAN}, "
+            "or nothing is forgotten. Give a holdout set that the base model has not seen, or another pretrained_model."
+        )
+    return targets
+
+
+def _kinds(scores: LikelihoodScores) -> Ints:
+    """Kind of each label, example after example: 1 for the first one of an example, 2 for its last, 0 between."""
+    ends = np.cumsum(scores.num_labels)
+    kinds = np.zeros(ends[-1], dtype=np.int64)
+    kinds[ends - 1] = 2
+    kinds[ends - scores.num_labels] = 1
+    return kinds
+
+
+def _are(kind: int, scores: LikelihoodScores) -> npt.NDArray[np.bool_]:
+    kinds = _kinds(scores)
+    return np.ones(len(kinds), dtype=bool) if kind == _ALL else kinds == kind
 
 
 def _targets(base: Mapping[str, Floats], pretrained: Mapping[str, Floats], *, target: TargetConfig) -> Floats:

@@ -87,8 +87,8 @@ class RunModels:
         others = {} if log is None else {"retain log": hashlib.sha256(Path(log).read_bytes()).hexdigest()}
         if self.config.retain_model is not None:
             others["retain model"] = model_sha256(load_model(self.source(self.config.retain_model)).model)
-        given_base = self.config.base_model
-        if self.config.pretrained_model is not None and self.config.objective.needs_pretrained:
+        target, given_base = self.config.objective.target, self.config.base_model
+        if self.config.pretrained_model is not None and target.needs_pretrained:
             others["pretrained model"] = self.pretrained_sha256
         return {
             "model": self._configured_sha256,

@@ -10,6 +10,8 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from torch import Tensor
+
 from stable_forgetting import processes
 from stable_forgetting.adapters import attach, certificate
 from stable_forgetting.config import RunConfig
@@ -29,7 +31,6 @@ from stable_forgetting.runs.check import (
     num_outputs,
     without_content,
 )
-from stable_forgetting.runs.constants import forget_constants
 from stable_forgetting.runs.directory import RunDirectory
 from stable_forgetting.runs.environment import environment, peak_memory_bytes, reset_peak_memory
 from stable_forgetting.runs.files import local_files
@@ -46,7 +47,7 @@ from stable_forgetting.runs.retain_log import logged_retain_values
 from stable_forgetting.runs.saved_adapter import save_adapter
 from stable_forgetting.runs.scoring import kept_scores, measured_sets, reference_scores, score, write_scores
 from stable_forgetting.runs.sets import Sets, load_set_rows, make_sets, num_classes
-from stable_forgetting.runs.target_values import TargetValues, target_values
+from stable_forgetting.runs.target_values import constants_of_run
 from stable_forgetting.runs.validation import check_validation, checkpoint_choice, validation_of_run
 from stable_forgetting.training import Sets as TrainingSets
 from stable_forgetting.training import TrainingOutcome, train
@@ -177,9 +178,9 @@ def _unlearn_and_measure(
         base = models.base()
         identities["base"] = model_sha256(base.model)
         scores["base"] = _reference(base, "base", models)
-        values = target_values(models, objective, base, scores["base"], identities["base"])
+        constants = constants_of_run(models, objective, base, scores["base"], identities["base"])
     reset_peak_memory()
-    unlearned, outcome = _train_adapter(base, models, objective, scores, values, directory, resume)
+    unlearned, outcome = _train_adapter(base, models, objective, scores, constants, directory, resume)
     if outcome.seconds is not None:
         clock.seconds["unlearning"] = outcome.seconds
     save_adapter(unlearned.model, directory.adapter, base=base.source, config=config)
@@ -207,7 +208,6 @@ def _unlearn_and_measure(
             "models": identities,
             "adapter": summary,
             "choice": checkpoint_choice(sets, config),
-            "target_sharpness": None if values.distributions is None else values.distributions.sharpness,
             "history": outcome.history,
             "certificate": checked,
             "timings": clock.seconds | {finetuning_phase(role): s for role, s in models.seconds.items()},
@@ -265,18 +265,11 @@ def _train_adapter(
     models: RunModels,
     objective: Objective,
     scores: Mapping[ModelRole, ModelScores],
-    values: TargetValues,
+    constants: dict[str, Tensor],
     directory: RunDirectory,
     resume: bool,
 ) -> tuple[LoadedModel, TrainingOutcome]:
     config, sets = models.config, models.sets
-    constants = forget_constants(
-        objective,
-        base=values.base,
-        pretrained=values.pretrained,
-        target=config.objective.target,
-        distributions=values.distributions,
-    )
     model = attach(base.model, adapter_config(config))
     outcome = train(
         model,

@@ -1,42 +1,30 @@
-"""What calibrated targets are made of: likelihoods of forget and unseen examples under base and pretrained model."""
+"""What the forget term of a run needs, and what that is made of: likelihoods of forget and unseen examples."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from functools import partial
 from typing import Any
+
+from torch import Tensor
 
 from stable_forgetting.data.examples import ExampleSet
 from stable_forgetting.evaluation import LikelihoodScores, ModelScores
 from stable_forgetting.models.load import LoadedModel
 from stable_forgetting.objectives import Objective
+from stable_forgetting.runs.constants import forget_constants
 from stable_forgetting.runs.models import RunModels
 from stable_forgetting.runs.scoring import reference_likelihoods
 from stable_forgetting.runs.sets import TARGETS, Sets
-from stable_forgetting.runs.target_distributions import TargetDistributions, target_distributions
+from stable_forgetting.runs.target_distributions import target_distributions
 
 Likelihoods = dict[str, LikelihoodScores]
 """By the names that `forget_constants` knows: ``forget`` and, of unseen examples, ``holdout``."""
 
 
-@dataclass(frozen=True)
-class TargetValues:
-    """What the targets of a run are made of.
-
-    Args:
-        base: Likelihoods under the base model.
-        pretrained: Those under the pretrained model; empty if targets do not come from it.
-        distributions: What the pretrained model would say at each label of the forget set; None if nobody asks.
-    """
-
-    base: Likelihoods
-    pretrained: Likelihoods
-    distributions: TargetDistributions | None
-
-
-def target_values(
+def constants_of_run(
     models: RunModels, objective: Objective, base: LoadedModel, scores: ModelScores, sha256: str
-) -> TargetValues:
-    """Measure what the objective's targets are made of, as far as it was not measured before.
+) -> dict[str, Tensor]:
+    """Constants of each forget example; see `forget_constants`.
 
     Args:
         models: The models of the run.
@@ -45,25 +33,18 @@ def target_values(
         scores: Its values on the measured sets.
         sha256: Its hash.
     """
-    of_base = base_likelihoods(models, objective, base, scores, sha256)
-    return TargetValues(
-        of_base,
-        pretrained_likelihoods(models, objective),
-        _distributions(models, of_base) if "target_probabilities" in objective.needs else None,
-    )
-
-
-def _distributions(models: RunModels, base: Likelihoods) -> TargetDistributions:
-    is_as_sure_as_base = models.config.objective.target.source == "holdout"
-    unseen_nll = float(base["holdout"].nll_sum.sum() / base["holdout"].num_labels.sum()) if is_as_sure_as_base else 0.0
-    return target_distributions(
-        models.pretrained,
-        models.sets.forget,
-        _unseen(models.sets) if is_as_sure_as_base else None,
-        unseen_nll=unseen_nll,
-        model=models.pretrained_sha256,
-        batch_size=models.config.evaluation.batch_size,
-        progress=models.progress,
+    return forget_constants(
+        objective,
+        base=base_likelihoods(models, objective, base, scores, sha256),
+        pretrained=pretrained_likelihoods(models, objective),
+        target=models.config.objective.target,
+        distributions=partial(
+            target_distributions,
+            model=base.model,
+            task=base.task,
+            forget=models.sets.forget,
+            batch_size=models.config.evaluation.batch_size,
+        ),
     )
 
 
@@ -96,7 +77,7 @@ def base_likelihoods(
             lambda: base,
             missing,
             model=sha256,
-            with_tokens="label_targets" in objective.needs,
+            with_tokens=objective.needs_label_targets,
             batch_size=settings.batch_size,
         )
     return found
@@ -105,7 +86,7 @@ def base_likelihoods(
 def pretrained_likelihoods(models: RunModels, objective: Objective) -> Likelihoods:
     """What the pretrained model says about the sets that targets come from; nothing if they do not come from it."""
     target = models.config.objective.target
-    if objective.needs.isdisjoint({"target", "label_targets"}) or not target.needs_pretrained:
+    if not objective.needs_targets or not target.needs_pretrained:
         return {}
     sets = {"forget": models.sets.forget}
     if target.source == "holdout":
@@ -114,7 +95,7 @@ def pretrained_likelihoods(models: RunModels, objective: Objective) -> Likelihoo
         models.pretrained,
         sets,
         model=models.pretrained_sha256,
-        with_tokens="label_targets" in objective.needs,
+        with_tokens=objective.needs_label_targets,
         batch_size=models.config.evaluation.batch_size,
     )
 

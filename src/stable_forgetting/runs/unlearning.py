@@ -6,6 +6,7 @@ import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +33,7 @@ from stable_forgetting.runs.arguments import (
     make_task,
 )
 from stable_forgetting.runs.constants import forget_constants
+from stable_forgetting.runs.target_distributions import target_distributions
 from stable_forgetting.runs.training_directory import claim, training_identity
 from stable_forgetting.runs.validation import validation_on
 from stable_forgetting.training import Sets as TrainingSets
@@ -128,7 +130,19 @@ def unlearn(  # noqa: PLR0913  (one call with everything by name is the point of
         claim(Path(output_dir), training_identity(model, chosen, target, settings, config, sets), resume=resume)
     move_to_training_device(model)
     scores = _needed_scores(model, task, chosen, sets, settings)
-    constants = forget_constants(chosen, base=scores, pretrained={}, target=target)
+    constants = forget_constants(
+        chosen,
+        base=scores,
+        pretrained={},
+        target=target,
+        distributions=partial(
+            target_distributions,
+            model=model,
+            task=task,
+            forget=sets["forget"],
+            batch_size=settings.forget_batch_size + settings.retain_batch_size,
+        ),
+    )
     peft_model = attach(model, config)
     with tempfile.TemporaryDirectory() as scratch, _unwrapped_on_error(peft_model):
         outcome = train(
@@ -162,7 +176,7 @@ def _needed_scores(
     """The base model's likelihoods that the objective needs."""
     names = ["forget"] if objective.needs_targets or "reference_nll_sum" in objective.needs else []
     names += ["holdout"] if objective.needs_targets and "holdout" in sets else []
-    size, with_tokens = settings.forget_batch_size + settings.retain_batch_size, "label_targets" in objective.needs
+    size, with_tokens = settings.forget_batch_size + settings.retain_batch_size, objective.needs_label_targets
     return {name: score_examples(model, task, sets[name], batch_size=size, with_tokens=with_tokens) for name in names}
 
 
