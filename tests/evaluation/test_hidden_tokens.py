@@ -124,7 +124,7 @@ def test_reference_values_of_training_see_every_token(language_model, language_t
     settings = EvaluationConfig(batch_size=4, generate=False, compat="open-unlearning")
     measured = score(loaded, sets, "base", settings=settings, progress=SilentProgress())
     models = SimpleNamespace(sets=sets, config=SimpleNamespace(evaluation=settings, objective=None))
-    objective = SimpleNamespace(needs={"reference_nll_sum", "beta"}, needs_targets=False, needs_label_targets=False)
+    objective = SimpleNamespace(needs={"reference_nll_sum", "beta"}, needs_targets=False)
     found = base_likelihoods(models, objective, loaded, measured, "hash")["forget"]
     plain = score_examples(language_model, language_task, with_ends, batch_size=4)
     np.testing.assert_allclose(found.nll_sum, plain.nll_sum, rtol=1e-12)

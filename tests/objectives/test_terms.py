@@ -72,8 +72,11 @@ def slow_value(name: str, batch: PaddedBatch) -> float:
         "npo": lambda: twins.npo(own, reference, 0.3),
         "calibrated": lambda: twins.calibrated(own, targets.tolist()),
         "calibrated_labels": lambda: twins.calibrated_labels(own, rows, 1.7),
-        "calibrated_distribution": lambda: twins.calibrated_distribution(
-            batch.logits, batch.labels, batch.target_tokens.tolist(), batch.target_probabilities.tolist()
+        "calibrated_distribution": lambda: (
+            twins.distribution_kl(
+                batch.logits, batch.labels, batch.target_tokens.tolist(), batch.target_probabilities.tolist()
+            )
+            + twins.calibrated_labels(own, rows, 1.7)
         ),
         "kl": lambda: twins.kl(batch.logits, batch.reference, batch.labels),
     }[name]()
@@ -312,10 +315,15 @@ def test_retain_only_has_no_forget_term_and_needs_nothing():
 
 
 def distribution_term(logits: torch.Tensor, tokens: torch.Tensor, probabilities: torch.Tensor) -> torch.Tensor:
-    """Value for examples with one label each; (E, V), (E, K) and (E, K + 1)."""
+    """Value for examples with one label each that is at its target; (E, V), (E, K) and (E, K + 1)."""
     places = torch.arange(len(logits))
     predictions = Predictions(logits, torch.zeros_like(places), places, len(places))
-    needs = {"target_tokens": tokens[:, None], "target_probabilities": probabilities[:, None]}
+    needs = {
+        "label_targets": predictions.nll.detach()[:, None],
+        "mean_target": torch.ones(len(places)),
+        "target_tokens": tokens[:, None],
+        "target_probabilities": probabilities[:, None],
+    }
     return term_value(TERMS["calibrated_distribution"], predictions, needs, torch.tensor(float(len(places))))
 
 

@@ -83,7 +83,7 @@ def quantile_targets(places: list[float], holdout: list[float]) -> list[float]:
     return targets
 
 
-def calibrated_distribution(
+def distribution_kl(
     logits: torch.Tensor, labels: torch.Tensor, tokens: list[list[list[int]]], wanted: list[list[list[float]]]
 ) -> float:
     """KL(q ‖ p) over some tokens and the group of all others, averaged over label positions."""

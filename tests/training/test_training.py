@@ -117,11 +117,14 @@ def test_the_loss_equals_the_slow_twin(tmp_path, name):
         "npo": lambda: twins.npo(forget, reference, 0.2),
         "calibrated": lambda: twins.calibrated(forget, constants["target"][rows].tolist()),
         "calibrated_labels": lambda: twins.calibrated_labels(forget, constants["label_targets"][rows].tolist(), 2.2),
-        "calibrated_distribution": lambda: twins.calibrated_distribution(
-            padded(is_forget),
-            batch["labels"][is_forget],
-            constants["target_tokens"][rows].tolist(),
-            constants["target_probabilities"][rows].tolist(),
+        "calibrated_distribution": lambda: (
+            twins.distribution_kl(
+                padded(is_forget),
+                batch["labels"][is_forget],
+                constants["target_tokens"][rows].tolist(),
+                constants["target_probabilities"][rows].tolist(),
+            )
+            + twins.calibrated_labels(forget, constants["label_targets"][rows].tolist(), 2.2)
         ),
     }[name]()
     retain_term = (

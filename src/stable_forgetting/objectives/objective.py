@@ -68,12 +68,7 @@ class Objective:
     @property
     def needs_targets(self) -> bool:
         """Whether the forget term stops at targets."""
-        return self.needs_label_targets or "target" in self.needs
-
-    @property
-    def needs_label_targets(self) -> bool:
-        """Whether it stops at a target for each label."""
-        return not self.needs.isdisjoint({"label_targets", "target_probabilities"})
+        return not self.needs.isdisjoint({"target", "label_targets"})
 
 
 OBJECTIVES: dict[str, tuple[str | None, str | None, str]] = {

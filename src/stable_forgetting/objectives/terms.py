@@ -128,16 +128,26 @@ def calibrated_labels(predictions: Predictions, *, label_targets: Tensor, mean_t
     return predictions.sum_by_example((predictions.nll - targets).square()) / (2 * mean_target)
 
 
-def calibrated_distribution(predictions: Predictions, *, target_tokens: Tensor, target_probabilities: Tensor) -> Tensor:
-    """Σ_j KL(q_j ‖ p_j): forget until every label looks unseen, and something of its kind is said in its place.
+def calibrated_distribution(
+    predictions: Predictions,
+    *,
+    label_targets: Tensor,
+    mean_target: Tensor,
+    target_tokens: Tensor,
+    target_probabilities: Tensor,
+) -> Tensor:
+    """Σ_j KL(q_j ‖ p_j) + (l_j − t_j)² / (2 T): forget until every label looks unseen, and say something in its place.
 
-    A target for the label alone leaves open what comes instead. Here that is part of the target. q_j is known of K
-    tokens one by one and of all others together, and the divergence is that of these K + 1 groups: at most the one over
-    single tokens, and equal to it if K = V. Its gradient in the logits lies between −1 and 1, and unlike those of the
-    other terms it does not vanish where a label has the probability 1. Ours.
+    Each part does what the other cannot. `calibrated_labels` leaves open what comes instead of a label, and has no
+    gradient where the label has the probability 1. The divergence has one there, and says what comes instead; but it
+    weighs probabilities, so that it hardly tells 0.01 from 0.0001, which the likelihood of a text does. q_j is known of
+    K tokens one by one and of all others together, and the divergence is that of these K + 1 groups: at most the one
+    over single tokens, and equal to it if K = V. Ours.
 
     Args:
         predictions: Of the forget examples.
+        label_targets: (E, most labels), t_j; see `calibrated_labels`.
+        mean_target: (E,), T.
         target_tokens: (E, most labels, K), K tokens or classes at each label, without repetition; what is behind the
             last label of an example is not looked at, here and below.
         target_probabilities: (E, most labels, K + 1), q of each of them and, last, of all others together; sums of 1.
@@ -150,7 +160,8 @@ def calibrated_distribution(predictions: Predictions, *, target_tokens: Tensor, 
         others = log_probs.scatter(1, tokens, -math.inf).logsumexp(dim=-1, keepdim=True)
         groups = torch.cat([groups, others], dim=1)
     target = target[:, : groups.shape[1]]
-    return predictions.sum_by_example((torch.xlogy(target, target) - target * groups).sum(dim=-1))
+    divergence = predictions.sum_by_example((torch.xlogy(target, target) - target * groups).sum(dim=-1))
+    return divergence + calibrated_labels(predictions, label_targets=label_targets, mean_target=mean_target)
 
 
 def kl(predictions: Predictions, *, reference_logits: Tensor) -> Tensor:
@@ -206,8 +217,8 @@ FORGET_TERMS = {
             calibrated_distribution,
             per="label",
             side="forget",
-            formula="Σ KL(q_j ‖ p_j) / Σn",
-            needs=frozenset({"target_tokens", "target_probabilities"}),
+            formula="Σ (KL(q_j ‖ p_j) + (l_j − t_j)² / (2 T)) / Σn",
+            needs=frozenset({"label_targets", "mean_target", "target_tokens", "target_probabilities"}),
         ),
     )
 }

@@ -65,14 +65,13 @@ def forget_constants(
     if "target" in objective.needs:
         of_examples = ({name: scores.nll for name, scores in model.items()} for model in (base, pretrained))
         constants["target"] = _targets(*of_examples, target=target)
-    if not objective.needs_label_targets:
+    if "label_targets" not in objective.needs:
         return _tensors(constants)
     targets = _label_targets(base, pretrained, target)
-    if "target_probabilities" in objective.needs:
-        return _tensors(constants) | distributions(targets)
     constants["label_targets"] = _padded(targets, base["forget"].num_labels)
     constants["mean_target"] = np.full(len(base["forget"]), targets.mean())
-    return _tensors(constants)
+    whole = distributions(targets) if "target_probabilities" in objective.needs else {}
+    return _tensors(constants) | whole
 
 
 def _tensors(constants: Mapping[str, Floats]) -> dict[str, Tensor]:

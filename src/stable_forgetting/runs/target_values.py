@@ -77,7 +77,7 @@ def base_likelihoods(
             lambda: base,
             missing,
             model=sha256,
-            with_tokens=objective.needs_label_targets,
+            with_tokens="label_targets" in objective.needs,
             batch_size=settings.batch_size,
         )
     return found
@@ -95,7 +95,7 @@ def pretrained_likelihoods(models: RunModels, objective: Objective) -> Likelihoo
         models.pretrained,
         sets,
         model=models.pretrained_sha256,
-        with_tokens=objective.needs_label_targets,
+        with_tokens="label_targets" in objective.needs,
         batch_size=models.config.evaluation.batch_size,
     )
 

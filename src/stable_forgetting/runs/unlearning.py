@@ -176,7 +176,7 @@ def _needed_scores(
     """The base model's likelihoods that the objective needs."""
     names = ["forget"] if objective.needs_targets or "reference_nll_sum" in objective.needs else []
     names += ["holdout"] if objective.needs_targets and "holdout" in sets else []
-    size, with_tokens = settings.forget_batch_size + settings.retain_batch_size, objective.needs_label_targets
+    size, with_tokens = settings.forget_batch_size + settings.retain_batch_size, "label_targets" in objective.needs
     return {name: score_examples(model, task, sets[name], batch_size=size, with_tokens=with_tokens) for name in names}
 
 
