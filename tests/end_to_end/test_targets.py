@@ -1,6 +1,7 @@
 """Targets of calibrated forgetting in runs: where they come from, and what is refused before anything is trained."""
 
 import json
+import math
 import shutil
 from pathlib import Path
 
@@ -161,6 +162,17 @@ def test_unlearning_towards_distributions_comes_near_them(problem, tmp_path):
     assert 0 <= last.forget_term < first.forget_term / 2
     base, unlearned = (record.evaluation(role).metric("forget_nll").value for role in ("base", "unlearned"))
     assert base + 0.5 < unlearned < 5
+
+
+def test_an_image_gets_its_label_as_unlikely_as_asked_and_the_other_classes_in_proportion(tmp_path, seen):
+    problem = make_image_problem(tmp_path)
+    target = {"source": "number", "nll": 3.0}
+    config = problem.config(objective={"name": "calibrated_distribution", "target": target}, training__steps=1)
+    run(config, tmp_path / "run")
+    probabilities = seen["constants"]["target_probabilities"]
+    torch.testing.assert_close(probabilities[..., :-1].sum(-1), torch.ones(probabilities.shape[:2]))
+    assert probabilities[:, 0, 0].tolist() == pytest.approx([math.exp(-3)] * len(probabilities))
+    assert (probabilities[..., -1] < 1e-6).all()  # every class is kept one by one
 
 
 @pytest.mark.parametrize("setting", ["base_model", "pretrained_model", "retain_model"])

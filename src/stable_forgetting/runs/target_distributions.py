@@ -42,13 +42,11 @@ def target_distributions(
         ``target_tokens``, (N, most labels, K), int32: the label and the tokens that are likeliest beside it;
         ``target_probabilities``, (N, most labels, K + 1): of each of them and, last, of all others together.
     """
-    ends = np.cumsum([example.num_labels for example in forget])
+    of_example = np.split(targets, np.cumsum([example.num_labels for example in forget])[:-1])
     found: dict[int, tuple[Tensor, Tensor]] = {}
     with inference(model) as device:
         for numbers, predictions in plain_batches(model, task, forget.examples, batch_size, device):
-            own = np.concatenate(
-                [targets[ends[number] - forget[number].num_labels : ends[number]] for number in numbers]
-            )
+            own = np.concatenate([of_example[number] for number in numbers])
             wanted = torch.tensor(own, dtype=torch.float32, device=predictions.logits.device)
             parts = [
                 _groups(predictions.logits[chunk].float(), predictions.labels[chunk, None], wanted[chunk, None])
