@@ -1,0 +1,45 @@
+"""Distributions at the labels of forget examples: each example gets its own, however they are read."""
+
+import numpy as np
+import pytest
+import torch
+
+from reference import objective_twins as twins
+from stable_forgetting.data.examples import ExampleSet, LanguageExample
+from stable_forgetting.models.tasks import LanguageTask
+from stable_forgetting.runs import target_distributions as module
+from tiny_problem import make_llama, make_tokenizer
+
+VOCABULARY = 12
+LENGTHS = [4, 7, 5]  # of whole texts; longest first, the model reads them in another order
+TARGETS = np.array([0.5, 1.0, 1.5, 2.0, 2.5, 3.0, 3.5, 4.0, 4.5, 5.0])
+
+
+@pytest.mark.parametrize("batch_size", [1, 2, 3])
+def test_examples_of_different_lengths_get_their_own_targets(batch_size, monkeypatch):
+    monkeypatch.setattr(module, "NUM_KEPT", 5)
+    ids = [tuple((3 * place + number) % VOCABULARY for place in range(n)) for number, n in enumerate(LENGTHS)]
+    examples = [LanguageExample(f"prompt {number}", "answer", own, 2) for number, own in enumerate(ids)]
+    model = make_llama(VOCABULARY).eval()
+    found = module.target_distributions(
+        TARGETS,
+        model=model,
+        task=LanguageTask(make_tokenizer(["a b c"])),
+        forget=ExampleSet("forget", examples, "a test"),
+        batch_size=batch_size,
+    )
+    left = iter(TARGETS.tolist())
+    for row, own in enumerate(ids):
+        with torch.no_grad():
+            logits = model(torch.tensor([own])).logits[0].double().tolist()
+        places = range(2, len(own))
+        expected = twins.target_distributions(
+            [logits[place - 1] for place in places], [own[place] for place in places], [next(left) for _ in places], 5
+        )
+        for place, wanted in enumerate(expected):
+            tokens, probabilities = (
+                found[f"target_{name}"][row, place].tolist() for name in ("tokens", "probabilities")
+            )
+            assert dict(zip([*tokens, -1], probabilities, strict=True)) == pytest.approx(wanted, abs=1e-5)
+        assert not found["target_probabilities"][row, len(own) - 2 :].any()
+    assert next(left, None) is None
