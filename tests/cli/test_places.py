@@ -77,6 +77,14 @@ def test_a_file_in_the_way_of_out(forget, language, tmp_path, command):
     assert ended.err.count("\n") == 1
 
 
+def test_a_file_in_the_way_of_figures_leaves_no_page(forget, tmp_path):
+    (tmp_path / "file").write_text("")
+    ended = forget("report", _record(tmp_path), "--out", tmp_path / "page.html", "--figures", tmp_path / "file")
+    assert ended.code == 2, ended
+    assert f"'{tmp_path}/file' is a file. Choose another --figures." in ended.err
+    assert not (tmp_path / "page.html").exists()
+
+
 def _record(folder):
     record = RunRecord(
         name="x",

@@ -198,7 +198,8 @@ def test_the_command_writes_a_report(problem, forget, tmp_path):
     assert "ours" in page
     assert "forget_nll" in shown or "forget NLL" in shown or "NLL" in shown
     assert "report.html" in shown.replace("\n", "")
-    forget("report", tmp_path / "run", "--out", tmp_path / "again.html")
+    shown_again = forget("report", tmp_path / "run", "--out", tmp_path / "again.html", "--figures", tmp_path / "charts")
+    assert f"Figures: {len([*(tmp_path / 'charts').glob('*.svg')])} in" in shown_again
     assert _without_dates((tmp_path / "again.html").read_text()) == _without_dates(page)
     assert "finished before" not in shown
     assert "finished before" in forget("run", config, "--out", tmp_path / "run", "--resume")

@@ -34,7 +34,7 @@ from stable_forgetting.evaluation import ModelScores, evaluate_scores
 from stable_forgetting.evaluation.values import Definitions, ModelValues
 from stable_forgetting.models.load import load_model, save_model, weights_sha256
 from stable_forgetting.records import ModelRole, RunRecord, read_record, write_text
-from stable_forgetting.report import render_table, write_report
+from stable_forgetting.report import render_table, write_figures, write_report
 from stable_forgetting.runs import RunDirectory, prepare
 from stable_forgetting.runs import run as run_unlearning
 from stable_forgetting.runs.adapted import load_adapted, merge_adapter, read_adapter_config
@@ -67,14 +67,14 @@ def _read(path: Path, changes: Sequence[str]) -> tuple[RunConfig, dict[str, Any]
     return load_config(path, [parse_change(change) for change in changes])
 
 
-def _check_place(place: Path) -> None:
-    """Whether a file or folder can be made there; nothing is written."""
+def _check_place(place: Path, option: str = "--out") -> None:
+    """Whether a file or folder can be made where the option says; nothing is written."""
     nearest = next((parent for parent in place.absolute().parents if parent.exists()), None)
     if nearest is None or not nearest.is_dir():
-        raise RunDirectoryError(f"Nothing can be written to '{place}': '{nearest}' is a file. Choose another --out.")
+        raise RunDirectoryError(f"Nothing can be written to '{place}': '{nearest}' is a file. Choose another {option}.")
     if not os.access(nearest, os.W_OK | os.X_OK):
         raise RunDirectoryError(
-            f"Nothing can be written to '{place}': no right to write in '{nearest}'. Choose another --out."
+            f"Nothing can be written to '{place}': no right to write in '{nearest}'. Choose another {option}."
         )
 
 
@@ -258,13 +258,17 @@ def evaluate(
         write_text(out, found.model_dump_json(indent=1))
 
 
-def report(run_dirs: Sequence[Path], out: Path | None) -> None:
+def report(run_dirs: Sequence[Path], out: Path | None, figures: Path | None) -> None:
     """`forget report`."""
     records = [read_record(run_dir) for run_dir in run_dirs]
     page = out or (RunDirectory(run_dirs[0]).report if len(run_dirs) == 1 else Path("report.html"))
     _check_file(page)
+    if figures is not None:
+        _check_place(figures / "figure.svg", "--figures")
     write_report(records, page)
-    console.print(f"Report: {page}", highlight=False)
+    console.print(f"Report:  {page}", highlight=False)
+    if figures is not None:
+        console.print(f"Figures: {len(write_figures(records, figures))} in {figures}", highlight=False)
 
 
 def merge(run_dir: Path, out: Path, base: str | None) -> None:

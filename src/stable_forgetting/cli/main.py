@@ -141,11 +141,14 @@ def report(
     out: Annotated[
         Path | None, typer.Option("--out", help="The page. Default: report.html in the only or the current directory.")
     ] = None,
+    figures: Annotated[
+        Path | None, typer.Option("--figures", help="Folder for the page's charts as SVG files. Default: none.")
+    ] = None,
 ) -> None:
     """Make one page of one or several runs."""
     from stable_forgetting.cli import commands
 
-    commands.report(run_dirs, out)
+    commands.report(run_dirs, out, figures)
 
 
 @app.command()

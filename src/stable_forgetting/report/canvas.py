@@ -1,7 +1,8 @@
 """What all charts share: style, an empty drawing, intervals, axes, and the way into a page.
 
 Colours are drawn as placeholders and become variables of the page's style sheet, so that a chart follows the light,
-dark and print scheme. Text stays text. Lines differ by dash and points by shape, not by colour alone.
+dark and print scheme; outside the page they become colours again. Text stays text. Lines differ by dash and points by
+shape, not by colour alone.
 """
 
 from __future__ import annotations
@@ -147,6 +148,17 @@ def inline_svg(document: str, prefix: str, description: str) -> str:
     body = re.sub(r"<[^>]+>", lambda tag: _adapt_tag(tag.group(), prefix), body)
     label = html.escape(description, quote=True)
     return f'<svg class="chart" viewBox="{box.group(1)}" role="img" aria-label="{label}">{body.strip()}'
+
+
+def standalone_svg(chart: str) -> str:
+    """A chart of a page as a document of its own: light colours on white, no style sheet, which few programs read."""
+    names = {f"var({variable})": colour for colour, variable in _VARIABLES.items()}
+    plain = re.sub(r"var\(--[\w-]+\)", lambda found: names[found.group()], chart)
+    start, body = plain.split(">", 1)
+    box = re.search(r'viewBox="0 0 (\S+) (\S+)"', start)
+    assert box is not None
+    size = f'xmlns="http://www.w3.org/2000/svg" width="{box.group(1)}pt" height="{box.group(2)}pt"'
+    return f'{start.replace("<svg", f"<svg {size}", 1)}>\n<rect width="100%" height="100%" fill="#ffffff"/>\n{body}\n'
 
 
 def _adapt_tag(tag: str, prefix: str) -> str:

@@ -1,14 +1,16 @@
-"""Page data to one HTML file that opens without a network."""
+"""Page data to files: one HTML page that opens without a network, and its charts for use elsewhere."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import re
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import jinja2
 
 from stable_forgetting.records import RunRecord, write_text
-from stable_forgetting.report.page_data import PageData
+from stable_forgetting.report.canvas import standalone_svg
+from stable_forgetting.report.page_data import Figure, PageData
 from stable_forgetting.report.summary import summarize
 from stable_forgetting.report.view import build_page
 
@@ -43,3 +45,33 @@ def write_report(records: Sequence[RunRecord], path: Path) -> Path:
     """
     write_text(path, render_page(build_page(summarize(records))))
     return path
+
+
+def write_figures(records: Sequence[RunRecord], folder: Path) -> list[Path]:
+    """Write every chart of the page that these records make as an SVG file that needs no page.
+
+    Args:
+        records: The runs, finished or not.
+        folder: Where the files go; those of the same names are replaced, others stay.
+
+    Returns:
+        The files, in the order of the page: `PART-TITLE.svg`. `PART` is the name by which the page's address leads to
+        that part of it, such as `g1` or `g1-m2`.
+
+    Raises:
+        ValueError: There are no records.
+    """
+    written = []
+    for part, figure in _figures(build_page(summarize(records))):
+        title = re.sub(r"[^a-z0-9]+", "-", figure.title.lower()).strip("-")
+        write_text(path := folder / f"{part}-{title}.svg", standalone_svg(figure.svg))
+        written.append(path)
+    return written
+
+
+def _figures(page: PageData) -> Iterator[tuple[str, Figure]]:
+    for group in page.groups:
+        yield from ((group.anchor, figure) for figure in group.figures)
+        for method in group.methods:
+            own = (method.classes and method.classes.figure, method.certificate and method.certificate.figure)
+            yield from ((method.anchor, figure) for figure in (*own, *method.figures) if figure is not None)
