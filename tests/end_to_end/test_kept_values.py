@@ -4,6 +4,7 @@ import gzip
 import json
 import logging
 import shutil
+from contextlib import contextmanager
 
 import numpy as np
 import pytest
@@ -11,7 +12,7 @@ import pytest
 from data_paths import shared_data
 from stable_forgetting.errors import DataError, RunDirectoryError
 from stable_forgetting.progress import SilentProgress
-from stable_forgetting.runs import pipeline, prepare, run, scoring, target_values
+from stable_forgetting.runs import likelihoods, pipeline, prepare, run, scoring
 from stable_forgetting.runs.check import check_config
 from stable_forgetting.runs.files import local_files
 
@@ -121,7 +122,7 @@ def test_the_pretrained_model_is_measured_once(problem, tmp_path, monkeypatch):
         training__steps=2,
     )
     first = run(config, tmp_path / "first")
-    monkeypatch.setattr(scoring, "score_examples", None)
+    monkeypatch.setattr(likelihoods, "score_examples", None)
     second = run(config, tmp_path / "second")
     assert [step.loss for step in second.history] == [step.loss for step in first.history]
 
@@ -132,8 +133,14 @@ def test_damaged_likelihoods_are_measured_again(problem, tmp_path, monkeypatch):
     sets = {"forget": models.sets.forget}
 
     def measure():
-        return target_values.reference_likelihoods(
-            lambda: models.loaded, sets, model="its hash", with_tokens=True, batch_size=4
+        return likelihoods.reference_likelihoods(
+            lambda: models.loaded,
+            sets,
+            model="its hash",
+            with_tokens=True,
+            batch_size=4,
+            progress=models.progress,
+            description="its name",
         )["forget"]
 
     before = measure()
@@ -187,3 +194,34 @@ def test_a_log_with_other_prompts_is_told_of(with_log, caplog):
         with caplog.at_level(logging.WARNING):
             assert check_config(with_log(prompts=prompts)).problems == []
         assert sum("prompts differ" in record.message for record in caplog.records) == told
+
+
+class Bars:
+    """Keeps the bars that were opened: what they say, how much there was to do, and how much was done."""
+
+    def __init__(self):
+        self.opened = []
+
+    @contextmanager
+    def track(self, description, total, unit):
+        bar = {"description": description, "total": total, "unit": unit, "done": 0}
+        self.opened.append(bar)
+        yield lambda count: bar.update(done=bar["done"] + count)
+
+
+def test_whatever_models_are_asked_is_shown_to_its_end(problem, tmp_path, monkeypatch):
+    monkeypatch.setenv("STABLE_FORGETTING_CACHE", str(tmp_path / "cache"))
+    config = problem.config(
+        objective={"name": "calibrated_distribution", "target": {"places": "pretrained"}},
+        model__finetune={"epochs": 1, "batch_size": 4},
+        training__steps=2,
+    )
+    bars = Bars()
+    run(config, tmp_path / "run", progress=bars)
+    counts = {bar["description"]: (bar["total"], bar["unit"]) for bar in bars.opened}
+    sets = prepare(config, SilentProgress()).sets.by_name
+    forget, holdout = (len(sets[name]) for name in ("forget", "holdout"))
+    assert counts["pretrained model: likelihood of forget"] == (forget, "answers")
+    assert counts["pretrained model: likelihood of holdout"] == (holdout, "answers")
+    assert counts["base model: target distributions"] == (forget, "answers")
+    assert [bar["done"] for bar in bars.opened] == [bar["total"] for bar in bars.opened]

@@ -7,6 +7,7 @@ import torch
 from reference import objective_twins as twins
 from stable_forgetting.data.examples import ExampleSet, LanguageExample
 from stable_forgetting.models.tasks import LanguageTask
+from stable_forgetting.progress import SilentProgress
 from stable_forgetting.runs import target_distributions as module
 from tiny_problem import make_llama, make_tokenizer
 
@@ -27,6 +28,7 @@ def test_examples_of_different_lengths_get_their_own_targets(batch_size, monkeyp
         task=LanguageTask(make_tokenizer(["a b c"])),
         forget=ExampleSet("forget", examples, "a test"),
         batch_size=batch_size,
+        progress=SilentProgress(),
     )
     left = iter(TARGETS.tolist())
     for row, own in enumerate(ids):

@@ -73,5 +73,6 @@ def _figures(page: PageData) -> Iterator[tuple[str, Figure]]:
     for group in page.groups:
         yield from ((group.anchor, figure) for figure in group.figures)
         for method in group.methods:
-            own = (method.classes and method.classes.figure, method.certificate and method.certificate.figure)
-            yield from ((method.anchor, figure) for figure in (*own, *method.figures) if figure is not None)
+            parts = (method.classes, method.certificate)
+            figures = [*(part.figure for part in parts if part is not None), *method.figures]
+            yield from ((method.anchor, figure) for figure in figures if figure is not None)

@@ -19,11 +19,9 @@ from stable_forgetting.data.examples import ExampleSet
 from stable_forgetting.data.splits import subset
 from stable_forgetting.errors import DataError, ModelError
 from stable_forgetting.evaluation import (
-    LikelihoodScores,
     ModelScores,
     ScoringOptions,
     SetScores,
-    score_examples,
     score_model,
 )
 from stable_forgetting.evaluation.scores import FORMAT
@@ -33,6 +31,11 @@ from stable_forgetting.progress import Advance, Progress
 from stable_forgetting.records import ModelRole, write_text
 from stable_forgetting.runs.cache import content_hash, made_once
 from stable_forgetting.runs.sets import TARGETS, Sets
+
+
+def unit_of(task: Task) -> str:
+    """What bars count."""
+    return "images" if task.name == "image" else "answers"
 
 
 class ProgressOfSets:
@@ -138,7 +141,7 @@ def score(
         gradient_norm=settings.gradient_norm,
         linear_probe=settings.linear_probe,
     )
-    bars = ProgressOfSets(progress, "images" if loaded.task.name == "image" else "answers")
+    bars = ProgressOfSets(progress, unit_of(loaded.task))
     with ExitStack() as stack:
         stack.callback(bars.close)
         is_plain = stack.enter_context(merged_adapters(loaded.model))
@@ -237,53 +240,3 @@ def reference_scores(
         return kept
     with made_once(path.stem, what=f"the values of the {role} model"):
         return kept_scores(path, measured, compute)
-
-
-def reference_likelihoods(
-    load: Callable[[], LoadedModel],
-    sets: Mapping[str, ExampleSet[Any]],
-    *,
-    model: str,
-    with_tokens: bool,
-    batch_size: int,
-) -> dict[str, LikelihoodScores]:
-    """Likelihoods alone under a model that many runs share, kept by the content of the model and of the sets.
-
-    Args:
-        load: Loads the model, if it is needed.
-        sets: What is measured, by name.
-        model: Hash of the model.
-        with_tokens: Whether the values of single labels are needed.
-        batch_size: Examples per forward pass.
-    """
-    hashes = {name: examples.sha256 for name, examples in sets.items()}
-    key = {"model": model, "sets": hashes, "tokens": with_tokens, "batch_size": batch_size, "values": FORMAT}
-    path = cache_dir() / "likelihoods" / f"{content_hash(key)}.json"
-    kept = processes.agree(_read_likelihoods(path, sets))
-    if kept is not None:
-        return kept
-    with made_once(path.stem, what="the likelihoods that targets come from"):
-        kept = processes.agree(_read_likelihoods(path, sets))
-        if kept is not None:
-            return kept
-        loaded = load()
-        found = {
-            name: score_examples(loaded.model, loaded.task, examples, batch_size=batch_size, with_tokens=with_tokens)
-            for name, examples in sets.items()
-        }
-        found = processes.agree(found)
-        if processes.is_main_process():
-            write_text(path, json.dumps({name: scores.to_json() for name, scores in found.items()}))
-        return found
-
-
-def _read_likelihoods(path: Path, sets: Mapping[str, ExampleSet[Any]]) -> dict[str, LikelihoodScores] | None:
-    """What is kept; None if that is nothing, or damaged."""
-    if not path.is_file():
-        return None
-    try:
-        data = json.loads(path.read_text(encoding="utf-8"))
-        found = {name: LikelihoodScores.from_json(data[name]) for name in sets}
-    except (DataError, KeyError, TypeError, json.JSONDecodeError, UnicodeDecodeError):
-        return None
-    return found if all(len(found[name]) == len(examples) for name, examples in sets.items()) else None

@@ -20,6 +20,8 @@ from stable_forgetting.data.examples import ExampleSet
 from stable_forgetting.evaluation.likelihood import POSITIONS_AT_ONCE, inference, plain_batches
 from stable_forgetting.evaluation.likelihood_scores import Floats
 from stable_forgetting.models.tasks import Task
+from stable_forgetting.progress import Progress
+from stable_forgetting.runs.scoring import unit_of
 
 NUM_KEPT = 128
 """K, where there are as many tokens or classes: a kilobyte for each label. Nearly all that a model could say is among
@@ -27,7 +29,7 @@ them, and all others together are one more group."""
 
 
 def target_distributions(
-    targets: Floats, *, model: nn.Module, task: Task, forget: ExampleSet[Any], batch_size: int
+    targets: Floats, *, model: nn.Module, task: Task, forget: ExampleSet[Any], batch_size: int, progress: Progress
 ) -> dict[str, Tensor]:
     """What the forget term takes: a row for each example, with zeros behind its last label.
 
@@ -37,6 +39,7 @@ def target_distributions(
         task: Its task.
         forget: The forget set.
         batch_size: Examples per forward pass.
+        progress: Where a bar is shown.
 
     Returns:
         ``target_tokens``, (N, most labels, K), int32: the label and the tokens that are likeliest beside it;
@@ -44,7 +47,8 @@ def target_distributions(
     """
     of_example = np.split(targets, np.cumsum([example.num_labels for example in forget])[:-1])
     found: dict[int, tuple[Tensor, Tensor]] = {}
-    with inference(model) as device:
+    bar = progress.track("base model: target distributions", len(forget), unit_of(task))
+    with inference(model) as device, bar as advance:
         for numbers, predictions in plain_batches(model, task, forget.examples, batch_size, device):
             own = np.concatenate([of_example[number] for number in numbers])
             wanted = torch.tensor(own, dtype=torch.float32, device=predictions.logits.device)
@@ -55,6 +59,7 @@ def target_distributions(
             lengths = predictions.num_labels.tolist()
             rows = [torch.split(torch.cat(values).cpu(), lengths) for values in zip(*parts, strict=True)]
             found |= dict(zip(numbers, zip(*rows, strict=True), strict=True))
+            advance(len(numbers))
     in_order = [found[number] for number in range(len(forget))]
     names = ("target_tokens", "target_probabilities")
     return {name: pad_sequence([row[place] for row in in_order], batch_first=True) for place, name in enumerate(names)}

@@ -12,8 +12,8 @@ from stable_forgetting.evaluation import LikelihoodScores, ModelScores
 from stable_forgetting.models.load import LoadedModel
 from stable_forgetting.objectives import Objective
 from stable_forgetting.runs.constants import forget_constants
+from stable_forgetting.runs.likelihoods import reference_likelihoods
 from stable_forgetting.runs.models import RunModels
-from stable_forgetting.runs.scoring import reference_likelihoods
 from stable_forgetting.runs.sets import TARGETS, Sets
 from stable_forgetting.runs.target_distributions import target_distributions
 
@@ -44,6 +44,7 @@ def constants_of_run(
             task=base.task,
             forget=models.sets.forget,
             batch_size=models.config.evaluation.batch_size,
+            progress=models.progress,
         ),
     )
 
@@ -79,6 +80,8 @@ def base_likelihoods(
             model=sha256,
             with_tokens="label_targets" in objective.needs,
             batch_size=settings.batch_size,
+            progress=models.progress,
+            description="base model",
         )
     return found
 
@@ -97,6 +100,8 @@ def pretrained_likelihoods(models: RunModels, objective: Objective) -> Likelihoo
         model=models.pretrained_sha256,
         with_tokens="label_targets" in objective.needs,
         batch_size=models.config.evaluation.batch_size,
+        progress=models.progress,
+        description="pretrained model",
     )
 
 

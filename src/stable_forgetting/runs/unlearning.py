@@ -17,10 +17,10 @@ from stable_forgetting.adapters import BoundedLoraConfig, LayerCertificate, atta
 from stable_forgetting.config import TargetConfig, TrainingConfig
 from stable_forgetting.data.examples import ExampleSet
 from stable_forgetting.data.language import DEFAULT_TEMPLATE
-from stable_forgetting.evaluation import LikelihoodScores, score_examples, validation_data
+from stable_forgetting.evaluation import LikelihoodScores, validation_data
 from stable_forgetting.models.tasks import Task
 from stable_forgetting.objectives import Objective
-from stable_forgetting.progress import Progress
+from stable_forgetting.progress import Progress, SilentProgress
 from stable_forgetting.runs.arguments import (
     Data,
     Reading,
@@ -33,6 +33,7 @@ from stable_forgetting.runs.arguments import (
     make_task,
 )
 from stable_forgetting.runs.constants import forget_constants
+from stable_forgetting.runs.likelihoods import set_likelihoods
 from stable_forgetting.runs.target_distributions import target_distributions
 from stable_forgetting.runs.training_directory import claim, training_identity
 from stable_forgetting.runs.validation import validation_on
@@ -117,6 +118,7 @@ def unlearn(  # noqa: PLR0913  (one call with everything by name is the point of
     """
     check_model(model)
     check_surroundings(progress, resume=resume, output_dir=output_dir)
+    progress = progress or SilentProgress()
     processes.join()
     chosen = make_objective(objective, target, has_retain=retain is not None)
     settings = make_settings(training, has_retain=retain is not None)
@@ -129,7 +131,7 @@ def unlearn(  # noqa: PLR0913  (one call with everything by name is the point of
     if output_dir is not None:
         claim(Path(output_dir), training_identity(model, chosen, target, settings, config, sets), resume=resume)
     move_to_training_device(model)
-    scores = _needed_scores(model, task, chosen, sets, settings)
+    scores = _needed_scores(model, task, chosen, sets, settings, progress)
     constants = forget_constants(
         chosen,
         base=scores,
@@ -141,6 +143,7 @@ def unlearn(  # noqa: PLR0913  (one call with everything by name is the point of
             task=task,
             forget=sets["forget"],
             batch_size=settings.forget_batch_size + settings.retain_batch_size,
+            progress=progress,
         ),
     )
     peft_model = attach(model, config)
@@ -171,13 +174,25 @@ def _unwrapped_on_error(peft_model: PeftModel) -> Iterator[None]:
 
 
 def _needed_scores(
-    model: Any, task: Task, objective: Objective, sets: Mapping[str, ExampleSet[Any]], settings: TrainingConfig
+    model: Any,
+    task: Task,
+    objective: Objective,
+    sets: Mapping[str, ExampleSet[Any]],
+    settings: TrainingConfig,
+    progress: Progress,
 ) -> dict[str, LikelihoodScores]:
     """The base model's likelihoods that the objective needs."""
     names = ["forget"] if objective.needs_targets or "reference_nll_sum" in objective.needs else []
     names += ["holdout"] if objective.needs_targets and "holdout" in sets else []
-    size, with_tokens = settings.forget_batch_size + settings.retain_batch_size, "label_targets" in objective.needs
-    return {name: score_examples(model, task, sets[name], batch_size=size, with_tokens=with_tokens) for name in names}
+    return set_likelihoods(
+        model,
+        task,
+        {name: sets[name] for name in names},
+        with_tokens="label_targets" in objective.needs,
+        batch_size=settings.forget_batch_size + settings.retain_batch_size,
+        progress=progress,
+        description="base model",
+    )
 
 
 def _validation(task: Task, sets: Mapping[str, ExampleSet[Any]], settings: TrainingConfig) -> Validation | None:
