@@ -123,7 +123,8 @@ def test_reference_values_of_training_see_every_token(language_model, language_t
     loaded, sets = LoadedModel(language_model, language_task, "tiny"), Sets({"forget": with_ends, "retain": with_ends})
     settings = EvaluationConfig(batch_size=4, generate=False, compat="open-unlearning")
     measured = score(loaded, sets, "base", settings=settings, progress=SilentProgress())
-    models = SimpleNamespace(sets=sets, config=SimpleNamespace(evaluation=settings, objective=None))
+    config = SimpleNamespace(evaluation=settings, objective=None)
+    models = SimpleNamespace(sets=sets, config=config, progress=SilentProgress())
     objective = SimpleNamespace(needs={"reference_nll_sum", "beta"}, needs_targets=False)
     found = base_likelihoods(models, objective, loaded, measured, "hash")["forget"]
     plain = score_examples(language_model, language_task, with_ends, batch_size=4)

@@ -12,7 +12,7 @@ from reference.metric_twins import probe_by_hand
 from stable_forgetting.data.examples import ExampleSet, ImageExample
 from stable_forgetting.errors import DataError
 from stable_forgetting.evaluation.images import score_images
-from stable_forgetting.evaluation.linear_probe import PENALTY, probe_predictions
+from stable_forgetting.evaluation.linear_probe import PENALTY, first_of_each, probe_predictions
 from stable_forgetting.models.heads import find_head
 from stable_forgetting.models.tasks import ImageTask
 
@@ -34,12 +34,12 @@ class HidingClassifier(torch.nn.Module):
         return SimpleNamespace(logits=self.classifier(pixel_values.flatten(1)))
 
 
-def clusters(name, labels, seed):
+def clusters(name, labels, seed, spread=0.2):
     """Images whose pixels lie near their class's corner."""
     generator = np.random.default_rng(seed)
     examples = []
     for label in labels:
-        values = generator.normal(scale=0.2, size=(1, 2, 2)).astype(np.float32)
+        values = generator.normal(scale=spread, size=(1, 2, 2)).astype(np.float32)
         values[0, label // 2, label % 2] += 2.0
         pixels = generator.integers(0, 256, size=(2, 2, 3), dtype=np.uint8)
         examples.append(ImageExample(pixels=pixels, label=label, pixel_values=torch.from_numpy(values)))
@@ -69,6 +69,28 @@ def test_the_probe_shows_what_the_head_hides():
     assert [found[name].probe_predicted for name in ("forget", "retain", "holdout")] == [None] * 3
     assert model.num_passes == sum(map(len, sets.values()))
     assert not model.classifier._forward_pre_hooks
+
+
+def test_a_forgotten_class_is_no_better_known_than_others():
+    """The retain set has 3, 4 and 9 images of its classes, so 4 of the forgotten one are taken, the first ones."""
+    labels = {"forget": [2] * 60, "retain": [0, 1, 3] * 3 + [1] + [3] * 6, "forget_test": [2] * 40}
+    labels["retain_test"] = [0, 1, 3] * 20
+    sets = {name: clusters(name, labels[name], seed, spread=1.5) for seed, name in enumerate(labels)}
+    found = {
+        count: np.concatenate([each.probe_predicted for each in scored(HidingClassifier(), chosen).values()][2:])
+        for count in (3, 4, 5, 60)
+        for chosen in [sets | {"forget": ExampleSet("forget", sets["forget"].examples[:count])}]
+    }
+    assert found[60].tolist() == found[4].tolist()
+    assert all(found[3].tolist() != found[count].tolist() for count in (4, 60))
+    assert found[5].tolist() == found[4].tolist()
+
+
+def test_only_so_many_of_each_class_are_taken_in_order():
+    labels = np.array([5, 2, 5, 5, 2, 7])
+    assert first_of_each(labels, 1).tolist() == [0, 1, 5]
+    assert first_of_each(labels, 2).tolist() == [0, 1, 2, 4, 5]
+    assert first_of_each(labels, 9).tolist() == [0, 1, 2, 3, 4, 5]
 
 
 def test_the_batch_size_changes_nothing():

@@ -19,7 +19,7 @@ from stable_forgetting.evaluation.likelihood import (
     inference,
     plain_batches,
 )
-from stable_forgetting.evaluation.linear_probe import probe_predictions, with_features
+from stable_forgetting.evaluation.linear_probe import first_of_each, probe_predictions, with_features
 from stable_forgetting.models.heads import find_head
 from stable_forgetting.models.tasks import Task
 
@@ -101,10 +101,15 @@ def _probe(measured: _Measured) -> dict[str, Ints]:
     tested = [name for name in PROBE_TEST if name in features]
     if not tested or not all(np.isfinite(each).all() for each in features.values()):
         return {}
-    labels = [measured.likelihoods[name].label for name in PROBE_TRAINING]
+    forget, retain = (measured.likelihoods[name].label for name in PROBE_TRAINING)
+    assert forget is not None
+    assert retain is not None
+    # A limited retain set has few images of a class; one with many more would be told better than the others.
+    usual = int(np.median(np.unique(retain, return_counts=True)[1]))
+    chosen = first_of_each(forget, usual)
     found = probe_predictions(
-        np.concatenate([features[name] for name in PROBE_TRAINING]),
-        np.concatenate([each for each in labels if each is not None]),
+        np.concatenate([features["forget"][chosen], features["retain"]]),
+        np.concatenate([forget[chosen], retain]),
         *[features[name] for name in tested],
     )
     return dict(zip(tested, found, strict=True))

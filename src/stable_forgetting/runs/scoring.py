@@ -24,6 +24,7 @@ from stable_forgetting.evaluation import (
     SetScores,
     score_model,
 )
+from stable_forgetting.evaluation.linear_probe import PROBE_FORMAT
 from stable_forgetting.evaluation.scores import FORMAT
 from stable_forgetting.models.load import LoadedModel, cache_dir, model_sha256
 from stable_forgetting.models.tasks import LanguageTask, Task
@@ -228,6 +229,7 @@ def reference_scores(
         "sets": [identity.model_dump() for identity in measured_sets(sets, settings).identities()],
         "evaluation": settings.model_dump(include=_DECISIVE),
         "values": FORMAT,
+        **({"probe": PROBE_FORMAT} if loaded.task.name == "image" else {}),
     }
     path = cache_dir() / "scores" / f"{content_hash(key)}.json"
     measured = measured_sets(sets, settings)
