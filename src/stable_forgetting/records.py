@@ -79,6 +79,8 @@ class StepRecord(_Record):
     """Largest absolute entry of the change in any layer."""
     entry_limit: float | None = None
     """The most that an entry can be in any layer; None for an unbounded adapter."""
+    largest_share: float | None = None
+    """Largest absolute entry as a share of its layer's limit; None for an unbounded adapter."""
     saturated_share: float | None = None
     """Share of entries within 1 % of their limit; None for an unbounded adapter."""
     validation: dict[str, float] | None = None
@@ -193,6 +195,8 @@ class RunRecord(_Record):
     choice: CheckpointChoice | None = None
     """None: no metric chose the checkpoint."""
     history: list[StepRecord] = Field(default_factory=list)
+    kept_step: int | None = None
+    """Optimizer updates behind the adapter that was kept; None in records of earlier versions."""
     certificate: list[LayerCertificate] = Field(default_factory=list)
     evaluations: list[ModelEvaluation] = Field(default_factory=list)
     examples: list[ExampleOutcome] = Field(default_factory=list)

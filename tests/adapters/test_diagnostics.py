@@ -115,11 +115,22 @@ def test_statistics_agree_with_loops_over_all_layers(bound):
     assert found.frobenius_norm == pytest.approx(math.hypot(*(f[1] for f, _ in facts)), rel=1e-5)
     if bound == "identity":
         assert found.limit is None
+        assert found.largest_share is None
         assert found.saturated_share is None
     else:
         assert found.limit == max(scale for _, scale in facts)
         share = sum(f[2] * n for (f, _), n in zip(facts, sizes, strict=True)) / sum(sizes)
         assert found.saturated_share == pytest.approx(share)
+        assert found.largest_share == pytest.approx(max(f[0] / scale for f, scale in facts), rel=1e-5)
+
+
+def test_the_share_is_that_of_the_layers_own_limit():
+    """The first layer has the larger limit and no change, the second is at its limit."""
+    model = make_model("clip", size=1e6)
+    nn.init.zeros_(layers_of(model)[0].bounded_lora_B["default"])
+    found = adapter_statistics(model)
+    assert found.largest_entry < 0.9 * found.limit
+    assert found.largest_share == pytest.approx(1.0)
 
 
 def test_saturated_share_of_a_large_clipped_change_is_one_and_of_a_fresh_one_zero():

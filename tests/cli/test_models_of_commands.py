@@ -1,12 +1,16 @@
 """Which model a command measures or makes when the config says to finetune one."""
 
 import json
+import shutil
 
 import pytest
+from peft import get_peft_model
 from safetensors.torch import load_file
 
+from stable_forgetting.adapters import BoundedLoraConfig
 from stable_forgetting.cli import commands
 from stable_forgetting.records import read_record
+from tiny_problem import make_llama, make_tokenizer
 
 FINETUNE = {"epochs": 6, "learning_rate": 0.01, "batch_size": 4}
 
@@ -59,3 +63,66 @@ def test_an_interrupt_is_one_sentence(forget, language, tmp_path, monkeypatch, c
     assert ended.err.startswith("forget: Interrupted. Continue")
     assert how in ended.err
     assert ended.err.count("\n") == 1
+
+
+def metrics_of(path):
+    return {metric["name"]: metric["value"] for metric in json.loads(path.read_text())["metrics"]}
+
+
+@pytest.mark.parametrize("option", ["--model", "--retain-model"])
+def test_eval_refuses_a_model_with_other_tokens(forget, language, tmp_path, option):
+    other = shutil.copytree(language.model, tmp_path / "other")
+    make_tokenizer(["something else"]).save_pretrained(other)
+    ended = forget("eval", language.write(tmp_path / "c.yaml"), option, other, "--out", tmp_path / "m.json")
+    assert ended.code == 2
+    assert "which has another tokenizer" in ended.err
+    assert not (tmp_path / "m.json").exists()
+
+
+@pytest.mark.parametrize("command", ["eval", "finetune"])
+def test_a_text_that_is_too_long_is_refused_before_any_work(forget, language, tmp_path, command):
+    rows = [{"prompt": "where is ada ?", "answer": "oslo " * 80}]
+    (tmp_path / "long.jsonl").write_text(json.dumps(rows[0]) + "\n")
+    data = {"data__forget": {"path": str(tmp_path / "long.jsonl")}, "model__finetune": FINETUNE}
+    config = language.write(tmp_path / "c.yaml", **data)
+    ended = forget(command, config, "--out", tmp_path / "out")
+    assert ended.code == 2
+    assert "positions" in ended.err
+    assert not (tmp_path / "out").exists()
+
+
+def test_eval_of_an_adapter_that_changes_other_blocks_than_the_config(forget, language, tmp_path):
+    """The outputs of blocks that are frozen by the config are kept, and must not be taken for the adapter's."""
+    adapted = get_peft_model(make_llama(make_llama_vocabulary(language)), BoundedLoraConfig(r=2, task_type="CAUSAL_LM"))
+    for name, weight in adapted.named_parameters():
+        if "layers.0" in name and "bounded_lora" in name:
+            weight.data.normal_()
+    adapted.save_pretrained(tmp_path / "adapter")
+    config, found = language.write(tmp_path / "c.yaml", adapter__blocks=[1]), {}
+    for name, options in {"kept": [], "whole": ["--set", "model.disk_cache_gib=0"]}.items():
+        adapter = ["--adapter", tmp_path / "adapter"]
+        ended = forget("eval", config, *adapter, *options, "--out", tmp_path / f"{name}.json")
+        assert ended.code == 0, ended.err
+        found[name] = metrics_of(tmp_path / f"{name}.json")
+    assert forget("eval", config, "--out", tmp_path / "base.json").code == 0
+    assert found["kept"]["forget_nll"] == pytest.approx(found["whole"]["forget_nll"], rel=1e-5)
+    assert found["kept"]["forget_nll"] != pytest.approx(metrics_of(tmp_path / "base.json")["forget_nll"], rel=1e-4)
+
+
+def make_llama_vocabulary(language):
+    return json.loads((language.model / "config.json").read_text())["vocab_size"]
+
+
+def test_merge_refuses_a_base_model_that_has_changed_since_the_run(forget, language, tmp_path):
+    own = shutil.copytree(language.model, tmp_path / "own")
+    config = language.write(tmp_path / "c.yaml", model__name=str(own))
+    assert forget("run", config, "--out", tmp_path / "run").code == 0
+    assert forget("merge", tmp_path / "run", "--out", tmp_path / "merged").code == 0
+    make_llama(make_llama_vocabulary(language), seed=1).save_pretrained(own)
+    ended = forget("merge", tmp_path / "run", "--out", tmp_path / "again")
+    assert ended.code == 2
+    assert "has other weights now" in ended.err
+    assert "--base" in ended.err
+    assert not (tmp_path / "again").exists()
+    assert forget("merge", tmp_path / "run", "--base", language.model, "--out", tmp_path / "again").code == 0
+    assert same_weights(tmp_path / "merged", tmp_path / "again")

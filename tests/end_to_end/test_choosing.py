@@ -66,6 +66,7 @@ def test_the_best_validation_is_what_the_run_ends_with(chosen):
     best = next(step for step, found in validations.items() if found["forget_quality_and_utility"] == max(scores))
     kept = (run_dir / "checkpoints" / f"checkpoint-{best}" / "adapter_model.safetensors").read_bytes()
     assert (run_dir / "adapter" / "adapter_model.safetensors").read_bytes() == kept
+    assert record.kept_step == best < record.history[-1].step
     assert record.choice.metrics == ["forget_quality_and_utility", "forget_quality"]
     assert record.choice.counts == {"forget": 8, "retain": 12}
     assert record.stopped is not None

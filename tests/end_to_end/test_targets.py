@@ -195,6 +195,19 @@ def test_a_classifier_with_other_classes_is_refused(tmp_path):
         run(problem.config(pretrained_model=str(other)), tmp_path / "run")
 
 
+@pytest.mark.parametrize("change", [{"image_mean": [0.1, 0.2, 0.3]}, {"size": {"height": 4, "width": 4}}])
+def test_a_classifier_that_sees_other_pixel_values_is_refused(tmp_path, change):
+    problem = make_image_problem(tmp_path)
+    other = shutil.copytree(problem.model, tmp_path / "other")
+    config = problem.config(retain_model=str(other))
+    assert check_config(config).problems == []
+    settings = json.loads((other / "preprocessor_config.json").read_text())
+    (other / "preprocessor_config.json").write_text(json.dumps(settings | change))
+    with pytest.raises(ConfigError, match=r"retain_model is '.*other', whose image processor makes other pixel values"):
+        run(config, tmp_path / "run")
+    assert len(check_config(config).problems) == 1
+
+
 def named_classifier(problem, folder, names):
     """A copy of the problem's model whose labels have names."""
     shutil.copytree(problem.model, folder)

@@ -112,7 +112,9 @@ def history(kind: str, seed: int, num_steps: int = 60) -> list[StepRecord]:
                 grad_norm=round(growth * math.exp(noise.gauss(0, 0.18)), 4),
                 learning_rate=1e-3 * math.sin(math.pi * share),
                 adapter_norm=round((9 if kind == "gd-lora" else 1.6) * math.sqrt(share), 4),
-                largest_entry=round((0.4 * share) if kind == "gd-lora" else 0.996 * (1 - math.exp(-5 * share)), 4),
+                largest_entry=round((0.4 if kind == "gd-lora" else 0.03) * share, 4),
+                entry_limit=None if kind == "gd-lora" else 0.0361,
+                largest_share=None if kind == "gd-lora" else round(0.996 * (1 - math.exp(-5 * share)), 4),
                 saturated_share=None if kind == "gd-lora" else round(0.02 * share, 4),
                 validation=validation if step % 12 == 0 else None,
             )

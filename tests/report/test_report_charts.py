@@ -65,9 +65,21 @@ def test_method_panels_show_the_history_as_it_is():
     assert panels["gradient"].curves[0].values == tuple(step.grad_norm for step in history)
     assert [curve.label for curve in panels["terms"].curves] == ["forget term", "retain term"]
     assert panels["entry"].limit == 1.0
+    assert panels["entry"].curves[0].values == tuple(step.largest_share for step in history)
     assert panels["validation-forget_nll"].curves[0].steps == (12.0, 24.0, 36.0, 48.0, 60.0)
     unbounded = summarize([language_run("gd-lora")]).groups[0].methods[0]
-    assert next(panel for panel in method_panels(unbounded) if panel.key == "entry").limit is None
+    entry = next(panel for panel in method_panels(unbounded) if panel.key == "entry")
+    assert entry.limit is None
+    assert entry.curves[0].values == tuple(step.largest_entry for step in unbounded.records[0].history)
+
+
+def test_records_of_earlier_versions_have_no_share_and_show_the_entry_itself():
+    run = language_run("gd-sine")
+    old = [step.model_copy(update={"largest_share": None}) for step in run.history]
+    method = summarize([run.model_copy(update={"history": old})]).groups[0].methods[0]
+    entry = next(panel for panel in method_panels(method) if panel.key == "entry")
+    assert (entry.limit, "share" in entry.caption) == (None, False)
+    assert entry.curves[0].values == tuple(step.largest_entry for step in old)
 
 
 def test_each_seed_is_a_line():

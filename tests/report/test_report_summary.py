@@ -15,7 +15,9 @@ from stable_forgetting.report.glossary import (
 )
 from stable_forgetting.report.replicates import group_by_method, group_by_problem
 from stable_forgetting.report.summary import summarize
+from stable_forgetting.report.tables import comparison_table
 from stable_forgetting.report.verdicts import group_verdicts, method_verdicts
+from stable_forgetting.report.view import build_page
 
 
 def test_no_records_raise():
@@ -210,6 +212,46 @@ def test_failed_and_stopped_runs_say_why():
     stopped = language_run("gd-sine").model_copy(update={"status": "stopped", "stopped": "forget_nll above 2.4"})
     first = method_verdicts(summarize([stopped]).groups[0].methods[0])[0]
     assert (first.topic, first.sentence) == ("Stopped early", "forget_nll above 2.4")
+
+
+def test_of_several_seeds_those_that_stopped_early_are_named():
+    stopped = {"status": "stopped", "stopped": "the loss became nan; the fresh adapter was kept"}
+    records = [language_run("gd-sine", seed) for seed in (0, 1, 2)]
+    records[1] = records[1].model_copy(update=stopped)
+    (group,) = summarize(records).groups
+    first = method_verdicts(group.methods[0])[0]
+    assert (first.topic, first.sentence) == ("Stopped early", f"gd-sine-seed1: {stopped['stopped']}")
+    (line,) = (row for row in comparison_table(group, {}, "g1").methods if row.name == "gd-sine")
+    assert line.small == "mean of 3 seeds, 1 stopped early"
+
+
+def test_layers_are_counted_once_however_many_runs_there_are():
+    def bound(seeds):
+        method = summarize([language_run("gd-sine", seed) for seed in seeds]).groups[0].methods[0]
+        return next(v.sentence for v in method_verdicts(method) if v.topic == "Bound")
+
+    count = len(language_run("gd-sine").certificate)
+    assert f"in all {count} adapted layers. The" in bound([0])
+    assert f"in all {count} adapted layers of all runs. The" in bound([0, 1, 2])
+
+
+def test_the_step_of_the_kept_adapter_is_said():
+    record = language_run("gd-sine").model_copy(update={"kept_step": 24})
+    steps = {dict(page.facts)["Steps"] for page in build_page(summarize([record])).groups[0].methods}
+    assert steps == {"60, the adapter is that of step 24"}
+    last = record.model_copy(update={"kept_step": 60})
+    assert dict(build_page(summarize([last])).groups[0].methods[0].facts)["Steps"] == "60"
+    choice = CheckpointChoice(metrics=["forget_nll"], counts={"forget": 64})
+    chosen = [
+        language_run("gd-sine", seed).model_copy(update={"choice": choice, "kept_step": step})
+        for seed, step in ((0, 24), (1, 36), (2, 24))
+    ]
+    (sentence,) = (
+        verdict.sentence
+        for verdict in method_verdicts(summarize(chosen).groups[0].methods[0])
+        if verdict.topic == "Checkpoint"
+    )
+    assert sentence.endswith("than on others. The adapter is that of step 24 and 36.")
 
 
 TOFU_P = MetricValue(name="forget_quality", value=0.6, count=40, direction="higher")

@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
+from operator import truediv
 
 import torch
 from torch import Tensor, nn
@@ -67,6 +68,8 @@ class AdapterStatistics:
         frobenius_norm: Frobenius norm of all changes as one long vector.
         largest_entry: Largest absolute entry of any change.
         limit: Largest limit of any layer's entries; None if one of them is unbounded.
+        largest_share: Largest absolute entry as a share of its own layer's limit, from 0 to 1; None if a layer is
+            unbounded.
         saturated_share: Share of entries, from 0 to 1, at 99 % of their layer's limit or beyond; None if one of them
             is unbounded.
     """
@@ -74,6 +77,7 @@ class AdapterStatistics:
     frobenius_norm: float
     largest_entry: float
     limit: float | None
+    largest_share: float | None
     saturated_share: float | None
 
 
@@ -145,15 +149,16 @@ def adapter_statistics(model: nn.Module) -> AdapterStatistics:
     measured = [_measure(change, limit) for change, limit in zip(changes, limits, strict=True)]
     device = measured[0].largest.device
     square_sum = torch.stack([m.square_sum.to(device) for m in measured]).sum().item()
-    largest = torch.stack([m.largest.to(device) for m in measured]).max().item()
+    largest = torch.stack([m.largest.to(device) for m in measured]).tolist()
     num_saturated = torch.stack([m.num_saturated.to(device) for m in measured]).sum().item()
     known = [limit for limit in limits if limit is not None]
     is_bounded = len(known) == len(limits)
     num_entries = sum(change.lora_b.shape[0] * change.lora_a.shape[1] for change in changes)
     return AdapterStatistics(
         frobenius_norm=math.sqrt(square_sum),
-        largest_entry=largest,
+        largest_entry=max(largest),
         limit=max(known) if is_bounded else None,
+        largest_share=max(map(truediv, largest, known)) if is_bounded else None,
         saturated_share=num_saturated / num_entries if is_bounded else None,
     )
 

@@ -32,14 +32,14 @@ from stable_forgetting.config.benchmark_options import ClassDeletionOptions, Tof
 from stable_forgetting.errors import ConfigError, ModelError, RunDirectoryError
 from stable_forgetting.evaluation import ModelScores, evaluate_scores
 from stable_forgetting.evaluation.values import Definitions, ModelValues
-from stable_forgetting.models.load import load_model, save_model, weights_sha256
+from stable_forgetting.models.load import save_model, weights_sha256
 from stable_forgetting.records import ModelRole, RunRecord, read_record, write_text
 from stable_forgetting.report import render_table, write_figures, write_report
 from stable_forgetting.runs import RunDirectory, prepare
 from stable_forgetting.runs import run as run_unlearning
 from stable_forgetting.runs.adapted import load_adapted, merge_adapter, read_adapter_config
 from stable_forgetting.runs.cache import content_hash
-from stable_forgetting.runs.check import check_config
+from stable_forgetting.runs.check import check_config, check_lengths, check_other_models
 from stable_forgetting.runs.memory import Devices, Sharding
 from stable_forgetting.runs.retain_log import logged_retain_values
 from stable_forgetting.runs.scoring import score
@@ -198,6 +198,7 @@ def finetune(path: Path, changes: Sequence[str], out: Path, *, on: str) -> None:
         raise ConfigError(f"The config '{path}' has no section model.finetune, which says how to finetune. Add it.")
     _check_new_folder(out)
     models = prepare(config, RichProgress(console))
+    check_lengths(models.loaded.model, models.sets, config)
     taught = models.sets.retain if on == "retain" else models.taught_to_base
     weights = weights_sha256(models.loaded.model)
     settings = [training.model_dump() for training in trainings]
@@ -235,13 +236,17 @@ def evaluate(
     config, _ = _read(path, changes)
     if retain_model is not None:
         config = config.model_copy(update={"retain_model": retain_model, "retain_log": None})
+    if model is not None:
+        config = config.model_copy(update={"base_model": model})
     progress, settings = RichProgress(console), config.evaluation
     models = prepare(config, progress)
+    check_other_models(config, models.sets, models.loaded)
+    check_lengths(models.loaded.model, models.sets, config)
     reference = models.retain()
     retain_scores: ModelScores | ModelValues | None = logged_retain_values(config)
     if reference is not None:
         retain_scores = score(reference, models.sets, "retain", settings=settings, progress=progress)
-    loaded = models.base() if model is None else load_model(models.source(model))
+    loaded = models.base()
     if adapter is not None:
         loaded = load_adapted(loaded, adapter)
     role: ModelRole = "base" if adapter is None else "unlearned"

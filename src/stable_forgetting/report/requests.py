@@ -203,11 +203,11 @@ def _names(groups: Sequence[GroupSummary]) -> tuple[str, ...]:
 
 
 def _rows(groups: Sequence[GroupSummary]) -> tuple[RequestRow, ...]:
-    """Methods by their settings; repetitions of a method within a request are further rows."""
+    """Methods by their settings; repetitions of a method within a request are further rows, failed runs the last."""
     found: dict[tuple[str, int], list[MethodSummary | None]] = {}
     for place, group in enumerate(groups):
         seen: Counter[str] = Counter()
-        for method in group.methods:
+        for method in sorted(group.methods, key=lambda method: method.status == "failed"):
             key = key_over_requests(method.records[0])
             found.setdefault((key, seen[key]), [None] * len(groups))[place] = method
             seen[key] += 1

@@ -72,26 +72,27 @@ class Bar:
 def method_panels(method: MethodSummary) -> list[Panel]:
     """Step history of one method; with several seeds each seed is a line. Panels without a value are left out."""
     records = method.records
-    bounded = any(layer.entry_limit is not None for record in records for layer in record.certificate)
     lines = f" One line for each of {len(records)} seeds." if len(records) > 1 else ""
     terms = _curves(records, lambda step: step.forget_term, 0, "forget term")
     terms += _curves(records, lambda step: step.retain_term, 1, "retain term")
-    entry = "Largest change of any weight, as a share of its limit." if bounded else "Largest change of any weight."
     panels = [
         Panel("terms", "Objective", f"The two terms of the objective.{lines}", tuple(terms)),
         _gradient_panel(_curves(records, lambda step: step.grad_norm, 0, None), lines),
         _simple(records, "adapter", "Size of the change", "Frobenius norm over all adapted layers.", _adapter_norm),
-        Panel(
-            "entry",
-            "Largest entry",
-            entry,
-            tuple(_curves(records, lambda step: step.largest_entry, 0, None)),
-            limit=1.0 if bounded else None,
-        ),
+        _entry_panel(records),
         _simple(records, "rate", "Learning rate", "As it was used in each step.", lambda step: step.learning_rate),
         *_validation_panels(records),
     ]
     return [panel for panel in panels if panel.curves]
+
+
+def _entry_panel(records: Sequence[RunRecord]) -> Panel:
+    shares = tuple(_curves(records, lambda step: step.largest_share, 0, None))
+    if shares:
+        caption = "Largest change of any weight, as a share of its layer's limit."
+        return Panel("entry", "Largest entry", caption, shares, limit=1.0)
+    entries = tuple(_curves(records, lambda step: step.largest_entry, 0, None))
+    return Panel("entry", "Largest entry", "Largest change of any weight.", entries)
 
 
 def comparison_panels(group: GroupSummary) -> list[Panel]:

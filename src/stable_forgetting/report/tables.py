@@ -176,10 +176,12 @@ def _reference_line(row: ReferenceRow, group: GroupSummary, notes: Notes) -> Com
 
 
 def _method_line(method: MethodSummary, group: GroupSummary, anchor: str | None, notes: Notes) -> ComparisonLine:
+    num_stopped = sum(record.status == "stopped" for record in method.records)
     small = f"mean of {len(method.records)} seeds" if len(method.records) > 1 else ""
     if method.status == "failed" and not method.rows:
         return ComparisonLine(method.name, "failed", anchor, (), method.note or "No error was recorded.")
-    small = small or ("stopped early" if method.status == "stopped" else "")
+    if num_stopped:
+        small = f"{small}, {num_stopped} stopped early" if small else "stopped early"
     cells = tuple(_method_cell(method, column, group, notes) for column in group.columns)
     return ComparisonLine(method.name, small, anchor, cells)
 

@@ -43,25 +43,31 @@ def method_verdicts(method: MethodSummary) -> list[Verdict]:
 
 def _notes(method: MethodSummary) -> Iterable[Verdict]:
     """What the runs say; a sentence that not all of them say begins with the names of those that do."""
-    said: dict[str, list[str]] = {}
-    for record in method.records:
-        for sentence in record.verdicts:
-            said.setdefault(sentence, []).append(record.name)
-    for sentence, names in said.items():
-        whose = f"{', '.join(names)}: " if len(names) < len(method.records) else ""
-        yield Verdict("The run notes", f"{whose}{sentence}")
+    said = [(record.name, sentence) for record in method.records for sentence in record.verdicts]
+    yield from (Verdict("The run notes", sentence) for sentence in _with_names(said, len(method.records)))
+
+
+def _with_names(said: Iterable[tuple[str, str]], num_runs: int) -> Iterable[str]:
+    """Sentences of runs, each once; one that not all of them say begins with the names of those that do."""
+    names: dict[str, list[str]] = {}
+    for name, sentence in said:
+        names.setdefault(sentence, []).append(name)
+    for sentence, those in names.items():
+        yield sentence if len(those) == num_runs else f"{', '.join(those)}: {sentence}"
 
 
 def _choice(method: MethodSummary) -> Iterable[Verdict]:
     """That the checkpoint was chosen by examples on which the method is then measured."""
     choice = method.records[0].choice
     if choice is not None:
+        steps = dict.fromkeys(f"{record.kept_step:,}" for record in method.records if record.kept_step is not None)
+        kept = f" The adapter is that of step {' and '.join(steps)}." if steps else ""
         names = " and ".join(define(metric).label for metric in choice.metrics)
         counts = " and ".join(f"{count:,} {name}" for name, count in choice.counts.items())
         yield Verdict(
             "Checkpoint",
             f"Chosen during training by {names} on {counts} examples that are among those measured here: the values "
-            "are a little better than on others.",
+            f"are a little better than on others.{kept}",
         )
 
 
@@ -79,18 +85,20 @@ def certificate_verdict(layers: Sequence[LayerCertificate]) -> Verdict:
     """The bound's guarantee in one sentence."""
     largest = max(layers, key=lambda layer: layer.largest_entry)
     bounded = [layer for layer in layers if layer.entry_limit is not None]
+    count = len({layer.layer for layer in layers})
     if not bounded:
         sentence = (
             "This adapter has no bound, so nothing is guaranteed: the largest change of any weight is "
             f"{number(largest.largest_entry)} (layer {largest.layer})."
         )
         return Verdict("Bound", sentence)
-    broken = [layer.layer for layer in layers if layer.holds is False]
+    broken = list(dict.fromkeys(layer.layer for layer in layers if layer.holds is False))
     if broken:
         return Verdict("Bound", f"The bound does not hold in {plural(len(broken), 'layer')}: {broken[0]}.", "bad")
     closest = max(bounded, key=entry_share)
+    which = f"{plural(count, 'adapted layer')}{' of all runs' if count < len(layers) else ''}"
     sentence = (
-        f"Every weight's change is within its limit in all {plural(len(layers), 'adapted layer')}. The closest entry "
+        f"Every weight's change is within its limit in all {which}. The closest entry "
         f"reaches {entry_share(closest):.1%} of its limit: {precise(closest.largest_entry)} of "
         f"{precise(closest.entry_limit or 0.0)} in layer {closest.layer}."
     )
@@ -105,8 +113,9 @@ def entry_share(layer: LayerCertificate) -> float:
 def _ending(method: MethodSummary) -> Iterable[Verdict]:
     if method.status == "failed":
         yield Verdict("Failed", f"The run failed: {method.note or 'no error was recorded'}", "bad")
-    elif method.status == "stopped":
-        yield Verdict("Stopped early", method.note or "The reason was not recorded.")
+    stopped = [record for record in method.records if record.status == "stopped"]
+    reasons = [(record.name, record.stopped or "The reason was not recorded.") for record in stopped]
+    yield from (Verdict("Stopped early", reason) for reason in _with_names(reasons, len(method.records)))
 
 
 def _headline(row: MetricRow) -> Verdict:

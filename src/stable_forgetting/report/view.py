@@ -156,7 +156,8 @@ def _facts(method: MethodSummary) -> Iterable[tuple[str, str]]:
         share = adapter.num_trainable / adapter.num_base if adapter.num_base else 0.0
         yield "Trained", f"{adapter.num_trainable:,} of {adapter.num_base:,} parameters ({share:.2%})"
     if first.history:
-        yield "Steps", f"{first.history[-1].step:,}"
+        steps, kept = first.history[-1].step, first.kept_step
+        yield "Steps", f"{steps:,}" if kept in (None, steps) else f"{steps:,}, the adapter is that of step {kept:,}"
     if first.timings:
         yield "Time", ", ".join(f"{phase} {wording.seconds(value)}" for phase, value in first.timings.items())
     if first.peak_memory_bytes is not None:

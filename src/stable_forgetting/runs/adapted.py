@@ -16,11 +16,11 @@ from stable_forgetting.adapters import without_old_names
 from stable_forgetting.config import RunConfig, parse_config, read_yaml
 from stable_forgetting.errors import ConfigError, ModelError, RunDirectoryError
 from stable_forgetting.models.folders import resolve_folder
-from stable_forgetting.models.load import LoadedModel, ModelSource, load_model, save_model
+from stable_forgetting.models.load import LoadedModel, ModelSource, load_model, model_sha256, save_model
 from stable_forgetting.models.refusals import readable
 from stable_forgetting.progress import Progress
 from stable_forgetting.runs.arguments import check_model
-from stable_forgetting.runs.directory import CONFIG_NAME
+from stable_forgetting.runs.directory import CONFIG_NAME, RunDirectory
 from stable_forgetting.runs.pipeline import prepare
 
 ADAPTER_CONFIG = "adapter_config.json"
@@ -38,7 +38,8 @@ def load_adapted(base: LoadedModel, adapter_dir: Path) -> LoadedModel:
         ModelError: There is no adapter, it is damaged, or it does not fit the model.
     """
     model = _on_base(base.model, adapter_dir, base.source)
-    return LoadedModel(model, base.task, f"{base.source} with the adapter {adapter_dir}")
+    whole = base.task.with_trunk(None)  # what is kept are outputs of blocks that this adapter may change
+    return LoadedModel(model, whole, f"{base.source} with the adapter {adapter_dir}")
 
 
 def load_adapter(model: Any, folder: str | Path) -> PeftModel:
@@ -119,14 +120,14 @@ def merge_adapter(place: Path, out: Path, *, base: str | None, progress: Progres
         progress: Where finetuning is shown, if the base model has to be made again.
 
     Raises:
-        ModelError: The adapter or its base model cannot be loaded.
+        ModelError: The adapter or its base model cannot be loaded, or the base model is not the run's any more.
         RunDirectoryError: The settings in the run directory are damaged.
     """
     if (place / CONFIG_NAME).is_file():
         config = _settings_of_run(place)
         adapter_dir = place / "adapter"
         read_adapter_config(adapter_dir)
-        loaded = load_model(ModelSource(base, config.task)) if base else prepare(config, progress).base()
+        loaded = load_model(ModelSource(base, config.task)) if base else _base_of_run(place, config, progress)
     else:
         adapter_dir = place
         name = base or read_adapter_config(place).get("base_model_name_or_path")
@@ -135,6 +136,18 @@ def merge_adapter(place: Path, out: Path, *, base: str | None, progress: Progres
         loaded = load_model(ModelSource(name, _kind(name)))
     adapted = load_adapted(loaded, adapter_dir)
     save_model(LoadedModel(adapted.model.merge_and_unload(), adapted.task, adapted.source), out)
+
+
+def _base_of_run(run_dir: Path, config: RunConfig, progress: Progress) -> LoadedModel:
+    """The run's base model, loaded or made again; what the record says of it must still be true."""
+    loaded, record = prepare(config, progress).base(), RunDirectory(run_dir).finished_record()
+    expected = record.models.get("base") if record is not None else None
+    if expected is not None and model_sha256(loaded.model) != expected:
+        raise ModelError(
+            f"The base model '{loaded.source}' has other weights now than when the run in '{run_dir}' was made, so its "
+            "adapter does not belong to them. Give the weights of then with --base."
+        )
+    return loaded
 
 
 def _settings_of_run(run_dir: Path) -> RunConfig:

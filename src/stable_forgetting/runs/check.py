@@ -9,6 +9,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
+import numpy as np
 import torch
 from peft import PeftModel
 from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForImageClassification
@@ -17,7 +18,7 @@ from stable_forgetting.adapters import BoundedLoraConfig, attach
 from stable_forgetting.config import DataConfig, RunConfig
 from stable_forgetting.errors import ConfigError, ModelError, StableForgettingError
 from stable_forgetting.models.load import LoadedModel, ModelSource, load_without_weights
-from stable_forgetting.models.tasks import LanguageTask
+from stable_forgetting.models.tasks import LanguageTask, Task
 from stable_forgetting.objectives import Objective, build_objective
 from stable_forgetting.runs.adapter import bounded_config
 from stable_forgetting.runs.fits import all_answers, check_positions
@@ -25,7 +26,7 @@ from stable_forgetting.runs.label_names import check_label_names
 from stable_forgetting.runs.memory import Devices, Estimate, estimate
 from stable_forgetting.runs.models import configured_source, other_source
 from stable_forgetting.runs.retain_log import check_retain_log, logged_retain_values
-from stable_forgetting.runs.sets import Sets, load_set_rows, make_sets, num_classes
+from stable_forgetting.runs.sets import Sets, load_set_rows, make_sets, num_classes, process_with
 from stable_forgetting.runs.validation import check_validation, wrong_metrics
 
 logger = logging.getLogger(__name__)
@@ -188,7 +189,7 @@ def check_other_models(config: RunConfig, sets: Sets, loaded: LoadedModel) -> No
 
     Raises:
         ModelError: A model cannot be found, or its config cannot be read.
-        ConfigError: The tokens or classes of a model are others, or have other numbers.
+        ConfigError: The tokens or classes of a model are others or have other numbers, or it sees other pixel values.
         DataError: The log is missing, no such log, or of other examples.
     """
     check_retain_log(config, sets, loaded.task)
@@ -208,7 +209,7 @@ def check_other_model(config: RunConfig, setting: str, loaded: LoadedModel | Non
 
     Raises:
         ModelError: The other model cannot be found, or its config cannot be read.
-        ConfigError: Its tokens or classes are others.
+        ConfigError: Its tokens or classes are others, or its image processor makes other pixel values.
     """
     name = getattr(config, setting)
     if name is None:
@@ -225,6 +226,19 @@ def check_other_model(config: RunConfig, setting: str, loaded: LoadedModel | Non
             f"{setting} is '{name}', which has another {what} than '{loaded.source}', so its likelihoods are of other "
             f"labels. Give a model with the same {what}."
         )
+    if config.task == "image" and not _same_pixels(other.task, loaded.task):
+        raise ConfigError(
+            f"{setting} is '{name}', whose image processor makes other pixel values than that of '{loaded.source}' "
+            "(another size, mean or deviation), while all models of a run are shown the same. Give a model with the "
+            "same preprocessor_config.json, or one that was finetuned from the same model."
+        )
+
+
+def _same_pixels(first: Task, second: Task) -> bool:
+    """Whether two image processors make the same of a picture with all brightnesses and no symmetry."""
+    ramp = np.arange(48 * 64, dtype=np.uint32).reshape(48, 64, 1) * np.array([1, 3, 7], dtype=np.uint32) % 256
+    one, other = (process_with(task)([ramp.astype(np.uint8)]) for task in (first, second))
+    return one.shape == other.shape and torch.allclose(one, other, atol=1e-5)
 
 
 def _wrong_names(config: RunConfig) -> list[str]:

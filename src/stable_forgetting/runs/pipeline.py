@@ -209,6 +209,7 @@ def _unlearn_and_measure(
             "adapter": summary,
             "choice": checkpoint_choice(sets, config),
             "history": outcome.history,
+            "kept_step": outcome.num_steps,
             "certificate": checked,
             "timings": clock.seconds | {finetuning_phase(role): s for role, s in models.seconds.items()},
             "peak_memory_bytes": peak_memory,

@@ -106,6 +106,7 @@ class AdapterHistory(TrainerCallback):  # type: ignore[misc]
         entry["adapter_norm"] = statistics.frobenius_norm
         entry["largest_entry"] = statistics.largest_entry
         entry["entry_limit"] = statistics.limit
+        entry["largest_share"] = statistics.largest_share
         entry["saturated_share"] = statistics.saturated_share
 
 
