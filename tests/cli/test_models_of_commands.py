@@ -92,19 +92,19 @@ def test_a_text_that_is_too_long_is_refused_before_any_work(forget, language, tm
 
 
 def test_eval_of_an_adapter_that_changes_other_blocks_than_the_config(forget, language, tmp_path):
-    """The outputs of blocks that are frozen by the config are kept, and must not be taken for the adapter's."""
+    """Outputs of blocks that the config freezes are kept: those of the base model are not those with the adapter."""
     adapted = get_peft_model(make_llama(make_llama_vocabulary(language)), BoundedLoraConfig(r=2, task_type="CAUSAL_LM"))
     for name, weight in adapted.named_parameters():
         if "layers.0" in name and "bounded_lora" in name:
             weight.data.normal_()
     adapted.save_pretrained(tmp_path / "adapter")
     config, found = language.write(tmp_path / "c.yaml", adapter__blocks=[1]), {}
+    assert forget("eval", config, "--out", tmp_path / "base.json").code == 0
     for name, options in {"kept": [], "whole": ["--set", "model.disk_cache_gib=0"]}.items():
         adapter = ["--adapter", tmp_path / "adapter"]
         ended = forget("eval", config, *adapter, *options, "--out", tmp_path / f"{name}.json")
         assert ended.code == 0, ended.err
         found[name] = metrics_of(tmp_path / f"{name}.json")
-    assert forget("eval", config, "--out", tmp_path / "base.json").code == 0
     assert found["kept"]["forget_nll"] == pytest.approx(found["whole"]["forget_nll"], rel=1e-5)
     assert found["kept"]["forget_nll"] != pytest.approx(metrics_of(tmp_path / "base.json")["forget_nll"], rel=1e-4)
 

@@ -38,8 +38,7 @@ def load_adapted(base: LoadedModel, adapter_dir: Path) -> LoadedModel:
         ModelError: There is no adapter, it is damaged, or it does not fit the model.
     """
     model = _on_base(base.model, adapter_dir, base.source)
-    whole = base.task.with_trunk(None)  # what is kept are outputs of blocks that this adapter may change
-    return LoadedModel(model, whole, f"{base.source} with the adapter {adapter_dir}")
+    return LoadedModel(model, base.task, f"{base.source} with the adapter {adapter_dir}")
 
 
 def load_adapter(model: Any, folder: str | Path) -> PeftModel:
