@@ -9,7 +9,7 @@ import pytest
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
 from torch import nn
-from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM
+from transformers import FalconConfig, FalconForCausalLM, GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM
 
 from reference.adapter_twins import naive_delta
 from stable_forgetting.adapters import (
@@ -20,7 +20,7 @@ from stable_forgetting.adapters import (
     list_linear_layers,
     register,
 )
-from stable_forgetting.adapters.layer import check_layer
+from stable_forgetting.adapters.layer_checks import check_layer
 from stable_forgetting.errors import ConfigError, ModelError
 
 pytestmark = pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")  # in PEFT
@@ -394,9 +394,27 @@ def test_registering_again_changes_nothing():
     assert PEFT_TYPE_TO_TUNER_MAPPING[PEFT_TYPE] is before
 
 
-def test_tied_output_layer_warns_as_peft_does():
-    with pytest.warns(UserWarning, match="tie_word_embeddings=True"):
-        attach(make_llama(tie_word_embeddings=True), target_modules=["lm_head"])
+def test_an_output_layer_with_the_embeddings_weight_is_refused():
+    """Merged, its adapter would change the embeddings, too; a weight of its own is adapted and merged as any other."""
+    model = make_llama(tie_word_embeddings=True)
+    with pytest.raises(ModelError, match=r"'lm_head' shares its weight with the input embeddings"):
+        attach(model, target_modules=["lm_head"])
+    assert not adapted_layers(model)
+    assert len(adapted_layers(attach(make_llama(tie_word_embeddings=False), target_modules=["lm_head"]))) == 1
+
+
+def test_a_layer_written_otherwise_that_does_the_same_is_adapted():
+    config = FalconConfig(vocab_size=20, hidden_size=16, num_hidden_layers=2, num_attention_heads=2)
+    model = attach(FalconForCausalLM(config).eval())
+    ids = torch.arange(8).view(1, 8)
+    for layer in adapted_layers(model):
+        nn.init.normal_(layer.bounded_lora_B["default"], std=0.1)
+    with torch.no_grad():
+        adapted = model(input_ids=ids).logits
+        with model.disable_adapter():
+            assert not torch.allclose(model(input_ids=ids).logits, adapted, atol=1e-3)
+        merged = model.merge_and_unload()(input_ids=ids).logits
+    torch.testing.assert_close(merged, adapted, rtol=1e-4, atol=1e-5)
 
 
 def test_regular_expression_and_all_linear_targets():
@@ -445,17 +463,21 @@ def test_targets_that_cannot_be_adapted_are_refused_and_the_model_stays(options,
     assert not adapted_layers(model)
 
 
-class QuantizedLinear(nn.Linear):
-    """Stands for the quantised layers, which are Linear layers with a forward pass of their own."""
+class OwnForward(nn.Linear):
+    """Does as a Linear layer does, but who knows."""
 
     def forward(self, x):
         return super().forward(x)
 
 
 def test_quantized_foreign_and_parametrized_layers_are_refused():
-    model = nn.Sequential(QuantizedLinear(4, 4), nn.Linear(4, 4))
-    with pytest.raises(ModelError, match="quantised or custom layer"):
+    model = nn.Sequential(OwnForward(4, 4), nn.Linear(4, 4))
+    with pytest.raises(ModelError, match="OwnForward, which has a forward pass of its own"):
         attach(model, target_modules=["0"])
+    whole_numbers = nn.Linear(4, 4)
+    whole_numbers.weight = nn.Parameter(torch.zeros(4, 4, dtype=torch.int8), requires_grad=False)
+    with pytest.raises(ModelError, match=r"weights of type torch.int8: a quantised layer"):
+        attach(nn.Sequential(whole_numbers), target_modules=["0"])
     nn.utils.parametrizations.weight_norm(model[1])
     with pytest.raises(ModelError, match="parametri"):
         attach(model, target_modules=["1"])

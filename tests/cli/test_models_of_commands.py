@@ -6,10 +6,12 @@ import shutil
 import pytest
 from peft import get_peft_model
 from safetensors.torch import load_file
+from transformers import AutoTokenizer
 
 from stable_forgetting.adapters import BoundedLoraConfig
 from stable_forgetting.cli import commands
 from stable_forgetting.records import read_record
+from stable_forgetting.runs import pipeline
 from tiny_problem import make_llama, make_tokenizer
 
 FINETUNE = {"epochs": 6, "learning_rate": 0.01, "batch_size": 4}
@@ -126,3 +128,58 @@ def test_merge_refuses_a_base_model_that_has_changed_since_the_run(forget, langu
     assert not (tmp_path / "again").exists()
     assert forget("merge", tmp_path / "run", "--base", language.model, "--out", tmp_path / "again").code == 0
     assert same_weights(tmp_path / "merged", tmp_path / "again")
+
+
+def test_a_model_without_embeddings_for_all_tokens_is_refused(forget, language, tmp_path):
+    other = shutil.copytree(language.model, tmp_path / "other")
+    tokenizer = AutoTokenizer.from_pretrained(other)
+    tokenizer.add_special_tokens({"pad_token": "[ANOTHER]"})
+    tokenizer.save_pretrained(other)
+    config = language.write(tmp_path / "c.yaml", model__name=str(other))
+    for command in ("check", "run"):
+        ended = forget(command, config)
+        assert ended.code == 2
+        assert f"the pad token {len(tokenizer) - 1}, but the model has {len(tokenizer) - 1} embeddings" in ended.err
+
+
+@pytest.mark.parametrize("on", ["all", "retain"])
+def test_finetune_makes_the_model_that_a_run_makes(forget, language, tmp_path, monkeypatch, on):
+    """In half precision, too: both train in float32 and round at the end."""
+    monkeypatch.setenv("STABLE_FORGETTING_CACHE", str(tmp_path / "cache"))
+    config = language.write(tmp_path / "c.yaml", model__finetune=FINETUNE, model__dtype="bfloat16")
+    assert forget("finetune", config, "--out", tmp_path / "model", "--on", on).code == 0
+    assert forget("run", config, "--out", tmp_path / "run").code == 0
+    kept = list((tmp_path / "cache" / "models").iterdir())
+    assert len(kept) == 2
+    assert [same_weights(folder, tmp_path / "model") for folder in kept].count(True) == 1
+
+
+def test_every_way_of_merging_keeps_the_image_size(forget, images, tmp_path):
+    config = images.write(tmp_path / "c.yaml", model__image_size=12)
+    assert forget("run", config, "--out", tmp_path / "run").code == 0
+    ways = {"run": [tmp_path / "run"], "adapter": [tmp_path / "run" / "adapter"]}
+    ways |= {"base": [tmp_path / "run", "--base", images.model]}
+    ways |= {"both": [tmp_path / "run" / "adapter", "--base", images.model]}
+    for name, arguments in ways.items():
+        assert forget("merge", *arguments, "--out", tmp_path / f"merged-{name}").code == 0
+        size = json.loads((tmp_path / f"merged-{name}" / "preprocessor_config.json").read_text())["size"]
+        assert size == {"height": 12, "width": 12}
+        assert same_weights(tmp_path / f"merged-{name}", tmp_path / "merged-run")
+
+
+def test_a_comparison_with_a_failed_method_ends_with_1_and_its_report(forget, language, tmp_path, monkeypatch):
+    train = pipeline.train
+
+    def without_memory(model, *others, **options):
+        if model.peft_config["default"].bound == "tanh":
+            raise RuntimeError("no memory left")
+        return train(model, *others, **options)
+
+    monkeypatch.setattr(pipeline, "train", without_memory)
+    settings = language.write(tmp_path / "c.yaml").read_text()
+    methods = "methods: {none: {adapter.bound: tanh}, fine: {adapter.bound: sine}}\n"
+    (tmp_path / "compare.yaml").write_text(settings + methods)
+    ended = forget("compare", tmp_path / "compare.yaml", "--out", tmp_path / "out")
+    assert ended.code == 1
+    assert "no memory left" in (tmp_path / "out" / "report.html").read_text()
+    assert [read_record(tmp_path / "out" / name).status for name in ("none", "fine")] == ["failed", "finished"]

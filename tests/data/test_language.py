@@ -1,4 +1,5 @@
 import hashlib
+import math
 
 import pytest
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
@@ -226,6 +227,23 @@ def test_columns_by_name_and_metadata():
     example = examples_of([row], tiny_tokenizer(), columns=columns)[0]
     assert (example.prompt, example.answer) == ("Year {x}?", "1984")
     assert example.metadata == {"paraphrase": "p", "prompt": "no"}
+
+
+@pytest.mark.parametrize("kind", ["prompt", "answer", "messages", "text"])
+def test_a_misspelt_column_is_refused_though_the_row_could_be_read_otherwise(kind):
+    row = {"prompt": "Who?", "answer": "Ada.", "text": "Who? Ada."}
+    with pytest.raises(
+        DataError, match=f"has no column 'ouput', which is named as its {kind} .*Columns: prompt, answer"
+    ):
+        examples_of([row], tiny_tokenizer(), columns=LanguageColumns(**{kind: "ouput"}))
+
+
+def test_not_a_number_is_no_text():
+    """Tables of pandas have it where there is nothing."""
+    with pytest.raises(DataError, match="Column 'answer' in row 0 of the forget set holds nan"):
+        examples_of([{"prompt": "Who?", "answer": math.nan}], tiny_tokenizer())
+    row = {"prompt": "Who?", "answer": "Ada.", "paraphrased_answer": math.nan, "perturbed_answer": math.nan}
+    assert examples_of([row], tiny_tokenizer())[0].alternatives == ()
 
 
 ALTERNATIVES = {"paraphrased_answer": "It was Ada.", "perturbed_answer": ["Bob wrote it.", "Cleo did."]}

@@ -45,6 +45,12 @@ def test_csv_keeps_text_that_looks_like_numbers_and_quoted_lines(tmp_path):
     ]
 
 
+@pytest.mark.parametrize("inside", ["\u2028", "\u0085", "\f", "\x1c"])
+def test_csv_rows_end_at_line_ends_alone(tmp_path, inside):
+    rows = load_rows(write(tmp_path / "a.csv", f"name,text\nada,Ada{inside}lived.\r\nben,x\n"))
+    assert list(rows) == [{"name": "ada", "text": f"Ada{inside}lived."}, {"name": "ben", "text": "x"}]
+
+
 def test_text_file_drops_blank_lines(tmp_path):
     assert [row["text"] for row in load_rows(write(tmp_path / "a.txt", "one\n\n  \ntwo"))] == ["one", "two"]
 

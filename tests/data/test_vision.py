@@ -40,6 +40,20 @@ def test_every_kind_of_image_gives_the_same_pixels(tmp_path):
     assert torch.equal(found[0].pixel_values, process([RED])[0])
 
 
+def test_pictures_stand_as_the_camera_held_them(tmp_path):
+    """Orientation 6: what the file has on the left is above."""
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    lying = np.zeros((4, 6, 3), dtype=np.uint8)
+    lying[:, 0] = 255
+    Image.fromarray(lying).save(tmp_path / "lying.png", exif=exif)
+    with Image.open(tmp_path / "lying.png") as picture:
+        found = examples_of(tmp_path / "lying.png", picture)
+    upright = np.zeros((6, 4, 3), dtype=np.uint8)
+    upright[0] = 255
+    assert all(np.array_equal(example.pixels, upright) for example in found)
+
+
 def test_grey_becomes_rgb():
     found = examples_of(GREY, GREY[..., None], Image.fromarray(GREY))
     for example in found:

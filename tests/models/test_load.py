@@ -12,6 +12,8 @@ from huggingface_hub.errors import (
     RepositoryNotFoundError,
     RevisionNotFoundError,
 )
+from safetensors.torch import load_file, save_file
+from transformers import LlamaConfig, LlamaForCausalLM
 
 from stable_forgetting.errors import ConfigError, ModelError
 from stable_forgetting.models import refusals
@@ -26,7 +28,14 @@ from stable_forgetting.models.load import (
     weights_sha256,
 )
 from tiny_models import tiny_image_model, tiny_language_model
-from tiny_problem import TinyProblem, copy_of_model, file_tree, make_image_problem, make_language_problem
+from tiny_problem import (
+    TinyProblem,
+    copy_of_model,
+    file_tree,
+    make_image_problem,
+    make_language_problem,
+    make_tokenizer,
+)
 
 
 @pytest.fixture(scope="module")
@@ -205,6 +214,45 @@ def test_only_safetensors_are_read(language, tmp_path):
     (folder / "pytorch_model.bin").unlink()
     with pytest.raises(ModelError, match=r"no \*.safetensors"):
         load_model(ModelSource(str(folder), "language"))
+
+
+def without_weights(folder, part):
+    """The folder with all weights removed whose name has this part."""
+    weights = load_file(folder / "model.safetensors")
+    kept = {name: value for name, value in weights.items() if part not in name}
+    assert 0 < len(kept) < len(weights)
+    save_file(kept, folder / "model.safetensors", metadata={"format": "pt"})
+
+
+@pytest.mark.parametrize(("task", "part"), [("language", "lm_head"), ("language", "1.mlp"), ("images", "classifier")])
+def test_files_that_lack_weights_are_refused(task, part, request, tmp_path):
+    folder = copy_of_model(problem := request.getfixturevalue(task), tmp_path / "model")
+    without_weights(folder, part)
+    kind = source(problem).kind
+    with pytest.raises(ModelError, match=rf"lacks \d weights of a .*, which would be random: .*{part}"):
+        load_model(ModelSource(str(folder), kind))
+
+
+def test_a_new_head_may_be_missing_and_other_weights_are_warned_of(images, tmp_path, caplog):
+    folder = copy_of_model(images, tmp_path / "model")
+    without_weights(folder, "classifier")
+    load_model(ModelSource(str(folder), "image", num_classes=4))
+    assert "lacks" not in caplog.text
+    without_weights(folder, "layer.0.")
+    load_model(ModelSource(str(folder), "image", num_classes=4))
+    assert "weights beside the head, now random" in caplog.text
+
+
+def test_tied_weights_that_are_saved_once_are_not_missing(tmp_path):
+    config = LlamaConfig(
+        vocab_size=20, hidden_size=16, intermediate_size=16, num_hidden_layers=1, num_attention_heads=2,
+        tie_word_embeddings=True,
+    )  # fmt: skip
+    LlamaForCausalLM(config).save_pretrained(tmp_path / "model")
+    make_tokenizer(["a b"]).save_pretrained(tmp_path / "model")
+    assert "lm_head.weight" not in load_file(tmp_path / "model" / "model.safetensors")
+    model = load_model(ModelSource(str(tmp_path / "model"), "language")).model
+    assert model.lm_head.weight is model.get_input_embeddings().weight
 
 
 def test_code_that_comes_with_a_model_does_not_run(language, tmp_path):

@@ -3,6 +3,7 @@
 import pytest
 import torch
 import transformers
+from transformers import BeitConfig, BeitForImageClassification, SwinConfig, SwinForImageClassification
 
 from reference import objective_twins as twins
 from stable_forgetting.models.tasks import ImageTask, LanguageTask
@@ -82,3 +83,15 @@ def test_models_of_images_and_texts_interpolate_too(family):
         assert task.interpolate == (size == 12)
         batch = {"pixel_values": torch.zeros(2, 3, size, size), "labels": torch.tensor([0, 1])}
         assert task.predict(model, batch).logits.shape == (2, 3)
+
+
+def test_images_come_in_the_precision_of_the_model():
+    """ViT sees to that itself, others do not."""
+    common = {"image_size": 8, "patch_size": 2, "num_labels": 3}
+    swin = SwinConfig(**common, embed_dim=8, depths=[1], num_heads=[2], window_size=2)
+    beit = BeitConfig(**common, hidden_size=8, intermediate_size=8, num_hidden_layers=1, num_attention_heads=2)
+    batch = {"pixel_values": torch.zeros(2, 3, 8, 8), "labels": torch.tensor([0, 2])}
+    for model in (SwinForImageClassification(swin), BeitForImageClassification(beit)):
+        predictions = ImageTask(processor=None).predict(model.to(torch.bfloat16).eval(), batch)
+        assert predictions.logits.dtype == torch.bfloat16
+        assert predictions.nll_sum.isfinite().all()

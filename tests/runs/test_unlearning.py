@@ -15,7 +15,7 @@ from stable_forgetting.adapters import BoundedLoraConfig, BoundedLoraLinear
 from stable_forgetting.config import StopRule, TargetConfig, TrainingConfig
 from stable_forgetting.errors import ConfigError, DataError, ModelError, RunDirectoryError
 from stable_forgetting.objectives import build_objective
-from stable_forgetting.runs import load_adapter, unlearn, unlearning
+from stable_forgetting.runs import likelihoods, load_adapter, unlearn, unlearning
 from stable_forgetting.runs.constants import forget_constants
 from stable_forgetting.training import surroundings
 from tiny_models import FakeTokenizer, image_set, language_set, tiny_image_model, tiny_language_model
@@ -273,9 +273,9 @@ def test_a_model_goes_to_the_gpu_unless_it_is_divided_or_quantised(monkeypatch, 
 
 def test_references_are_scored_where_the_training_is(monkeypatch):
     order = []
-    score = unlearning.score_examples
+    score = likelihoods.score_examples
     monkeypatch.setattr(unlearning, "move_to_training_device", lambda _: order.append("moved"))
-    monkeypatch.setattr(unlearning, "score_examples", lambda *a, **k: order.append("scored") or score(*a, **k))
+    monkeypatch.setattr(likelihoods, "score_examples", lambda *a, **k: order.append("scored") or score(*a, **k))
     call(objective="npo")
     assert order == ["moved", "scored"]
 

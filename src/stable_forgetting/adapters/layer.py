@@ -11,18 +11,16 @@ from typing import Any
 import torch
 from peft.tuners.tuners_utils import BaseTunerLayer, check_adapters_to_merge
 from torch import Tensor, nn
-from torch.distributed.tensor import DTensor
-from torch.nn.utils import parametrize
 from transformers.pytorch_utils import Conv1D
 
 from stable_forgetting.adapters.base_weight import (
-    check_quantized,
     keep_quantized_layout,
     quantization_of,
     quantized_weight,
 )
 from stable_forgetting.adapters.bounds import Bound
 from stable_forgetting.adapters.functional import LowRankChange, effective_weight, lora_linear
+from stable_forgetting.adapters.layer_checks import check_mergeable
 from stable_forgetting.adapters.linear import bounded_linear
 from stable_forgetting.adapters.zero3 import register_weights, whole_shape
 from stable_forgetting.errors import ModelError
@@ -43,65 +41,6 @@ class LayerSettings:
     bound: Bound
     omega: float
     scale: float
-
-
-def check_layer(name: str, layer: nn.Module) -> None:
-    """Refuse a layer that a bounded adapter cannot be attached to.
-
-    Args:
-        name: Name of the layer, for the message.
-        layer: The layer.
-
-    Raises:
-        ModelError: If it is not a Linear or Conv1D, has another method's adapter, is parametrised, or is quantised in
-            another way than by bitsandbytes.
-    """
-    if isinstance(layer, BoundedLoraLinear):
-        return
-    kind = type(layer).__name__
-    if isinstance(layer, BaseTunerLayer):
-        raise ModelError(f"Layer '{name}' has an adapter of another method ({kind}). Merge or unload it first.")
-    if not isinstance(layer, (nn.Linear, Conv1D)):
-        raise ModelError(
-            f"Layer '{name}' is a {kind}, only Linear and Conv1D can be adapted. Choose other target_modules, or name "
-            "it in exclude_modules."
-        )
-    if quantization_of(layer) is not None:
-        check_quantized(name, layer)
-        return
-    own_forward = type(layer).forward not in (nn.Linear.forward, Conv1D.forward)
-    if own_forward or not layer.weight.is_floating_point():
-        raise ModelError(
-            f"Layer '{name}' is a {kind} with weights of type {layer.weight.dtype}: a quantised or custom layer, which "
-            "has no plain weight to change. Load the model in float32, bfloat16 or float16, or in 4 or 8 bits by "
-            "bitsandbytes."
-        )
-    if parametrize.is_parametrized(layer):
-        raise ModelError(f"Layer '{name}' has a parametrised weight. Remove the parametrisation before adapting it.")
-
-
-def check_mergeable(name: str, layer: nn.Module) -> None:
-    """Refuse to merge into a layer that is quantised or divided between processes.
-
-    Args:
-        name: Name of the layer, for the message.
-        layer: The base layer.
-
-    Raises:
-        ModelError: If it is.
-    """
-    if isinstance(layer.weight, DTensor):
-        raise ModelError(
-            f"Layer '{name}' is divided between processes, and no adapter is merged into shares of a weight. Load base "
-            "model and adapter in a single process, and merge there."
-        )
-    quantization = quantization_of(layer)
-    if quantization is not None:
-        raise ModelError(
-            f"Layer '{name}' has {quantization} weights, into which no adapter is merged: rounding the sum to their "
-            "grid would lose most of a small change. Load the base model without quantisation, load the same adapter "
-            "there, and merge that."
-        )
 
 
 def layer_shape(layer: nn.Module) -> tuple[int, int]:

@@ -23,11 +23,10 @@ from stable_forgetting.adapters.families import (
 from stable_forgetting.adapters.layer import (
     BoundedLoraLinear,
     LayerSettings,
-    check_layer,
-    check_mergeable,
     layer_shape,
     seeded_generator,
 )
+from stable_forgetting.adapters.layer_checks import check_layer, check_mergeable, check_not_tied
 from stable_forgetting.errors import ModelError
 
 _COMPILED_PREFIX = "_orig_mod."
@@ -115,7 +114,9 @@ class BoundedLoraModel(BaseTuner):  # type: ignore[misc]
                 f"{_as_text(config.exclude_modules)}. Linear layers: {describe_layers(list_linear_layers(model))}."
             )
         for name, module in matched.items():
-            check_layer(name, module)
+            if not isinstance(module, BoundedLoraLinear):
+                check_layer(name, module)
+                check_not_tied(name, module, model)
         _resolve_scales(config, matched)
 
     def _check_merge_allowed(self) -> None:
@@ -138,7 +139,8 @@ class BoundedLoraModel(BaseTuner):  # type: ignore[misc]
         current_key: str,
         **_: Any,
     ) -> None:
-        check_layer(current_key, target)
+        if not isinstance(target, BoundedLoraLinear):
+            check_layer(current_key, target)
         name = current_key.removeprefix(_COMPILED_PREFIX)
         scale = peft_config.resolved_scales.setdefault(name, peft_config.scale_for(_in_features(target)))
         settings = LayerSettings(peft_config.r, get_bound(peft_config.bound), float(peft_config.omega), scale)

@@ -39,11 +39,10 @@ from stable_forgetting.runs import RunDirectory, prepare
 from stable_forgetting.runs import run as run_unlearning
 from stable_forgetting.runs.adapted import load_adapted, merge_adapter, read_adapter_config
 from stable_forgetting.runs.cache import content_hash
-from stable_forgetting.runs.check import check_config, check_lengths, check_other_models
+from stable_forgetting.runs.check import check_config, check_other_models, check_texts
 from stable_forgetting.runs.memory import Devices, Sharding
 from stable_forgetting.runs.retain_log import logged_retain_values
 from stable_forgetting.runs.scoring import score
-from stable_forgetting.runs.teaching import teach
 
 console = Console()
 
@@ -110,14 +109,14 @@ def compare(path: Path, changes: Sequence[str], out: Path | None) -> None:
     """`forget compare`."""
     _quiet()
     comparison = load_comparison(path, [parse_change(change) for change in changes])
-    _compare(comparison, out or Path("runs") / path.stem)
+    _end(_compare(comparison, out or Path("runs") / path.stem))
 
 
 def run_benchmark(options: TofuOptions | ClassDeletionOptions, out: Path) -> None:
     """`forget bench`."""
     _quiet()
     _check_file(out / "report.html")
-    _compare(make_comparison(options, out, progress=RichProgress(console)), out)
+    _end(_compare(make_comparison(options, out, progress=RichProgress(console)), out))
 
 
 def demo(problem: str, out: Path) -> None:
@@ -132,6 +131,7 @@ def demo(problem: str, out: Path) -> None:
     if len(names) > 1:
         write_report(records, out / "report.html")
         console.print(f"Both problems on one page: {out / 'report.html'}", highlight=False)
+    _end(records)
 
 
 def _compare(comparison: Comparison, out_dir: Path) -> list[RunRecord]:
@@ -153,6 +153,12 @@ def _compare(comparison: Comparison, out_dir: Path) -> list[RunRecord]:
         )
     console.print(f"Report: {out_dir / 'report.html'}", highlight=False)
     return records
+
+
+def _end(records: Sequence[RunRecord]) -> None:
+    """Exit code 1 if a method has no result, so that scripts need not read the report to know."""
+    if any(record.status == "failed" for record in records):
+        raise typer.Exit(1)
 
 
 def _is_earlier(record: RunRecord, start: datetime) -> bool:
@@ -198,20 +204,13 @@ def finetune(path: Path, changes: Sequence[str], out: Path, *, on: str) -> None:
         raise ConfigError(f"The config '{path}' has no section model.finetune, which says how to finetune. Add it.")
     _check_new_folder(out)
     models = prepare(config, RichProgress(console))
-    check_lengths(models.loaded.model, models.sets, config)
+    check_texts(models.loaded, models.sets, config)
     taught = models.sets.retain if on == "retain" else models.taught_to_base
     weights = weights_sha256(models.loaded.model)
     settings = [training.model_dump() for training in trainings]
     lesson = content_hash({"model": weights, "taught": taught.taught_sha256, "finetune": settings, "on": on})
     work_dir = out.with_name(f".{out.name}.{lesson}.training")  # only an interrupted run of the same is resumed
-    taught_model, _ = teach(
-        models.loaded,
-        taught,
-        trainings,
-        work_dir=work_dir,
-        disk_cache_gib=config.model.disk_cache_gib,
-        progress=RichProgress(console),
-    )
+    taught_model, _ = models.teach(taught, trainings, work_dir, "finetuning")
     save_model(taught_model, out)
     shutil.rmtree(work_dir, ignore_errors=True)
     console.print(f"Model: {out}", highlight=False)
@@ -241,7 +240,7 @@ def evaluate(
     progress, settings = RichProgress(console), config.evaluation
     models = prepare(config, progress)
     check_other_models(config, models.sets, models.loaded)
-    check_lengths(models.loaded.model, models.sets, config)
+    check_texts(models.loaded, models.sets, config)
     reference = models.retain()
     retain_scores: ModelScores | ModelValues | None = logged_retain_values(config)
     if reference is not None:

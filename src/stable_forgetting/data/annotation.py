@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
@@ -108,8 +109,9 @@ def annotator(rows: Rows, tokenizer: Any, columns: LanguageColumns, *, use_templ
         The functions for it. They raise a `DataError` for a bad row.
 
     Raises:
-        DataError: No columns fit, or messages come without a chat template.
+        DataError: A column that was named is not there, no columns fit, or messages come without a chat template.
     """
+    _check_names(rows, columns, name)
     alternatives = {columns.paraphrased, columns.perturbed}
     used = frozenset({columns.prompt, columns.answer})
     if used <= set(rows.columns):
@@ -141,12 +143,24 @@ def annotator(rows: Rows, tokenizer: Any, columns: LanguageColumns, *, use_templ
     )
 
 
+def _check_names(rows: Rows, columns: LanguageColumns, name: str) -> None:
+    """A name that was given is meant, so rows are not read as something else where it is misspelt."""
+    for kind in ("prompt", "answer", "text", "messages"):
+        given = getattr(columns, kind)
+        if given != getattr(LanguageColumns, kind) and given not in rows.columns:
+            raise DataError(
+                f"The {name} set has no column '{given}', which is named as its {kind} ({rows.source}). "
+                f"Columns: {', '.join(rows.columns) or 'none'}."
+            )
+
+
 def alternative_answers(row: Row, columns: LanguageColumns) -> tuple[Any, list[Any]]:
     """The paraphrased answer of a row, None if it has none, and its wrong answers, possibly none."""
-    wrong = row.get(columns.perturbed)
+    values = (row.get(name) for name in (columns.paraphrased, columns.perturbed))
+    right, wrong = (None if _is_missing(value) else value for value in values)
     if wrong is None:
-        return row.get(columns.paraphrased), []
-    return row.get(columns.paraphrased), list(wrong) if isinstance(wrong, list | tuple) else [wrong]
+        return right, []
+    return right, list(wrong) if isinstance(wrong, list | tuple) else [wrong]
 
 
 def _with_answer(row: Row, answer: Any, *, columns: LanguageColumns) -> Row:
@@ -160,9 +174,14 @@ def _with_last_message(row: Row, answer: Any, *, columns: LanguageColumns) -> Ro
 
 def _field(row: Row, column: str, place: str) -> str:
     value = row.get(column)
-    if isinstance(value, bool) or not isinstance(value, str | int | float):
+    if isinstance(value, bool) or not isinstance(value, str | int | float) or _is_missing(value):
         raise DataError(f"Column '{column}' in {place} holds {value!r}, which is not text. Give a text.")
     return str(value)
+
+
+def _is_missing(value: Any) -> bool:
+    """Whether there is nothing: tables of numbers write that as NaN."""
+    return value is None or (isinstance(value, float) and math.isnan(value))
 
 
 def _filled(value: str, what: str, place: str) -> str:

@@ -33,7 +33,7 @@ class PixelHashes:
     """
 
     def __init__(self, folder: Path | None) -> None:
-        self._path = None if folder is None else folder / f"pixels-pillow-{PIL.__version__}.txt"
+        self._path = None if folder is None else folder / f"upright-pixels-pillow-{PIL.__version__}.txt"
         self._known = {} if self._path is None else _read(self._path)
 
     def of(self, images: Sequence[Any], read: Callable[[int], npt.NDArray[np.uint8]]) -> list[str]:

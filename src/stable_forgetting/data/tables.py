@@ -7,6 +7,7 @@ way: a general CSV reader makes a missing value of the answer "None" and a 7 of 
 from __future__ import annotations
 
 import csv
+import io
 import json
 import tempfile
 from collections.abc import Callable, Iterator
@@ -62,7 +63,7 @@ def read_csv(path: Path) -> Records:
     Raises:
         DataError: The file is not UTF-8, has no header, names a column twice, or a row has another number of cells.
     """
-    reader = csv.reader(_read_text(path).splitlines(keepends=True), strict=True)
+    reader = csv.reader(io.StringIO(_read_text(path), newline=""), strict=True)
     try:
         header, *rows = _csv_cells(reader, path) or [[]]
     except csv.Error as error:

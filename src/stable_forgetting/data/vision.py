@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from PIL import Image, UnidentifiedImageError
+from PIL import Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
 
 from stable_forgetting.data.array_store import ArrayStore
@@ -206,7 +206,8 @@ def _rgb(image: Image.Image, what: str) -> Pixels:
             f"{what} has the mode '{image.mode}', whose values need not be from 0 to 255, so that it is not known what "
             "is white. Convert it to 8 bits a channel (mode L or RGB) first."
         )
-    return np.asarray(image.convert("RGB"))
+    upright = ImageOps.exif_transpose(image)  # as cameras mean it, and as the hub's readers do it
+    return np.asarray(upright.convert("RGB"))
 
 
 def _read_file(path: Path, place: str) -> Pixels:

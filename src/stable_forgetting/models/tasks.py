@@ -222,8 +222,9 @@ class ImageTask:
     def predict(self, model: nn.Module, batch: Batch) -> Predictions:
         """Predictions of the class of each image."""
         labels = batch["labels"]
+        dtype = next((weight.dtype for weight in model.parameters() if weight.is_floating_point()), torch.float32)
         with nullcontext() if self.trunk is None else self.trunk.skipped():
-            logits = model(pixel_values=batch["pixel_values"], **self.options).logits
+            logits = model(pixel_values=batch["pixel_values"].to(dtype), **self.options).logits
         return Predictions(
             logits=logits,
             labels=labels,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -21,6 +22,7 @@ from stable_forgetting.models.refusals import readable
 from stable_forgetting.progress import Progress
 from stable_forgetting.runs.arguments import check_model
 from stable_forgetting.runs.directory import CONFIG_NAME, RunDirectory
+from stable_forgetting.runs.models import other_source
 from stable_forgetting.runs.pipeline import prepare
 
 ADAPTER_CONFIG = "adapter_config.json"
@@ -122,19 +124,27 @@ def merge_adapter(place: Path, out: Path, *, base: str | None, progress: Progres
         ModelError: The adapter or its base model cannot be loaded, or the base model is not the run's any more.
         RunDirectoryError: The settings in the run directory are damaged.
     """
-    if (place / CONFIG_NAME).is_file():
-        config = _settings_of_run(place)
-        adapter_dir = place / "adapter"
-        read_adapter_config(adapter_dir)
-        loaded = load_model(ModelSource(base, config.task)) if base else _base_of_run(place, config, progress)
+    run_dir = _run_dir(place)
+    adapter_dir = place if run_dir is None else RunDirectory(run_dir).adapter
+    named = read_adapter_config(adapter_dir).get("base_model_name_or_path")
+    if run_dir is not None:
+        config = _settings_of_run(run_dir)
+        own = replace(other_source(config, base), dtype="float32", quantization=None) if base else None
+        loaded = load_model(own) if own else _base_of_run(run_dir, config, progress)
     else:
-        adapter_dir = place
-        name = base or read_adapter_config(place).get("base_model_name_or_path")
+        name = base or named
         if not name:
             raise ModelError(f"The adapter '{place}' does not name its base model. Give it with --base.")
         loaded = load_model(ModelSource(name, _kind(name)))
     adapted = load_adapted(loaded, adapter_dir)
     save_model(LoadedModel(adapted.model.merge_and_unload(), adapted.task, adapted.source), out)
+
+
+def _run_dir(place: Path) -> Path | None:
+    """The run directory that this is, or whose adapter it is: its settings say how its models are read."""
+    adapter = place.absolute()
+    folders = (place, adapter.parent) if adapter == RunDirectory(adapter.parent).adapter else (place,)
+    return next((folder for folder in folders if (folder / CONFIG_NAME).is_file()), None)
 
 
 def _base_of_run(run_dir: Path, config: RunConfig, progress: Progress) -> LoadedModel:

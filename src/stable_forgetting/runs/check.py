@@ -21,7 +21,7 @@ from stable_forgetting.models.load import LoadedModel, ModelSource, load_without
 from stable_forgetting.models.tasks import LanguageTask, Task
 from stable_forgetting.objectives import Objective, build_objective
 from stable_forgetting.runs.adapter import bounded_config
-from stable_forgetting.runs.fits import all_answers, check_positions
+from stable_forgetting.runs.fits import all_answers, check_positions, check_tokens
 from stable_forgetting.runs.label_names import check_label_names
 from stable_forgetting.runs.memory import Devices, Estimate, estimate
 from stable_forgetting.runs.models import configured_source, other_source
@@ -94,7 +94,7 @@ def check_config(config: RunConfig, devices: Devices | None = None) -> Check:
     if loaded is not None:
         model = loaded.model
     if sets is not None and loaded is not None:
-        _attempt(found, lambda: check_lengths(model, sets, config))
+        _attempt(found, lambda: check_texts(loaded, sets, config))
         _attempt(found, lambda: check_validation(sets, config))
         _attempt(found, lambda: check_retain_log(config, sets, loaded.task))
         found.notes += _attempt(found, lambda: check_label_names(config, sets, loaded)) or []
@@ -163,15 +163,17 @@ def num_outputs(loaded: LoadedModel, data: DataConfig) -> int | None:
     return outputs if data.num_classes is None else min(outputs, data.num_classes)
 
 
-def check_lengths(model: Any, sets: Sets, config: RunConfig) -> None:
-    """Check that the longest example and the longest answer fit into the model's positions.
+def check_texts(loaded: LoadedModel, sets: Sets, config: RunConfig) -> None:
+    """Check that a language model has embeddings for all tokens, and positions for the longest example and answer.
 
     Raises:
-        ConfigError: They do not.
+        ConfigError: It has not.
     """
     texts = all_answers(sets.by_name.values())
-    check_positions(model, texts, setting="data.max_length")
-    positions = getattr(model.config, "max_position_embeddings", None)
+    check_positions(loaded.model, texts, setting="data.max_length")
+    if isinstance(loaded.task, LanguageTask):
+        check_tokens(loaded.model, texts, pad_token_id=int(loaded.task.tokenizer.pad_token_id))
+    positions = getattr(loaded.model.config, "max_position_embeddings", None)
     if positions is None:
         return
     prompt = max((text.num_prompt_tokens for text in texts if text.end_token is not None), default=0)

@@ -155,8 +155,27 @@ class RunModels:
 
     def _make(self, folder: Path, taught: ExampleSet[Any], trainings: Sequence[FinetuneConfig], role: str) -> None:
         """Teach the pretrained model, and keep it in the folder."""
-        _check_can_teach(self.config)
         work_dir = folder.with_name(f"{folder.name}.training")
+        student, seconds = self.teach(taught, trainings, work_dir, f"finetuning the {role} model")
+        if processes.is_main_process():
+            save_model(student, folder)
+            if seconds is not None:
+                write_text(folder / SECONDS_NAME, json.dumps(seconds))
+            shutil.rmtree(work_dir, ignore_errors=True)
+        processes.wait_for_all()
+
+    def teach(
+        self, taught: ExampleSet[Any], trainings: Sequence[FinetuneConfig], work_dir: Path, description: str
+    ) -> tuple[LoadedModel, float | None]:
+        """The pretrained model after finetuning in float32, in the precision of the config, and the seconds it took.
+
+        Args:
+            taught: What it is taught.
+            trainings: What is done, in this order.
+            work_dir: Where checkpoints are kept; what is in it is gone on from.
+            description: What the bar says.
+        """
+        _check_can_teach(self.config)
         student, seconds = teach(
             load_model(replace(configured_source(self.config, self.classes), dtype="float32")),
             taught,
@@ -164,15 +183,10 @@ class RunModels:
             work_dir=work_dir,
             disk_cache_gib=self.config.model.disk_cache_gib,
             progress=self.progress,
-            description=f"finetuning the {role} model",
+            description=description,
         )
         student.model.to(getattr(torch, self.config.model.dtype))
-        if processes.is_main_process():
-            save_model(student, folder)
-            if seconds is not None:
-                write_text(folder / SECONDS_NAME, json.dumps(seconds))
-            shutil.rmtree(work_dir, ignore_errors=True)
-        processes.wait_for_all()
+        return student, seconds
 
     def _how(self, trainings: Sequence[FinetuneConfig]) -> dict[str, Any]:
         return {

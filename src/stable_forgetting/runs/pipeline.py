@@ -24,9 +24,9 @@ from stable_forgetting.progress import Progress, SilentProgress
 from stable_forgetting.records import ModelEvaluation, ModelRole, RunRecord, finetuning_phase, write_record
 from stable_forgetting.runs.check import (
     adapter_config,
-    check_lengths,
     check_names,
     check_other_models,
+    check_texts,
     configured_objective,
     num_outputs,
     without_content,
@@ -94,7 +94,7 @@ def run(
     models = prepare(config, progress)
     without_content(models.loaded.model, config)
     check_other_models(config, models.sets, models.loaded)
-    check_lengths(models.loaded.model, models.sets, config)
+    check_texts(models.loaded, models.sets, config)
     check_validation(models.sets, config)
     inputs = models.inputs()
     processes.wait_for_all()  # every process has looked at the directory before one writes to it
