@@ -14,6 +14,7 @@ import yaml
 from PIL import Image
 
 from stable_forgetting.bench import Comparison, class_deletion_comparison, image_table
+from stable_forgetting.bench.class_deletion import class_objectives
 from stable_forgetting.bench.image_table import ImageTable
 from stable_forgetting.bench.methods import method_changes
 from stable_forgetting.config import RunConfig
@@ -357,6 +358,19 @@ def test_the_target_of_chance_is_that_of_a_model_that_knows_nothing(compare: Any
     assert config.data.holdout is None
 
 
+def test_a_training_that_ends_when_the_class_is_forgotten(compare: Any) -> None:
+    config = only(compare(forget="crab", objectives="gradient_difference_stopped"))
+    assert config.objective.name == "gradient_difference"
+    (rule,) = config.training.stop
+    assert (rule.metric, rule.below, config.training.evaluate_every) == ("forget_accuracy", 0.02, 1)
+    assert 1 / config.evaluation.validation_size < rule.below < 2 / config.evaluation.validation_size
+    assert not only(compare(forget="crab", objectives="gradient_difference")).training.stop
+    with pytest.raises(ConfigError, match="ends when no forget image is recognised any more"):
+        compare(random=5, objectives="gradient_difference_stopped")
+    with pytest.raises(ConfigError, match=r"'training.stop' cannot be changed for all runs"):
+        compare(forget="crab", objectives="gradient_difference_stopped", set={"training.stop": []})
+
+
 def test_a_finetuned_model_is_the_base_model(compare: Any, model: Path) -> None:
     assert only(compare(forget="crab", finetuned=True)).model.finetune is None
     assert only(compare(random=5, finetuned=True)).data.holdout is None
@@ -499,7 +513,7 @@ def test_every_experiment_can_be_read_and_begins_with_its_command(path: Path) ->
     assert path.read_text().splitlines()[0] == f"# forget bench run {path.relative_to(EXPERIMENTS.parent)}"
     options = load_experiment(path, {})
     assert options.benchmark == path.parent.name.replace("_", "-")
-    assert method_changes(options, {"calibrated_chance": {}})
+    assert method_changes(options, class_objectives(100))
 
 
 def test_what_the_command_line_says_replaces_what_the_file_says(tmp_path: Path) -> None:

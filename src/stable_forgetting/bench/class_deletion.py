@@ -44,6 +44,9 @@ _INSTEAD = {
 }
 """What a request writes into the settings of its runs, and what to use in place of a change of it."""
 
+_FORGOTTEN = 0.02
+"""Accuracy on the forget images below which a class counts as forgotten: at most one of the 64 that are measured."""
+
 _TEMPLATE = PROBLEMS_DIR / "class_deletion.yaml"
 
 
@@ -66,7 +69,8 @@ def class_deletion_comparison(options: ClassDeletionOptions, out_dir: Path, *, p
     """
     template = read_yaml(_TEMPLATE)
     table = read_image_table(options.data, TableNames(template["columns"], template["test_splits"], template["data"]))
-    methods = method_changes(options, {"calibrated_chance": _target_of_chance(table.num_classes)})
+    methods = method_changes(options, class_objectives(table.num_classes))
+    _refuse_stops_at_what_stays(options, methods)
     requests, listed = class_requests(options, table), listed_rows(options, table)
     aside = Aside(
         test=table.test_split is None,
@@ -167,13 +171,29 @@ def _long_enough(training: Mapping[str, Any], num_images: int, least_steps: int)
     return {**training, "epochs": max(training["epochs"], epochs)}
 
 
-def _target_of_chance(num_classes: int) -> Changes:
-    """Calibrated forgetting that stops where every class is as likely as any other."""
+def class_objectives(num_classes: int) -> dict[str, Changes]:
+    """Objectives for deleting classes, by name: where every class is as likely as any other, or none is recognised."""
     return {
-        "objective.name": "calibrated",
-        "objective.target.source": "number",
-        "objective.target.nll": math.log(max(num_classes, 2)),
+        "calibrated_chance": {
+            "objective.name": "calibrated",
+            "objective.target.source": "number",
+            "objective.target.nll": math.log(max(num_classes, 2)),
+        },
+        "gradient_difference_stopped": {
+            "objective.name": "gradient_difference",
+            "training.evaluate_every": 1,
+            "training.stop": [{"metric": "forget_accuracy", "below": _FORGOTTEN}],
+        },
     }
+
+
+def _refuse_stops_at_what_stays(options: ClassDeletionOptions, methods: Mapping[str, Changes]) -> None:
+    stopped = [name for name, changes in methods.items() if "training.stop" in changes]
+    if options.names_images and stopped:
+        raise ConfigError(
+            f"The method '{stopped[0]}' ends when no forget image is recognised any more, but the classes of single "
+            "images stay, so that a model that never saw them recognises most. Take gradient_difference or calibrated."
+        )
 
 
 def _any_needs_targets(methods: Mapping[str, Changes]) -> bool:
