@@ -253,13 +253,19 @@ def test_the_default_methods_have_rates_of_their_own(compare: Any) -> None:
 
     by_default = {
         "bounded_ascent-identity": 3e-3,
-        "gradient_difference-sine": 1e-4,
-        "gradient_difference-identity": 3e-4,
+        "gradient_difference_stopped-sine": 3e-4,
+        "gradient_difference_stopped-identity": 6e-4,
     }
     assert rates(bounds=None) == {f"crab-{name}": rate for name, rate in by_default.items()}
     assert rates(bounds=None, learning_rates="1e-5") == {f"crab-{name}": 1e-5 for name in by_default}
     assert rates(bounds="sine") == {"crab-gradient_difference-sine": 1e-3}
     assert [*rates(bounds=None, objectives="npo")] == ["crab-npo-identity", "crab-npo-sine"]
+    of_images = compare(random=5, bounds=None)
+    assert list(of_images.methods) == [
+        f"random-5-{name}-seed0"
+        for name in ("bounded_ascent-identity", "gradient_difference-sine", "gradient_difference-identity")
+    ]
+    assert not any(config.training.stop for config in of_images.configs().values())
 
 
 def test_few_images_are_taught_for_more_epochs(compare: Any, tmp_path: Path) -> None:

@@ -88,17 +88,26 @@ class TofuOptions(BenchmarkOptions):
         return f"tofu-{self.split}"
 
 
+_METHODS_OF_IMAGES = (
+    "bounded_ascent:identity:3e-3",
+    "gradient_difference:sine:2e-4",
+    "gradient_difference:identity:3e-4",
+)
+"""By default for single images, which a model that never saw them recognises, too: no training ends when none is."""
+
+
 class ClassDeletionOptions(BenchmarkOptions):
     """Delete classes or images from an image classifier; what is finished is not run again."""
 
     benchmark: Literal["class-deletion"] = "class-deletion"
     methods: Names | None = (
         "bounded_ascent:identity:3e-3",
-        "gradient_difference:sine:1e-4",
-        "gradient_difference:identity:3e-4",
+        "gradient_difference_stopped:sine:3e-4",
+        "gradient_difference_stopped:identity:6e-4",
     )
     """OBJECTIVE:BOUND or OBJECTIVE:BOUND:RATE, with commas. Where objectives or bounds are given, their
-    combinations count instead; with learning_rates, these without a rate."""
+    combinations count instead; with learning_rates, these without a rate. For random and images: gradient_difference
+    without an end, at 2e-4 and 3e-4."""
     data: str = "cifar100"
     """cifar100, cifar10, a folder CLASS/IMAGE or train/CLASS/IMAGE, an .npz file, or a hub name."""
     forget: Names | None = None
@@ -126,10 +135,11 @@ class ClassDeletionOptions(BenchmarkOptions):
             return given
         if given.keys() & {"objectives", "bounds"}:
             return {**given, "methods": None}
+        of_images = any(given.get(name) is not None for name in ("random", "images"))
+        methods = _METHODS_OF_IMAGES if of_images else cls.model_fields["methods"].default
         if given.get("learning_rates") is not None:
-            default = cls.model_fields["methods"].default
-            return {**given, "methods": [method.rpartition(":")[0] for method in default]}
-        return given
+            methods = [method.rpartition(":")[0] for method in methods]
+        return {**given, "methods": methods}
 
     @property
     def names_images(self) -> bool:
