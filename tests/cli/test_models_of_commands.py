@@ -4,6 +4,7 @@ import json
 import shutil
 
 import pytest
+import torch
 from peft import get_peft_model
 from safetensors.torch import load_file
 from transformers import AutoTokenizer
@@ -11,7 +12,7 @@ from transformers import AutoTokenizer
 from stable_forgetting.adapters import BoundedLoraConfig
 from stable_forgetting.cli import commands
 from stable_forgetting.records import read_record
-from stable_forgetting.runs import pipeline
+from stable_forgetting.runs import models, pipeline
 from tiny_problem import make_llama, make_tokenizer
 
 FINETUNE = {"epochs": 6, "learning_rate": 0.01, "batch_size": 4}
@@ -146,12 +147,21 @@ def test_a_model_without_embeddings_for_all_tokens_is_refused(forget, language, 
 def test_finetune_makes_the_model_that_a_run_makes(forget, language, tmp_path, monkeypatch, on):
     """In half precision, too: both train in float32 and round at the end."""
     monkeypatch.setenv("STABLE_FORGETTING_CACHE", str(tmp_path / "cache"))
+    taught, teach = [], models.teach
+
+    def remembered(loaded, *others, **options):
+        taught.append(loaded.model.dtype)
+        return teach(loaded, *others, **options)
+
+    monkeypatch.setattr(models, "teach", remembered)
     config = language.write(tmp_path / "c.yaml", model__finetune=FINETUNE, model__dtype="bfloat16")
     assert forget("finetune", config, "--out", tmp_path / "model", "--on", on).code == 0
     assert forget("run", config, "--out", tmp_path / "run").code == 0
     kept = list((tmp_path / "cache" / "models").iterdir())
     assert len(kept) == 2
     assert [same_weights(folder, tmp_path / "model") for folder in kept].count(True) == 1
+    assert taught == [torch.float32] * 3
+    assert load_file(tmp_path / "model" / "model.safetensors")["model.norm.weight"].dtype == torch.bfloat16
 
 
 def test_every_way_of_merging_keeps_the_image_size(forget, images, tmp_path):
