@@ -150,7 +150,7 @@ def _check_names(rows: Rows, columns: LanguageColumns, name: str) -> None:
         if given != getattr(LanguageColumns, kind) and given not in rows.columns:
             raise DataError(
                 f"The {name} set has no column '{given}', which is named as its {kind} ({rows.source}). "
-                f"Columns: {', '.join(rows.columns) or 'none'}."
+                f"Columns: {', '.join(rows.columns) or 'none'}. Correct the name."
             )
 
 
