@@ -125,10 +125,10 @@ def merge_adapter(place: Path, out: Path, *, base: str | None, progress: Progres
         RunDirectoryError: The settings in the run directory are damaged.
     """
     run_dir = _run_dir(place)
+    config = None if run_dir is None else _settings_of_run(run_dir)
     adapter_dir = place if run_dir is None else RunDirectory(run_dir).adapter
     named = read_adapter_config(adapter_dir).get("base_model_name_or_path")
-    if run_dir is not None:
-        config = _settings_of_run(run_dir)
+    if run_dir is not None and config is not None:
         own = replace(other_source(config, base), dtype="float32", quantization=None) if base else None
         loaded = load_model(own) if own else _base_of_run(run_dir, config, progress)
     else:

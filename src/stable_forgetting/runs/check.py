@@ -9,7 +9,6 @@ from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
-import numpy as np
 import torch
 from peft import PeftModel
 from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForImageClassification
@@ -18,7 +17,7 @@ from stable_forgetting.adapters import BoundedLoraConfig, attach
 from stable_forgetting.config import DataConfig, RunConfig
 from stable_forgetting.errors import ConfigError, ModelError, StableForgettingError
 from stable_forgetting.models.load import LoadedModel, ModelSource, load_without_weights
-from stable_forgetting.models.tasks import LanguageTask, Task
+from stable_forgetting.models.tasks import LanguageTask
 from stable_forgetting.objectives import Objective, build_objective
 from stable_forgetting.runs.adapter import bounded_config
 from stable_forgetting.runs.fits import all_answers, check_positions, check_tokens
@@ -97,6 +96,7 @@ def check_config(config: RunConfig, devices: Devices | None = None) -> Check:
         _attempt(found, lambda: check_texts(loaded, sets, config))
         _attempt(found, lambda: check_validation(sets, config))
         _attempt(found, lambda: check_retain_log(config, sets, loaded.task))
+        _attempt(found, lambda: check_pixel_values(config, sets, loaded))
         found.notes += _attempt(found, lambda: check_label_names(config, sets, loaded)) or []
         found.sets = {name: len(examples) for name, examples in sets.by_name.items()}
     if model is not None and adapter is not None:
@@ -197,6 +197,7 @@ def check_other_models(config: RunConfig, sets: Sets, loaded: LoadedModel) -> No
     check_retain_log(config, sets, loaded.task)
     for setting in OTHER_MODELS:
         check_other_model(config, setting, loaded)
+    check_pixel_values(config, sets, loaded)
     for note in check_label_names(config, sets, loaded):
         logger.warning(note)
 
@@ -211,7 +212,7 @@ def check_other_model(config: RunConfig, setting: str, loaded: LoadedModel | Non
 
     Raises:
         ModelError: The other model cannot be found, or its config cannot be read.
-        ConfigError: Its tokens or classes are others, or its image processor makes other pixel values.
+        ConfigError: Its tokens or classes are others.
     """
     name = getattr(config, setting)
     if name is None:
@@ -228,19 +229,30 @@ def check_other_model(config: RunConfig, setting: str, loaded: LoadedModel | Non
             f"{setting} is '{name}', which has another {what} than '{loaded.source}', so its likelihoods are of other "
             f"labels. Give a model with the same {what}."
         )
-    if config.task == "image" and not _same_pixels(other.task, loaded.task):
-        raise ConfigError(
-            f"{setting} is '{name}', whose image processor makes other pixel values than that of '{loaded.source}' "
-            "(another size, mean or deviation), while all models of a run are shown the same. Give a model with the "
-            "same preprocessor_config.json, or one that was finetuned from the same model."
-        )
 
 
-def _same_pixels(first: Task, second: Task) -> bool:
-    """Whether two image processors make the same of a picture with all brightnesses and no symmetry."""
-    ramp = np.arange(48 * 64, dtype=np.uint32).reshape(48, 64, 1) * np.array([1, 3, 7], dtype=np.uint32) % 256
-    one, other = (process_with(task)([ramp.astype(np.uint8)]) for task in (first, second))
-    return one.shape == other.shape and torch.allclose(one, other, atol=1e-5)
+def check_pixel_values(config: RunConfig, sets: Sets, loaded: LoadedModel) -> None:
+    """Check that the image processors of all models make the same of the images, which are scaled once for all.
+
+    Raises:
+        ConfigError: One does not.
+    """
+    if config.task != "image":
+        return
+    images = [part[0].pixels for part in (sets.forget, sets.retain)]
+    expected = torch.cat([process_with(loaded.task)([image]).flatten() for image in images])
+    for setting in OTHER_MODELS:
+        name = getattr(config, setting)
+        if name is None:
+            continue
+        process = process_with(load_without_weights(other_source(config, name)).task)
+        found = torch.cat([process([image]).flatten() for image in images])
+        if found.shape != expected.shape or not torch.allclose(found, expected, atol=1e-5):
+            raise ConfigError(
+                f"{setting} is '{name}', whose image processor makes other pixel values than that of '{loaded.source}' "
+                "(another size, mean or deviation), while all models of a run are shown the same. Give a model with "
+                "the same preprocessor_config.json, or one that was finetuned from the same model."
+            )
 
 
 def _wrong_names(config: RunConfig) -> list[str]:
