@@ -129,7 +129,8 @@ def test_charts_say_their_numbers_and_mark_base_and_retain_model():
     assert ">base model</text>" in svg
     assert ">retain model</text>" in svg
     rates = draw_rates(rate_panels(group)[0], "p")
-    assert all(f">{rate:g}</text>" in rates for rate in RATES)
+    assert RATES == (1e-4, 1e-3, 1e-2)
+    assert all(f">{rate}</text>" in rates for rate in ("1e-4", "1e-3", "1e-2"))
 
 
 def test_gaps_are_in_percentage_points_with_the_spread_over_seeds():

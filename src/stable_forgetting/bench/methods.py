@@ -8,6 +8,8 @@ from itertools import product
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from stable_forgetting.config import read_yaml
 from stable_forgetting.config.benchmark_options import BenchmarkOptions
 from stable_forgetting.errors import ConfigError, unknown_name
@@ -128,5 +130,4 @@ def _chosen(what: str, name: str, table: Mapping[str, Any]) -> Changes:
 
 def _short(rate: float) -> str:
     """A rate as it is usually written, such as 3e-4."""
-    mantissa, exponent = f"{rate:e}".split("e")
-    return f"{mantissa.rstrip('0').rstrip('.')}e{int(exponent)}"
+    return np.format_float_scientific(rate, trim="-", exp_digits=1)

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import matplotlib as mpl
+import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
 
@@ -74,7 +75,9 @@ def draw_rates(panel: RatePanel, prefix: str) -> str:
         axes.set_xscale("log")
         rates = sorted({point.mean[0] for line in panel.lines for point in line.points})
         axes.xaxis.set_major_locator(FixedLocator(rates))
-        axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+        axes.xaxis.set_major_formatter(
+            FuncFormatter(lambda value, _: np.format_float_scientific(value, trim="-", exp_digits=1))
+        )
         axes.xaxis.set_minor_locator(NullLocator())
         axes.set(xlabel="learning rate", ylabel=panel.label)
         axes.margins(0.08)
