@@ -364,6 +364,11 @@ def test_the_target_of_chance_is_that_of_a_model_that_knows_nothing(compare: Any
     assert config.data.holdout is None
 
 
+def test_the_help_names_the_objectives_that_only_classes_have() -> None:
+    described = ClassDeletionOptions.model_fields["objectives"].description
+    assert all(name in described for name in class_objectives(3))
+
+
 def test_a_training_that_ends_when_the_class_is_forgotten(compare: Any) -> None:
     config = only(compare(forget="crab", objectives="gradient_difference_stopped"))
     assert config.objective.name == "gradient_difference"

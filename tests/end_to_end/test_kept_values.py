@@ -131,17 +131,10 @@ def test_damaged_likelihoods_are_measured_again(problem, tmp_path, monkeypatch):
     monkeypatch.setenv("STABLE_FORGETTING_CACHE", str(tmp_path))
     models = prepare(problem.config(), SilentProgress())
     sets = {"forget": models.sets.forget}
+    how = likelihoods.Measuring(True, 4, models.progress, "its name")
 
     def measure():
-        return likelihoods.reference_likelihoods(
-            lambda: models.loaded,
-            sets,
-            model="its hash",
-            with_tokens=True,
-            batch_size=4,
-            progress=models.progress,
-            description="its name",
-        )["forget"]
+        return likelihoods.reference_likelihoods(lambda: models.loaded, sets, how, model="its hash")["forget"]
 
     before = measure()
     (kept,) = tmp_path.glob("likelihoods/*.json")

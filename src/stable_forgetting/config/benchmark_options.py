@@ -100,6 +100,9 @@ class ClassDeletionOptions(BenchmarkOptions):
     """Delete classes or images from an image classifier; what is finished is not run again."""
 
     benchmark: Literal["class-deletion"] = "class-deletion"
+    objectives: Names = ("gradient_difference",)
+    """Names, with commas: those of `forget list objectives`; for classes also calibrated_chance and
+    gradient_difference_stopped; calibrated_mean and others that docs/class_deletion.md names."""
     methods: Names | None = (
         "bounded_ascent:identity:3e-3",
         "gradient_difference_stopped:sine:3e-4",

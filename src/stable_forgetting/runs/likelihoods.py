@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -23,64 +24,54 @@ from stable_forgetting.runs.cache import content_hash, made_once
 from stable_forgetting.runs.scoring import ProgressOfSets, unit_of
 
 
-def set_likelihoods(
-    model: nn.Module,
-    task: Task,
-    sets: Mapping[str, ExampleSet[Any]],
-    *,
-    with_tokens: bool,
-    batch_size: int,
-    progress: Progress,
-    description: str,
-) -> dict[str, LikelihoodScores]:
-    """Likelihoods under a model, set by set.
+@dataclass(frozen=True)
+class Measuring:
+    """How likelihoods are measured, and shown.
 
     Args:
-        model: The model.
-        task: Its task.
-        sets: What is measured, by name.
         with_tokens: Whether the values of single labels are needed.
         batch_size: Examples per forward pass.
         progress: Where a bar for each set is shown.
         description: What the bars call the model.
     """
-    bars, found = ProgressOfSets(progress, unit_of(task)), {}
+
+    with_tokens: bool
+    batch_size: int
+    progress: Progress
+    description: str
+
+
+def set_likelihoods(
+    model: nn.Module, task: Task, sets: Mapping[str, ExampleSet[Any]], how: Measuring
+) -> dict[str, LikelihoodScores]:
+    """Likelihoods under a model, by the name of the set."""
+    bars, found = ProgressOfSets(how.progress, unit_of(task)), {}
     for name, examples in sets.items():
         found[name] = score_examples(
             model,
             task,
             examples,
-            batch_size=batch_size,
-            with_tokens=with_tokens,
-            progress=partial(bars, f"{description}: likelihood of {name}"),
+            batch_size=how.batch_size,
+            with_tokens=how.with_tokens,
+            progress=partial(bars, f"{how.description}: likelihood of {name}"),
         )
     bars.close()
     return found
 
 
 def reference_likelihoods(
-    load: Callable[[], LoadedModel],
-    sets: Mapping[str, ExampleSet[Any]],
-    *,
-    model: str,
-    with_tokens: bool,
-    batch_size: int,
-    progress: Progress,
-    description: str,
+    load: Callable[[], LoadedModel], sets: Mapping[str, ExampleSet[Any]], how: Measuring, *, model: str
 ) -> dict[str, LikelihoodScores]:
-    """Likelihoods alone under a model that many runs share, kept by the content of the model and of the sets.
+    """The same under a model that many runs share, kept by the content of the model and of the sets.
 
     Args:
         load: Loads the model, if it is needed.
         sets: What is measured, by name.
+        how: How it is measured.
         model: Hash of the model.
-        with_tokens: Whether the values of single labels are needed.
-        batch_size: Examples per forward pass.
-        progress: Where a bar for each set is shown.
-        description: What the bars call the model.
     """
     hashes = {name: examples.sha256 for name, examples in sets.items()}
-    key = {"model": model, "sets": hashes, "tokens": with_tokens, "batch_size": batch_size, "values": FORMAT}
+    key = {"model": model, "sets": hashes, "tokens": how.with_tokens, "batch_size": how.batch_size, "values": FORMAT}
     path = cache_dir() / "likelihoods" / f"{content_hash(key)}.json"
     kept = processes.agree(_read_likelihoods(path, sets))
     if kept is not None:
@@ -90,17 +81,7 @@ def reference_likelihoods(
         if kept is not None:
             return kept
         loaded = load()
-        found = processes.agree(
-            set_likelihoods(
-                loaded.model,
-                loaded.task,
-                sets,
-                with_tokens=with_tokens,
-                batch_size=batch_size,
-                progress=progress,
-                description=description,
-            )
-        )
+        found = processes.agree(set_likelihoods(loaded.model, loaded.task, sets, how))
         if processes.is_main_process():
             write_text(path, json.dumps({name: scores.to_json() for name, scores in found.items()}))
         return found

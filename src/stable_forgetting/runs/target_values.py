@@ -12,7 +12,7 @@ from stable_forgetting.evaluation import LikelihoodScores, ModelScores
 from stable_forgetting.models.load import LoadedModel
 from stable_forgetting.objectives import Objective
 from stable_forgetting.runs.constants import forget_constants
-from stable_forgetting.runs.likelihoods import reference_likelihoods
+from stable_forgetting.runs.likelihoods import Measuring, reference_likelihoods
 from stable_forgetting.runs.models import RunModels
 from stable_forgetting.runs.sets import TARGETS, Sets
 from stable_forgetting.runs.target_distributions import target_distributions
@@ -74,15 +74,7 @@ def base_likelihoods(
     if objective.needs_targets and TARGETS in sets and models.config.objective.target.source == "holdout":
         missing["holdout"] = sets[TARGETS]
     if missing:
-        found |= reference_likelihoods(
-            lambda: base,
-            missing,
-            model=sha256,
-            with_tokens="label_targets" in objective.needs,
-            batch_size=settings.batch_size,
-            progress=models.progress,
-            description="base model",
-        )
+        found |= reference_likelihoods(lambda: base, missing, _how(models, objective, "base model"), model=sha256)
     return found
 
 
@@ -94,15 +86,13 @@ def pretrained_likelihoods(models: RunModels, objective: Objective) -> Likelihoo
     sets = {"forget": models.sets.forget}
     if target.source == "holdout":
         sets["holdout"] = _unseen(models.sets)
-    return reference_likelihoods(
-        models.pretrained,
-        sets,
-        model=models.pretrained_sha256,
-        with_tokens="label_targets" in objective.needs,
-        batch_size=models.config.evaluation.batch_size,
-        progress=models.progress,
-        description="pretrained model",
-    )
+    how = _how(models, objective, "pretrained model")
+    return reference_likelihoods(models.pretrained, sets, how, model=models.pretrained_sha256)
+
+
+def _how(models: RunModels, objective: Objective, description: str) -> Measuring:
+    by_label = "label_targets" in objective.needs
+    return Measuring(by_label, models.config.evaluation.batch_size, models.progress, description)
 
 
 def _unseen(sets: Sets) -> ExampleSet[Any]:

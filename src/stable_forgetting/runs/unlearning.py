@@ -11,13 +11,14 @@ from pathlib import Path
 from typing import Any
 
 from peft import PeftModel
+from torch import Tensor
 
 from stable_forgetting import processes
 from stable_forgetting.adapters import BoundedLoraConfig, LayerCertificate, attach, certificate
 from stable_forgetting.config import TargetConfig, TrainingConfig
 from stable_forgetting.data.examples import ExampleSet
 from stable_forgetting.data.language import DEFAULT_TEMPLATE
-from stable_forgetting.evaluation import LikelihoodScores, validation_data
+from stable_forgetting.evaluation import validation_data
 from stable_forgetting.models.tasks import Task
 from stable_forgetting.objectives import Objective
 from stable_forgetting.progress import Progress, SilentProgress
@@ -33,7 +34,7 @@ from stable_forgetting.runs.arguments import (
     make_task,
 )
 from stable_forgetting.runs.constants import forget_constants
-from stable_forgetting.runs.likelihoods import set_likelihoods
+from stable_forgetting.runs.likelihoods import Measuring, set_likelihoods
 from stable_forgetting.runs.target_distributions import target_distributions
 from stable_forgetting.runs.training_directory import claim, training_identity
 from stable_forgetting.runs.validation import validation_on
@@ -131,21 +132,7 @@ def unlearn(  # noqa: PLR0913  (one call with everything by name is the point of
     if output_dir is not None:
         claim(Path(output_dir), training_identity(model, chosen, target, settings, config, sets), resume=resume)
     move_to_training_device(model)
-    scores = _needed_scores(model, task, chosen, sets, settings, progress)
-    constants = forget_constants(
-        chosen,
-        base=scores,
-        pretrained={},
-        target=target,
-        distributions=partial(
-            target_distributions,
-            model=model,
-            task=task,
-            forget=sets["forget"],
-            batch_size=settings.forget_batch_size + settings.retain_batch_size,
-            progress=progress,
-        ),
-    )
+    constants = _constants(model, task, chosen, target, sets, settings, progress)
     peft_model = attach(model, config)
     with tempfile.TemporaryDirectory() as scratch, _unwrapped_on_error(peft_model):
         outcome = train(
@@ -173,25 +160,28 @@ def _unwrapped_on_error(peft_model: PeftModel) -> Iterator[None]:
         raise
 
 
-def _needed_scores(
+def _constants(
     model: Any,
     task: Task,
     objective: Objective,
+    target: TargetConfig,
     sets: Mapping[str, ExampleSet[Any]],
     settings: TrainingConfig,
     progress: Progress,
-) -> dict[str, LikelihoodScores]:
-    """The base model's likelihoods that the objective needs."""
+) -> dict[str, Tensor]:
+    """What the forget term needs of the base model, which is measured for it as far as that takes."""
     names = ["forget"] if objective.needs_targets or "reference_nll_sum" in objective.needs else []
     names += ["holdout"] if objective.needs_targets and "holdout" in sets else []
-    return set_likelihoods(
-        model,
-        task,
-        {name: sets[name] for name in names},
-        with_tokens="label_targets" in objective.needs,
-        batch_size=settings.forget_batch_size + settings.retain_batch_size,
-        progress=progress,
-        description="base model",
+    size = settings.forget_batch_size + settings.retain_batch_size
+    how = Measuring("label_targets" in objective.needs, size, progress, "base model")
+    return forget_constants(
+        objective,
+        base=set_likelihoods(model, task, {name: sets[name] for name in names}, how),
+        pretrained={},
+        target=target,
+        distributions=partial(
+            target_distributions, model=model, task=task, forget=sets["forget"], batch_size=size, progress=progress
+        ),
     )
 
 
