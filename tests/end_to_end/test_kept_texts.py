@@ -2,7 +2,9 @@
 
 import pytest
 
+from stable_forgetting.progress import SilentProgress
 from stable_forgetting.runs import run
+from stable_forgetting.runs.pipeline import prepare
 
 UPPER_BLOCK = {"trains": "adapter", "epochs": 2, "learning_rate": 0.01, "adapter": {"blocks": [1], "rank": 2}}
 
@@ -34,6 +36,21 @@ def test_what_is_kept_changes_no_result(problem, tmp_path, monkeypatch, finetune
     assert len(folders[1.0]) == 1  # pretrained, base and unlearned model have the same trunk
     assert not folders[0.0]
     assert found[1.0] == pytest.approx(found[0.0], rel=1e-3, abs=1e-5)
+
+
+@pytest.mark.parametrize(("finetune", "is_shared"), [(UPPER_BLOCK, True), ({"trains": "all", "epochs": 3}, False)])
+def test_retain_models_read_what_is_kept_if_their_lower_blocks_are_those_of_the_base_model(
+    problem, tmp_path, monkeypatch, finetune, is_shared
+):
+    monkeypatch.setenv("STABLE_FORGETTING_CACHE", str(tmp_path / "cache"))
+    models = prepare(problem.config(model__finetune=finetune, adapter__blocks=[1]), SilentProgress())
+    base = models.base().task
+    base.collate(models.sets.forget.examples)
+    retain = models.retain().task
+    assert base.trunk is not None
+    assert (retain.trunk is not None) == is_shared
+    if is_shared:
+        assert retain.trunk._store.folder == base.trunk._store.folder
 
 
 def test_nothing_is_kept_where_every_block_changes(problem, tmp_path, monkeypatch):

@@ -36,6 +36,11 @@ class Task(Protocol):
         """The kind."""
         ...
 
+    @property
+    def trunk(self) -> FrozenTrunk | None:
+        """The frozen part of the model whose outputs are kept."""
+        ...
+
     def collate(self, examples: Sequence[Any]) -> Batch:
         """Stack examples into a batch; every tensor has one row per example."""
         ...

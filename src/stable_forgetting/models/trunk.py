@@ -79,6 +79,11 @@ class FrozenTrunk:
         return ArrayStore(self._root / self._sha256()[:24])
 
     @property
+    def has_outputs(self) -> bool:
+        """Whether outputs of this trunk are kept already, by whichever model."""
+        return self._store.folder.is_dir()
+
+    @property
     def _dtype(self) -> torch.dtype:
         return next(self.embeddings.parameters()).dtype
 

@@ -124,8 +124,13 @@ class RunModels:
         return model_sha256(self.pretrained().model)
 
     def _measured_once(self, loaded: LoadedModel) -> LoadedModel:
-        """A language model with a trunk of its own would read each prompt once for every answer, and never again."""
-        return self._with_kept_trunk(loaded) if self.config.task == "image" else loaded
+        """Keeps outputs of texts only for a trunk that others have, too: finetuning often leaves none but its own.
+
+        A trunk of its own would read each prompt once for every answer, and never again.
+        """
+        kept = self._with_kept_trunk(loaded)
+        trunk = kept.task.trunk
+        return kept if self.config.task == "image" or (trunk is not None and trunk.has_outputs) else loaded
 
     def _with_kept_trunk(self, loaded: LoadedModel) -> LoadedModel:
         if self.config.training.bf16:  # a trunk's kept outputs are those of a pass in the model's own precision
