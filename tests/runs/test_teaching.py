@@ -85,6 +85,29 @@ def test_trainings_follow_on_each_other(tmp_path):
     assert not torch.equal(both["classifier.weight"], alone["classifier.weight"])
 
 
+@pytest.mark.parametrize("training", [{"trains": "head"}, {"trains": "adapter", "adapter": ADAPTER}, {"trains": "all"}])
+def test_a_share_of_the_change_can_be_kept(tmp_path, training):
+    whole = taught(tmp_path / "whole", training)
+    share = taught(tmp_path / "share", training, change_kept=0.25)
+    for name, before in tiny_image_model().state_dict().items():
+        torch.testing.assert_close(share[name], 0.75 * before + 0.25 * whole[name])
+        assert torch.equal(share[name], before) == torch.equal(whole[name], before), name
+
+
+def test_tied_weights_are_taken_back_once(tmp_path):
+    def tied(change_kept: float) -> torch.Tensor:
+        model = tiny_language_model()
+        model.lm_head.weight = model.model.embed_tokens.weight
+        training = FinetuneConfig(trains="all", change_kept=change_kept, **QUICK)
+        loaded = LoadedModel(model, LanguageTask(FakeTokenizer()), "tiny")
+        work_dir = tmp_path / str(change_kept)
+        taught_one, _ = teach(loaded, language_set("retain", 6), [training], work_dir=work_dir, disk_cache_gib=0)
+        return taught_one.model.lm_head.weight.detach().clone()
+
+    before = tiny_language_model().model.embed_tokens.weight
+    torch.testing.assert_close(tied(0.25), 0.75 * before + 0.25 * tied(1.0))
+
+
 @pytest.mark.parametrize("training", [{"trains": "head"}, {"trains": "adapter", "adapter": ADAPTER}])
 def test_kept_outputs_change_nothing_but_time(tmp_path, training):
     with_cache = taught(tmp_path / "kept", training)

@@ -49,6 +49,9 @@ class FinetuneConfig(Section):
     """Share of the updates in which the learning rate rises from 0."""
     schedule: Schedule = "cosine"
     """How the learning rate falls afterwards."""
+    change_kept: Annotated[float, Field(gt=0, le=1)] = 1.0
+    """Share of the change of all weights that is kept in the end. Below 1 the model knows the examples less by heart,
+    and keeps more of what it knew (Wortsman et al. 2022, arXiv 2109.01903)."""
     seed: int = 0
     """Of the order of the examples."""
 

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 
 from stable_forgetting.adapters import attach
 from stable_forgetting.config import FinetuneConfig
@@ -52,6 +53,7 @@ def teach(
     """
     seconds: list[float | None] = []
     for number, settings in enumerate(trainings):
+        before = _weights(loaded.model) if settings.change_kept < 1 else {}
         stage = description if len(trainings) == 1 else f"{description}, {number + 1} of {len(trainings)}"
         student = _prepared(loaded, settings)
         count = inputs_of(taught, with_alternatives=False)
@@ -70,6 +72,7 @@ def teach(
             raise NotFiniteError(f"The {stage} came to nothing: {outcome.stopped} Lower model.finetune.learning_rate.")
         seconds.append(outcome.seconds)
         model = student.model.merge_and_unload() if settings.trains == "adapter" else student.model
+        _take_back(model, before, 1 - settings.change_kept)
         loaded = LoadedModel(model.requires_grad_(True).eval(), loaded.task, loaded.source)
     known = [taken for taken in seconds if taken is not None]
     return loaded, sum(known) if len(known) == len(seconds) else None
@@ -88,6 +91,18 @@ def _prepared(loaded: LoadedModel, settings: FinetuneConfig) -> LoadedModel:
     for name in heads:
         model.get_submodule(name).requires_grad_(True)
     return loaded
+
+
+def _weights(model: nn.Module) -> dict[str, Tensor]:
+    return {name: weight.detach().cpu().clone() for name, weight in model.named_parameters()}
+
+
+@torch.no_grad()
+def _take_back(model: nn.Module, before: Mapping[str, Tensor], share: float) -> None:
+    """Move weights back by a share of the way to what they were before; those that did not change stay exactly."""
+    for name, weight in model.named_parameters():
+        if name in before:
+            weight.lerp_(before[name].to(weight), share)
 
 
 def _known_heads(model: nn.Module) -> list[str]:
