@@ -11,6 +11,7 @@ import yaml
 from pydantic import BaseModel
 
 from stable_forgetting.config import (
+    FinetuneConfig,
     RunConfig,
     TrainingConfig,
     apply_change,
@@ -308,3 +309,26 @@ def test_beta_limit_and_targets_change_what_uses_them(trained_adapter):
         )
     }
     assert len(adapters) == 4
+
+
+def test_a_list_of_no_trainings_is_refused():
+    with pytest.raises(ConfigError, match=r"model.finetune = \[\].*names no training.*or null"):
+        parse_config(SMALLEST | {"model": {"name": "m", "finetune": []}})
+
+
+def test_a_model_is_taught_with_plain_lora_also_where_a_part_of_the_adapter_is_given():
+    given = {"trains": "adapter", "adapter": {"blocks": [1]}}
+    (training,) = parse_config(SMALLEST | {"model": {"name": "m", "finetune": given}}).model.finetune
+    assert training.adapter.blocks == [1]
+    assert training.adapter.model_copy(update={"blocks": None}) == FinetuneConfig().adapter
+    assert (training.adapter.bound, training.adapter.rank, training.adapter.omega, training.adapter.scale) == (
+        "identity",
+        16,
+        1.0,
+        1.0,
+    )
+
+
+def test_image_runs_have_no_retain_log():
+    with pytest.raises(ConfigError, match="retain_log: there are logs of language models only; give retain_model"):
+        parse_config(SMALLEST | {"task": "image", "retain_log": "x.json"})

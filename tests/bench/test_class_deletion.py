@@ -539,3 +539,18 @@ def test_a_file_without_a_benchmark_is_refused(tmp_path: Path) -> None:
     (tmp_path / "experiment.yaml").write_text("benchmark: tofo\nmodel: a/b\n")
     with pytest.raises(ConfigError, match="Did you mean 'tofu'"):
         load_experiment(tmp_path / "experiment.yaml", {})
+
+
+@pytest.mark.parametrize("change", [{"model.finetune": None}, {"base_model": "another"}])
+def test_what_no_model_has_seen_is_not_changed_by_a_setting(compare: Any, change: dict[str, Any]) -> None:
+    for request in ({"random": 5}, {"forget": "crab", "validation": True}):
+        with pytest.raises(ConfigError, match=r"known what no model has seen.*say --finetuned"):
+            compare(**request, set=change)
+
+
+def test_a_given_classifier_is_not_finetuned(compare: Any, model: Path) -> None:
+    for given in ({"finetuned": True}, {"retain_model": str(model)}):
+        with pytest.raises(
+            ConfigError, match=r"'model\.finetune\.epochs' is set, but with finetuned or a retain model"
+        ):
+            compare(forget="crab", set={"model.finetune.epochs": 3}, **given)

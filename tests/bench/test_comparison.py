@@ -1,10 +1,11 @@
 """Comparisons: one method that fails, and folders that hold other runs."""
 
 import pytest
+import yaml
 
-from stable_forgetting.bench import Comparison, run_comparison
+from stable_forgetting.bench import Comparison, load_comparison, run_comparison
 from stable_forgetting.bench import comparison as module
-from stable_forgetting.errors import NotFiniteError, RunDirectoryError
+from stable_forgetting.errors import ConfigError, NotFiniteError, RunDirectoryError
 from stable_forgetting.progress import SilentProgress
 from stable_forgetting.records import read_record
 from stable_forgetting.runs import pipeline
@@ -87,3 +88,17 @@ def test_a_bug_is_not_a_failed_method(problem, tmp_path, broken):
     broken("tanh", KeyError("a bug"))
     with pytest.raises(KeyError, match="a bug"):
         run_all(Comparison(problem.changed(training__steps=2), METHODS), tmp_path / "out")
+
+
+@pytest.mark.parametrize(
+    ("place", "of"), [("adapter.bound", "adapter.bound"), ("adapter", "adapter.bound"), ("name", "name")]
+)
+def test_a_change_that_methods_undo_is_refused(problem, tmp_path, place, of):
+    path = tmp_path / "comparison.yaml"
+    path.write_text(yaml.safe_dump({**problem.changed(), "methods": METHODS}, sort_keys=False))
+    with pytest.raises(
+        ConfigError, match=f"'{place}' cannot be changed for all runs, because the method 'sine' sets '{of}'"
+    ):
+        load_comparison(path, [(place, "tanh")])
+    changed = load_comparison(path, [("training.steps", 3)])
+    assert {config.training.steps for config in changed.configs().values()} == {3}

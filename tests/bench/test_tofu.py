@@ -193,3 +193,10 @@ def test_unknown_names_are_refused(given: dict[str, object], wrong: str) -> None
 def test_a_folder_without_the_files_is_refused(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="forget10_perturbed"):
         tofu_comparison("forget10", data=str(tmp_path))
+
+
+@pytest.mark.parametrize("place", ["model.finetune", "model.finetune.epochs"])
+@pytest.mark.parametrize("given", [{"retain_model": "a/retain"}, {"retain_log": "TOFU_EVAL.json"}])
+def test_no_finetuning_of_a_given_base_model(place: str, given: dict[str, str]) -> None:
+    with pytest.raises(ConfigError, match=f"'{place}' is set, but with a retain model or its log"):
+        tofu_comparison(model="a/base", set={place: 3}, **given)

@@ -1,6 +1,7 @@
 """What identifies a run's inputs: changed data, templates and models are noticed, never mixed with the old ones."""
 
 import json
+import re
 import shutil
 
 import numpy as np
@@ -9,7 +10,7 @@ import torch
 from transformers import AutoModelForCausalLM, ViTImageProcessorPil
 
 from stable_forgetting.config import parse_config
-from stable_forgetting.errors import DataError, RunDirectoryError
+from stable_forgetting.errors import ConfigError, DataError, ModelError, RunDirectoryError
 from stable_forgetting.models.load import load_model
 from stable_forgetting.runs import prepare, run
 from stable_forgetting.runs.check import check_config
@@ -120,3 +121,20 @@ def test_peak_memory_begins_anew():
     del held
     reset_peak_memory()
     assert peak_memory_bytes() < before - 100_000_000
+
+
+@pytest.mark.parametrize(
+    ("adapter", "message"),
+    [
+        ({"bound": "sinee"}, "model.finetune.adapter: .*sinee"),
+        ({"target_modules": "nonsense"}, "model.finetune.adapter: .*nonsense"),
+        ({"blocks": [99]}, "model.finetune.adapter: .*99"),
+    ],
+)
+def test_adapters_of_the_finetuning_are_checked_before_anything_is_trained(problem, tmp_path, adapter, message):
+    trainings = [{"trains": "all", "epochs": 1}, {"trains": "adapter", "adapter": adapter}]
+    config = problem.config(model__finetune=trainings)
+    with pytest.raises((ConfigError, ModelError), match=message):
+        run(config, tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+    assert any(re.search(message, found) for found in check_config(config).problems)

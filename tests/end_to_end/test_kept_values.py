@@ -8,9 +8,10 @@ from contextlib import contextmanager
 
 import numpy as np
 import pytest
+from safetensors.torch import load_file, save_file
 
 from data_paths import shared_data
-from stable_forgetting.errors import DataError, RunDirectoryError
+from stable_forgetting.errors import DataError, NotFiniteError, RunDirectoryError
 from stable_forgetting.progress import SilentProgress
 from stable_forgetting.runs import likelihoods, pipeline, prepare, run, scoring
 from stable_forgetting.runs.check import check_config
@@ -53,6 +54,12 @@ def test_files_behind_links_and_images_in_tables_are_looked_at(problem, tmp_path
     assert str(linked / "crab" / "a.png") in local_files(problem.config(retain_model=str(linked)))
     table = problem.config()
     assert local_files(table.model_copy(update={"task": "image"})) is None
+    capitals = problem.config(data__forget__path=str(tmp_path / "images.CSV"))
+    others = {name: {"path": str(linked)} for name in ("source", "retain", "holdout")}
+    data = capitals.data.model_copy(
+        update={name: capitals.data.forget.model_copy(update=at) for name, at in others.items()}
+    )
+    assert local_files(capitals.model_copy(update={"task": "image", "data": data})) is None
 
 
 def test_another_retain_model_in_the_same_place_is_another_input(own_files, tmp_path):
@@ -218,3 +225,48 @@ def test_whatever_models_are_asked_is_shown_to_its_end(problem, tmp_path, monkey
     assert counts["pretrained model: likelihood of holdout"] == (holdout, "answers")
     assert counts["base model: target distributions"] == (forget, "answers")
     assert [bar["done"] for bar in bars.opened] == [bar["total"] for bar in bars.opened]
+
+
+def test_a_base_model_that_was_made_anew_does_not_go_on_with_the_adapter_of_another(problem, tmp_path, monkeypatch):
+    monkeypatch.setenv("STABLE_FORGETTING_CACHE", str(tmp_path / "cache"))
+    config = problem.config(model__finetune={"epochs": 3}, training__steps=2)
+
+    def fail(*_, **__):
+        raise NotFiniteError("stopped here")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(pipeline, "train", fail)
+        with pytest.raises(NotFiniteError):
+            run(config, tmp_path / "run")
+    for folder in (tmp_path / "cache" / "models").iterdir():  # another version's finetuning ends elsewhere
+        weights = load_file(folder / "model.safetensors")
+        save_file(
+            {name: 1.01 * value for name, value in weights.items()}, folder / "model.safetensors", {"format": "pt"}
+        )
+    with pytest.raises(RunDirectoryError, match="was begun on a base model with other weights"):
+        run(config, tmp_path / "run", resume=True)
+    assert not (tmp_path / "run" / "adapter").exists()
+
+
+def test_a_finished_run_is_given_back_though_its_models_were_deleted(own_files, tmp_path):
+    shutil.copytree(own_files.model, tmp_path / "merged")
+    config = own_files.config(base_model=str(tmp_path / "merged"))
+    record = run(config, tmp_path / "run")
+    shutil.rmtree(tmp_path / "merged")
+    assert run(config, tmp_path / "run", resume=True) == record
+    (own_files.folder / "forget.jsonl").unlink()
+    with pytest.raises(DataError):
+        run(config, tmp_path / "run", resume=True)
+
+
+def test_what_a_kill_left_of_a_finetuning_is_cleared_away(problem, tmp_path, monkeypatch):
+    monkeypatch.setenv("STABLE_FORGETTING_CACHE", str(tmp_path / "cache"))
+    config = problem.config(model__finetune={"epochs": 1})
+    prepare(config, SilentProgress()).base()
+    (folder,) = (tmp_path / "cache" / "models").iterdir()
+    left = folder.with_name(f"{folder.name}.training")
+    left.mkdir()
+    models = prepare(config, SilentProgress())
+    models.base()
+    assert not left.exists()
+    assert models.seconds["base"] > 0

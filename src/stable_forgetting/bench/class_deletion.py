@@ -15,7 +15,7 @@ from stable_forgetting.bench.comparison import Comparison
 from stable_forgetting.bench.division import Aside, Division, divide
 from stable_forgetting.bench.given_models import check_classifier, check_pretrained, model_config
 from stable_forgetting.bench.image_table import ImageTable, TableNames, read_image_table
-from stable_forgetting.bench.methods import PROBLEMS_DIR, Changes, method_changes, refuse_changes
+from stable_forgetting.bench.methods import PROBLEMS_DIR, Changes, method_changes, refuse_changes, refuse_finetuning
 from stable_forgetting.bench.requests import (
     Request,
     all_of,
@@ -71,6 +71,7 @@ def class_deletion_comparison(options: ClassDeletionOptions, out_dir: Path, *, p
     table = read_image_table(options.data, TableNames(template["columns"], template["test_splits"], template["data"]))
     methods = method_changes(options, class_objectives(table.num_classes))
     _refuse_stops_at_what_stays(options, methods)
+    _refuse_other_models(options)
     requests, listed = class_requests(options, table), listed_rows(options, table)
     aside = Aside(
         test=table.test_split is None,
@@ -103,6 +104,20 @@ def class_deletion_comparison(options: ClassDeletionOptions, out_dir: Path, *, p
         return _sequence(Comparison(shared, methods, notes=notes), sets, out_dir)
     found = {f"{name}-{method}": {**sets[name], **changes} for name in sets for method, changes in methods.items()}
     return Comparison(shared, found, notes=notes)
+
+
+def _refuse_other_models(options: ClassDeletionOptions) -> None:
+    """Refuse changes of which models there are: it decides on what is known to be unseen, and so on the sets."""
+    if not options.makes_models:
+        refuse_finetuning(options, "finetuned or a retain model")
+        return
+    given = options.set
+    if given.get("base_model") is not None or ("model.finetune" in given and given["model.finetune"] is None):
+        raise ConfigError(
+            "'base_model' and 'model.finetune: null' are no changes for all runs: base and retain model are made by "
+            "finetuning here, by which it is known what no model has seen. If the model knows the classes already, say "
+            "--finetuned."
+        )
 
 
 def _refuse_changes_of_sets(options: ClassDeletionOptions, aside: Aside) -> None:

@@ -9,6 +9,7 @@ from typing import Any
 
 import yaml
 
+from stable_forgetting.bench.methods import refuse_changes
 from stable_forgetting.config import RunConfig, apply_change, parse_config, read_yaml
 from stable_forgetting.errors import ConfigError, RunDirectoryError, StableForgettingError
 from stable_forgetting.progress import Progress
@@ -65,6 +66,8 @@ def load_comparison(path: Path, changes: Sequence[tuple[str, Any]] = ()) -> Comp
             f"The comparison '{path}' needs a section 'methods' with the changes of each method by its name, such as "
             "'sine: {adapter.bound: sine}'. For a single method use `forget run`."
         )
+    for name, chosen in methods.items():
+        refuse_changes(dict(changes), ["name", *chosen], f"the method '{name}'", f"the file '{path}'")
     for place, value in changes:
         apply_change(given, place, value)
     return Comparison(given, methods)

@@ -91,6 +91,24 @@ def refuse_changes(given: Mapping[str, Any], chosen: Iterable[str], who: str, op
         )
 
 
+def refuse_finetuning(options: BenchmarkOptions, given: str) -> None:
+    """Refuse settings of a finetuning where a base model is given.
+
+    Args:
+        options: The options.
+        given: What gives it, in words.
+
+    Raises:
+        ConfigError: There is such a setting.
+    """
+    places = [place for place in options.set if f"{place}.".startswith("model.finetune.")]
+    if places and options.set[places[0]] is not None:
+        raise ConfigError(
+            f"'{places[0]}' is set, but with {given} the model is the base model, and nothing is finetuned. Leave one "
+            "of the two out."
+        )
+
+
 def _combinations(options: BenchmarkOptions) -> list[tuple[str, str, float | None]]:
     """Objective, bound and learning rate (None: the benchmark's) of each method."""
     rates: list[float | None] = [None] if options.learning_rates is None else [*options.learning_rates]

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from stable_forgetting.bench.comparison import Comparison
-from stable_forgetting.bench.methods import PROBLEMS_DIR, method_changes
+from stable_forgetting.bench.methods import PROBLEMS_DIR, method_changes, refuse_finetuning
 from stable_forgetting.config import apply_change, read_yaml
 from stable_forgetting.config.benchmark_options import TofuOptions
 from stable_forgetting.errors import ConfigError, DataError, unknown_name
@@ -46,6 +46,8 @@ def tofu_comparison(options: TofuOptions) -> Comparison:
     shared["model"] = {"name": options.model}
     if options.retain_model is None and options.retain_log is None:
         shared["model"]["finetune"] = template["finetune"]
+    else:
+        refuse_finetuning(options, "a retain model or its log")
     shared |= {"retain_model": options.retain_model, "retain_log": options.retain_log}
     if options.split not in template["splits"]:
         raise ConfigError(unknown_name("split", options.split, template["splits"]))

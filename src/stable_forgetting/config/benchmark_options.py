@@ -46,7 +46,8 @@ class BenchmarkOptions(Section):
     data: str
     """Hub name or folder of the data."""
     retain_model: str | None = None
-    """A model that never saw the forget set. If given, the model is the base model; else both are finetuned from it."""
+    """A model that never saw the forget set. With it or a log of one, the model is the base model; else both are
+    finetuned from it."""
     objectives: Names = ("gradient_difference",)
     """Names, with commas: those of `forget list objectives`, and calibrated_mean, calibrated_pretrained,
     and calibrated_labels and calibrated_distribution with _placed or _pretrained behind them."""
@@ -80,7 +81,7 @@ class TofuOptions(BenchmarkOptions):
     split: str = "forget10"
     """forget01, forget05, forget10, tofu-20, or forget01-validation, forget05-validation, tofu-20-validation."""
     retain_log: str | None = None
-    """TOFU_EVAL.json of a retain model, in its place."""
+    """TOFU_EVAL.json of a retain model, in its place. The model is the base model then."""
 
     @property
     def title(self) -> str:

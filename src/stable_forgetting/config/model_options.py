@@ -29,13 +29,26 @@ class AdapterConfig(Section):
     """Of the random start of A."""
 
 
+class TeachingAdapterConfig(AdapterConfig):
+    """The adapter that a model is taught with: plain LoRA, where nothing else is said."""
+
+    bound: str = "identity"
+    """Bounding function; `forget list bounds` shows them."""
+    rank: Count = 16
+    """Columns of B and rows of A."""
+    omega: Positive = 1.0
+    """Frequency inside the bound."""
+    scale: Positive | None = 1.0
+    """Factor of the change, and with another bound the largest change of any weight."""
+
+
 class FinetuneConfig(Section):
     """How the base model is taught the forget and retain sets, and the retain model the retain set alone."""
 
     trains: Literal["all", "head", "adapter"] = "all"
     """What is trained: the whole model; the head of an image classifier alone; or adapters (and the head of an image
     classifier), which are merged afterwards."""
-    adapter: AdapterConfig = AdapterConfig(bound="identity", rank=16, omega=1.0, scale=1.0)
+    adapter: TeachingAdapterConfig = TeachingAdapterConfig()
     """With `adapter`: which one; plain LoRA by default."""
     epochs: Positive = 8
     """Passes over the set that is taught."""
@@ -84,4 +97,6 @@ class ModelConfig(Section):
     @field_validator("finetune", mode="before")
     @classmethod
     def _list_of_trainings(cls, given: Any) -> Any:
+        if given == []:
+            raise ValueError("names no training; give one or several, or null for a model that is used as it is")
         return [given] if isinstance(given, dict | FinetuneConfig) else given

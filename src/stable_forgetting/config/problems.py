@@ -31,6 +31,8 @@ def find_problems(config: RunConfig) -> list[str]:
     problems = _problems_of_sets(data)
     if config.task == "image":
         problems += [f"data.{name}: only language models have it" for name in _LANGUAGE_ONLY if getattr(data, name)]
+        if config.retain_log:
+            problems.append("retain_log: there are logs of language models only; give retain_model")
         if config.evaluation.compat:
             problems.append(f"evaluation.compat: '{config.evaluation.compat}' is a protocol of language models")
     else:

@@ -226,7 +226,8 @@ def _read_label(label: Any, num_classes: int | None, place: str) -> int:
     if num_classes is not None and label >= num_classes:
         raise DataError(
             f"The label in {place} is {label}, but there are {num_classes} classes. "
-            f"Labels must be from 0 to {num_classes - 1}; otherwise raise num_classes."
+            f"Labels must be from 0 to {num_classes - 1}: the model has as many classes, or "
+            "data.num_classes says so."
         )
     return int(label)
 

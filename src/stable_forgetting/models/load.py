@@ -247,12 +247,20 @@ def _ready(model: Any, processor: Any, source: ModelSource) -> LoadedModel:
     return LoadedModel(model.eval(), LanguageTask(processor), source.name)
 
 
-def save_model(loaded: LoadedModel, folder: Path) -> None:
-    """Write model and tokenizer or processor so that the folder is there in full or not at all."""
+def save_model(loaded: LoadedModel, folder: Path, beside: Mapping[str, str] | None = None) -> None:
+    """Write model and tokenizer or processor so that the folder is there in full or not at all.
+
+    Args:
+        loaded: The model.
+        folder: Where it goes; what is there is replaced.
+        beside: Further text files by name.
+    """
     partial = folder.with_name(f".{folder.name}.partial")
     shutil.rmtree(partial, ignore_errors=True)
     loaded.model.save_pretrained(partial)
     loaded.processor.save_pretrained(partial)
+    for name, text in (beside or {}).items():
+        (partial / name).write_text(text, encoding="utf-8")
     shutil.rmtree(folder, ignore_errors=True)
     partial.replace(folder)
 

@@ -26,6 +26,7 @@ from stable_forgetting.runs.memory import Devices, Estimate, estimate
 from stable_forgetting.runs.models import configured_source, other_source
 from stable_forgetting.runs.retain_log import check_retain_log, logged_retain_values
 from stable_forgetting.runs.sets import Sets, load_set_rows, make_sets, num_classes, process_with
+from stable_forgetting.runs.teaching import check_teaching
 from stable_forgetting.runs.validation import check_validation, wrong_metrics
 
 logger = logging.getLogger(__name__)
@@ -71,7 +72,7 @@ def check_config(config: RunConfig, devices: Devices | None = None) -> Check:
         devices: The GPUs whose memory is estimated; one by default.
     """
     found = Check()
-    adapter = _attempt(found, lambda: adapter_config(config))
+    adapter = _attempt(found, lambda: bounded_config(config.adapter))
     objective = _attempt(found, lambda: configured_objective(config))
     found.problems = _wrong_names(config)
     rows = _attempt(found, lambda: load_set_rows(config.data))
@@ -99,6 +100,8 @@ def check_config(config: RunConfig, devices: Devices | None = None) -> Check:
         _attempt(found, lambda: check_pixel_values(config, sets, loaded))
         found.notes += _attempt(found, lambda: check_label_names(config, sets, loaded)) or []
         found.sets = {name: len(examples) for name, examples in sets.by_name.items()}
+    if model is not None:
+        _attempt(found, lambda: check_teaching(model, config.model.finetune or []))
     if model is not None and adapter is not None:
         _attempt(found, lambda: _describe_adapter(found, model, adapter))
     is_known = sets is not None or is_config_alone(source)  # what examples need is not guessed where some are wrong
@@ -152,7 +155,7 @@ def without_content(model: Any, config: RunConfig) -> PeftModel:
     """
     with torch.device("meta"):
         layers = type(model)(model.config)
-    return attach(layers, adapter_config(config))
+    return attach(layers, bounded_config(config.adapter))
 
 
 def num_outputs(loaded: LoadedModel, data: DataConfig) -> int | None:
@@ -258,7 +261,7 @@ def check_pixel_values(config: RunConfig, sets: Sets, loaded: LoadedModel) -> No
 def _wrong_names(config: RunConfig) -> list[str]:
     found = Check()
     _attempt(found, lambda: configured_objective(config))
-    _attempt(found, lambda: adapter_config(config))
+    _attempt(found, lambda: bounded_config(config.adapter))
     return found.problems + wrong_metrics(config.training, config.task)
 
 
@@ -277,11 +280,6 @@ def configured_objective(config: RunConfig) -> Objective:
         beta=chosen.beta,
         limit=chosen.limit,
     )
-
-
-def adapter_config(config: RunConfig) -> BoundedLoraConfig:
-    """The run's adapter in PEFT's words."""
-    return bounded_config(config.adapter)
 
 
 def _attempt(found: Check, action: Callable[[], Result]) -> Result | None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,7 @@ from stable_forgetting.records import RECORD_NAME, RunRecord, read_record, write
 CONFIG_NAME = "config.yaml"
 INPUTS_NAME = "inputs.json"
 FILES_NAME = "files.json"
+BASE_NAME = "base_model.json"
 
 _NUM_SHOWN = 3
 """Settings that are named where some differ."""
@@ -51,14 +52,19 @@ class RunDirectory:
         record = read_record(self.path)
         return None if record.status == "failed" else record
 
-    def has_files(self, files: Mapping[str, list[int]] | None) -> bool:
+    def has_files(self, files: Mapping[str, list[int]] | None, gone: Sequence[Path] = ()) -> bool:
         """Whether no local file that the run read has changed since; one that has may still hold the same examples.
 
         Args:
             files: What `local_files` gives now.
+            gone: Folders that are no longer there and cannot be other ones: their files are not missed.
         """
         path = self.path / FILES_NAME
-        return files is not None and path.is_file() and json.loads(path.read_text(encoding="utf-8")) == files
+        if files is None or not path.is_file():
+            return False
+        known = json.loads(path.read_text(encoding="utf-8")) or {}
+        missed = {file for file in known if any(Path(file).is_relative_to(folder) for folder in gone)}
+        return files == {file: state for file, state in known.items() if file not in missed}
 
     def check(self, config: RunConfig, *, resume: bool) -> None:
         """Whether the directory is free for a run, or holds the run that is to be resumed; nothing is written.
@@ -118,6 +124,26 @@ class RunDirectory:
             raise RunDirectoryError(
                 f"The run directory '{self.path}' cannot be written: {error.strerror}. Choose another with --out."
             ) from error
+
+    def claim_base(self, sha256: str) -> None:
+        """Write which base model the run trains on: one that is made by finetuning can be made anew with other weights.
+
+        All processes check; the main one writes.
+
+        Args:
+            sha256: Hash of its weights.
+
+        Raises:
+            RunDirectoryError: What is here was begun on another one.
+        """
+        path = self.path / BASE_NAME
+        if path.is_file() and json.loads(path.read_text(encoding="utf-8")) != {"sha256": sha256}:
+            raise RunDirectoryError(
+                f"The run in '{self.path}' was begun on a base model with other weights: it was made anew since then, "
+                "by other versions or on another machine, so the run cannot be resumed. Choose another with --out."
+            )
+        if processes.is_main_process():
+            write_text(path, json.dumps({"sha256": sha256}))
 
     def _models_of_record(self, inputs: Mapping[str, str]) -> dict[str, str]:
         """Hashes of given models that a finished run has in its record: earlier versions have them there alone."""

@@ -24,12 +24,21 @@ def local_files(config: RunConfig) -> dict[str, list[int]] | None:
     """
     sources = [config.data.source, *(getattr(config.data, name) for name in SET_NAMES)]
     paths_of_data = [source.path for source in sources if source is not None and source.path is not None]
-    if config.task == "image" and any(path.endswith(_TABLES) for path in paths_of_data):
+    if config.task == "image" and any(path.lower().endswith(_TABLES) for path in paths_of_data):
         return None
-    models = (config.model.name, config.base_model, config.retain_model, config.pretrained_model)
-    named = [*paths_of_data, *models, config.retain_log]
+    named = [*paths_of_data, *_models(config), config.retain_log]
     paths = dict.fromkeys(Path(name).expanduser() for name in named if name is not None)
     return {str(file): _state(file) for path in paths for file in _files(path)}
+
+
+def gone_models(config: RunConfig) -> list[Path]:
+    """Models of a config that are no local folder (any more), such as merged models that were deleted for room."""
+    places = [Path(name).expanduser() for name in _models(config) if name is not None]
+    return [place for place in places if not place.exists()]
+
+
+def _models(config: RunConfig) -> tuple[str | None, ...]:
+    return config.model.name, config.base_model, config.retain_model, config.pretrained_model
 
 
 def _files(path: Path) -> Iterator[Path]:

@@ -19,7 +19,6 @@ from stable_forgetting.data.examples import ExampleSet
 from stable_forgetting.errors import ConfigError
 from stable_forgetting.models.load import LoadedModel, ModelSource, cache_dir, load_model, model_sha256, save_model
 from stable_forgetting.progress import Progress
-from stable_forgetting.records import write_text
 from stable_forgetting.runs.cache import content_hash, made_once
 from stable_forgetting.runs.kept import inputs_of, with_kept_trunk
 from stable_forgetting.runs.sets import Sets
@@ -149,6 +148,8 @@ class RunModels:
             with made_once(folder.name, what=f"the {role} model"):
                 if not processes.agree(folder.is_dir()):
                     self._make(folder, taught, trainings, role)
+        if processes.is_main_process():
+            shutil.rmtree(_work_dir(folder), ignore_errors=True)  # also where a kill came between the two
         self._read_seconds(folder, role)
         kept = load_model(self.source(str(folder)))
         return LoadedModel(kept.model, kept.task, source)
@@ -160,13 +161,9 @@ class RunModels:
 
     def _make(self, folder: Path, taught: ExampleSet[Any], trainings: Sequence[FinetuneConfig], role: str) -> None:
         """Teach the pretrained model, and keep it in the folder."""
-        work_dir = folder.with_name(f"{folder.name}.training")
-        student, seconds = self.teach(taught, trainings, work_dir, f"finetuning the {role} model")
+        student, seconds = self.teach(taught, trainings, _work_dir(folder), f"finetuning the {role} model")
         if processes.is_main_process():
-            save_model(student, folder)
-            if seconds is not None:
-                write_text(folder / SECONDS_NAME, json.dumps(seconds))
-            shutil.rmtree(work_dir, ignore_errors=True)
+            save_model(student, folder, {} if seconds is None else {SECONDS_NAME: json.dumps(seconds)})
         processes.wait_for_all()
 
     def teach(
@@ -199,6 +196,11 @@ class RunModels:
             "dtype": self.config.model.dtype,
             "image_size": self.config.model.image_size,
         }
+
+
+def _work_dir(folder: Path) -> Path:
+    """Checkpoints of the finetuning of a model that will be kept in a folder."""
+    return folder.with_name(f"{folder.name}.training")
 
 
 def _check_can_teach(config: RunConfig) -> None:

@@ -22,8 +22,8 @@ from stable_forgetting.models.load import LoadedModel, load_model, model_sha256,
 from stable_forgetting.objectives import Objective
 from stable_forgetting.progress import Progress, SilentProgress
 from stable_forgetting.records import ModelEvaluation, ModelRole, RunRecord, finetuning_phase, write_record
+from stable_forgetting.runs.adapter import bounded_config
 from stable_forgetting.runs.check import (
-    adapter_config,
     check_names,
     check_other_models,
     check_texts,
@@ -33,7 +33,7 @@ from stable_forgetting.runs.check import (
 )
 from stable_forgetting.runs.directory import RunDirectory
 from stable_forgetting.runs.environment import environment, peak_memory_bytes, reset_peak_memory
-from stable_forgetting.runs.files import local_files
+from stable_forgetting.runs.files import gone_models, local_files
 from stable_forgetting.runs.kept import first_adapted_block, pixel_store
 from stable_forgetting.runs.models import RunModels, configured_source
 from stable_forgetting.runs.outcomes import (
@@ -48,6 +48,7 @@ from stable_forgetting.runs.saved_adapter import save_adapter
 from stable_forgetting.runs.scoring import kept_scores, measured_sets, reference_scores, score, write_scores
 from stable_forgetting.runs.sets import Sets, load_set_rows, make_sets, num_classes
 from stable_forgetting.runs.target_values import constants_of_run
+from stable_forgetting.runs.teaching import check_teaching
 from stable_forgetting.runs.validation import check_validation, checkpoint_choice, validation_of_run
 from stable_forgetting.training import Sets as TrainingSets
 from stable_forgetting.training import TrainingOutcome, train
@@ -86,13 +87,13 @@ def run(
     processes.join()
     directory.check(config, resume=resume)
     finished, files = directory.finished_record(), local_files(config)
-    if finished is not None and directory.has_files(files):
+    if finished is not None and directory.has_files(files, gone_models(config)):
         return finished
     check_names(config)
     _check_merge(config)
     objective = configured_objective(config)
     models = prepare(config, progress)
-    without_content(models.loaded.model, config)
+    check_teaching(models.loaded.model, config.model.finetune or [])
     check_other_models(config, models.sets, models.loaded)
     check_texts(models.loaded, models.sets, config)
     check_validation(models.sets, config)
@@ -177,6 +178,7 @@ def _unlearn_and_measure(
     with clock.phase("base model"):
         base = models.base()
         identities["base"] = model_sha256(base.model)
+        directory.claim_base(processes.agree(identities["base"]))
         scores["base"] = _reference(base, "base", models)
         constants = constants_of_run(models, objective, base, scores["base"], identities["base"])
     reset_peak_memory()
@@ -271,7 +273,7 @@ def _train_adapter(
     resume: bool,
 ) -> tuple[LoadedModel, TrainingOutcome]:
     config, sets = models.config, models.sets
-    model = attach(base.model, adapter_config(config))
+    model = attach(base.model, bounded_config(config.adapter))
     outcome = train(
         model,
         base.task,

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from stable_forgetting.adapters import attach
 from stable_forgetting.config import FinetuneConfig
 from stable_forgetting.data.examples import ExampleSet
-from stable_forgetting.errors import ModelError, NotFiniteError
+from stable_forgetting.errors import ConfigError, ModelError, NotFiniteError
 from stable_forgetting.models.heads import HEADS, head_names
 from stable_forgetting.models.load import LoadedModel
 from stable_forgetting.models.tasks import ImageTask
@@ -76,6 +76,28 @@ def teach(
         loaded = LoadedModel(model.requires_grad_(True).eval(), loaded.task, loaded.source)
     known = [taken for taken in seconds if taken is not None]
     return loaded, sum(known) if len(known) == len(seconds) else None
+
+
+def check_teaching(model: Any, trainings: Sequence[FinetuneConfig]) -> None:
+    """Check that the adapters that a model is taught with are allowed and have layers to go to; no weights are needed.
+
+    Args:
+        model: The model, with or without content.
+        trainings: What is done.
+
+    Raises:
+        ConfigError: A setting of an adapter is not allowed.
+        ModelError: It matches no layer.
+    """
+    for settings in trainings:
+        if settings.trains != "adapter":
+            continue
+        with torch.device("meta"):
+            layers = type(model)(model.config)
+        try:
+            attach(layers, bounded_config(settings.adapter))
+        except (ConfigError, ModelError) as error:
+            raise type(error)(f"model.finetune.adapter: {error}") from error
 
 
 def _prepared(loaded: LoadedModel, settings: FinetuneConfig) -> LoadedModel:
