@@ -9,7 +9,7 @@ from data_paths import shared_data
 from stable_forgetting.records import read_record
 
 SMALL = (
-    "model.finetune.epochs=1", "training.steps=2", "training.save_every=2", "evaluation.max_new_tokens=4",
+    "training.steps=2", "training.save_every=2", "evaluation.max_new_tokens=4",
     "evaluation.num_resamples=100", "evaluation.batch_size=8", "adapter.rank=2",
 )  # fmt: skip
 NAMES = (
@@ -29,8 +29,8 @@ def folder(tmp_path):
     return tmp_path
 
 
-def bench(forget, folder, out, *more):
-    changes = [part for change in SMALL for part in ("--set", change)]
+def bench(forget, folder, out, *more, changed=("model.finetune.epochs=1",)):
+    changes = [part for change in (*SMALL, *changed) for part in ("--set", change)]
     model = ("--model", shared_data("models/stories260K"), "--data", folder, "--split", "forget01", "--out", out)
     return forget("bench", "tofu", *model, *changes, *more)
 
@@ -55,7 +55,7 @@ def test_the_benchmark_from_the_model_to_the_table_and_on_from_its_log(forget, f
     model = tmp_path.cwd() / "base"
     assert forget("merge", run_dir, "--out", model).code == 0
     log = tmp_path.cwd() / "log" / "TOFU_EVAL.json"
-    again = bench(forget, folder, "again", "--bounds", "sine", "--retain-log", log, "--model", model)
+    again = bench(forget, folder, "again", "--bounds", "sine", "--retain-log", log, "--model", model, changed=())
     assert again.code == 0, again.err
     second = read_record(tmp_path.cwd() / "again" / "gradient_difference-sine-seed0")
     logged, measured = metrics_of(second, "retain"), metrics_of(record, "retain")
@@ -75,7 +75,7 @@ def test_the_benchmark_from_the_model_to_the_table_and_on_from_its_log(forget, f
 def test_a_log_that_is_none_is_refused_before_anything_is_trained(forget, folder, tmp_path):
     wrong = tmp_path / "TOFU_EVAL.json"
     wrong.write_text(json.dumps({"forget": 1}))
-    ended = bench(forget, folder, "runs", "--retain-log", wrong)
+    ended = bench(forget, folder, "runs", "--retain-log", wrong, changed=())
     assert ended.code == 2
     assert wrong.name in ended.err
     assert not (tmp_path.cwd() / "runs" / "gradient_difference-sine-seed0").exists()

@@ -5,12 +5,13 @@ import pytest
 from scipy.stats import hmean
 
 from reference.metric_twins import ks_p_of_equal_sizes, truth_ratio_by_hand, utility_by_hand
-from stable_forgetting.evaluation.statistics import ks_test
+from stable_forgetting.evaluation.statistics import bootstrap_interval, ks_test
 from stable_forgetting.evaluation.tofu import (
     forget_truth_ratio_score,
     model_utility,
     normalized_probability,
     truth_ratio,
+    utility_kept,
     utility_truth_ratio_score,
 )
 
@@ -74,6 +75,20 @@ def test_model_utility_of_many_resamples():
     sets = [generator.uniform(0, 1, size=(6, size, 3)) for size in (7, 4)]
     expected = [float(model_utility(sets[0][row], sets[1][row])) for row in range(6)]
     np.testing.assert_allclose(model_utility(*sets), expected)
+
+
+def test_utility_kept_compares_the_same_questions():
+    generator = np.random.default_rng(4)
+    base = [generator.uniform(0.1, 1, size=(size, 3)) for size in (7, 4, 5)]
+    own = [columns * 0.9 for columns in base]
+    both = [np.concatenate(pair, axis=1) for pair in zip(own, base, strict=True)]
+    assert float(utility_kept(*both)) == pytest.approx(0.9)
+    interval = bootstrap_interval(*both, statistic=utility_kept, num_resamples=50, seed=0)
+    assert (interval.low, interval.high) == (pytest.approx(0.9), pytest.approx(0.9))
+    swapped = [np.concatenate(pair, axis=1) for pair in zip(base, own, strict=True)]
+    assert float(utility_kept(*swapped)) == pytest.approx(1 / 0.9)
+    both[2][:, 3] = 0
+    assert not np.isfinite(utility_kept(*both))
 
 
 def test_inverted_ratios_give_the_same_p():

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 
 import numpy as np
 
-from stable_forgetting.evaluation.metric import Measurement, Metric, MetricInputs, Need
+from stable_forgetting.evaluation.metric import Measurement, Metric, MetricInputs, ModelOfNeed, Need
 from stable_forgetting.evaluation.patterns import Means, ks_metric
-from stable_forgetting.evaluation.statistics import mean
-from stable_forgetting.evaluation.tofu import model_utility
+from stable_forgetting.evaluation.statistics import Floats, mean
+from stable_forgetting.evaluation.tofu import model_utility, utility_kept
 
 _PARTS = ("perturbed", "real_authors", "world_facts")
 _GENERAL_SETS = ("real_authors", "world_facts")
@@ -22,11 +23,19 @@ UTILITY_PARTS: Mapping[str, tuple[str, str, str]] = {
 """The nine columns of model utility, by set."""
 
 
-def _model_utility(inputs: MetricInputs) -> Measurement:
-    sets = {
-        name: np.stack([inputs.column(name, column) for column in columns], axis=1)
+def _utility_columns(inputs: MetricInputs, model: ModelOfNeed = "own") -> dict[str, Floats]:
+    return {
+        name: np.stack([inputs.column(name, column, model) for column in columns], axis=1)
         for name, columns in UTILITY_PARTS.items()
     }
+
+
+def _utility_needs(model: ModelOfNeed = "own") -> tuple[Need, ...]:
+    return tuple(Need(name, column, model) for name, columns in UTILITY_PARTS.items() for column in columns)
+
+
+def _model_utility(inputs: MetricInputs) -> Measurement:
+    sets = _utility_columns(inputs)
     details = {
         f"{name}_{part}": float(mean(columns[:, index]))
         for name, columns in sets.items()
@@ -38,6 +47,15 @@ def _model_utility(inputs: MetricInputs) -> Measurement:
         inputs.interval(*sets.values(), statistic=model_utility),
         details,
     )
+
+
+def _utility_kept(inputs: MetricInputs) -> Measurement:
+    own, base = _utility_columns(inputs), _utility_columns(inputs, "base")
+    pairs = [np.concatenate([own[name], base[name]], axis=1) for name in own]  # resampled together
+    value, count = float(utility_kept(*pairs)), sum(map(len, pairs))
+    if not np.isfinite(value):
+        return Measurement(None, count, reason="the base model's utility is 0, so there is nothing to be a share of")
+    return Measurement(value, count, inputs.interval(*pairs, statistic=utility_kept))
 
 
 _MEANS = (
@@ -96,11 +114,21 @@ TOFU_METRICS: tuple[Metric, ...] = (
         name="model_utility",
         tasks=("language",),
         direction="higher",
-        needs=tuple(Need(name, column) for name, columns in UTILITY_PARTS.items() for column in columns),
+        needs=_utility_needs(),
         range=(0.0, 1.0),
         description="Harmonic mean of probability, ROUGE-L recall and truth ratio score on retain set, real authors "
         "and world facts; 0 if any of the nine is 0.",
         function=_model_utility,
+        listed_with=_PARTS,
+    ),
+    Metric(
+        name="model_utility_kept",
+        tasks=("language",),
+        direction="higher",
+        needs=(*_utility_needs(), *_utility_needs("base")),
+        range=(0.0, math.inf),
+        description="Model utility as a share of the base model's; the interval compares both on the same questions.",
+        function=_utility_kept,
         listed_with=_PARTS,
     ),
 )

@@ -118,6 +118,20 @@ def model_utility(*sets: Floats) -> Floats:
     return np.where(is_dead, 0.0, parts.shape[-1] / inverse)
 
 
+def utility_kept(*sets: Floats) -> Floats:
+    """Model utility as a share of the base model's; infinite or NaN where that is 0.
+
+    Args:
+        *sets: Columns of each set, as `model_utility` takes them, and behind them the same columns of the base model.
+
+    Returns:
+        (R,) or a single number.
+    """
+    own, base = zip(*(np.split(columns, 2, axis=-1) for columns in sets), strict=True)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        return model_utility(*own) / model_utility(*base)
+
+
 def _sum_by_example(values: Floats, counts: Ints) -> Floats:
     """Sums of successive stretches of the values, one of each length; every length is at least 1."""
     return np.asarray(np.add.reduceat(values, np.cumsum(counts) - counts))

@@ -84,6 +84,12 @@ LANGUAGE_DEFINITIONS: dict[str, Definition] = {
         "Harmonic mean of probability, ROUGE-L recall and truth ratio score on retain set, real authors and world "
         "facts, as TOFU has it; from 0 to 1, and 0 as soon as one of the nine is.",
     ),
+    "model_utility_kept": Definition(
+        "Model utility kept",
+        "keeping",
+        "Model utility as a share of the base model's: 1 where nothing was lost. The interval is of the share, "
+        "over the same questions for both models, and so tighter than those of the two utilities.",
+    ),
     "retain_truth_ratio": Definition(
         "Truth ratio score, retain",
         "keeping",
