@@ -200,3 +200,6 @@ def test_a_folder_without_the_files_is_refused(tmp_path: Path) -> None:
 def test_no_finetuning_of_a_given_base_model(place: str, given: dict[str, str]) -> None:
     with pytest.raises(ConfigError, match=f"'{place}' is set, but with a retain model or its log"):
         tofu_comparison(model="a/base", set={place: 3}, **given)
+    with pytest.raises(ConfigError, match=f"'{place}.x' is set"):
+        tofu_comparison(model="a/base", set={place: None, f"{place}.x": 3}, **given)
+    assert tofu_comparison(model="a/base", set={"model.finetune": None}, **given).methods

@@ -101,8 +101,10 @@ def refuse_finetuning(options: BenchmarkOptions, given: str) -> None:
     Raises:
         ConfigError: There is such a setting.
     """
-    places = [place for place in options.set if f"{place}.".startswith("model.finetune.")]
-    if places and options.set[places[0]] is not None:
+    places = [
+        place for place, value in options.set.items() if f"{place}.".startswith("model.finetune.") and value is not None
+    ]
+    if places:
         raise ConfigError(
             f"'{places[0]}' is set, but with {given} the model is the base model, and nothing is finetuned. Leave one "
             "of the two out."
