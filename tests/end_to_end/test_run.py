@@ -44,7 +44,7 @@ def logits_of(model) -> torch.Tensor:
 
 def test_a_run_leaves_everything(finished, problem):
     record, run_dir = finished
-    files = {"record.json", "config.yaml", "inputs.json", "files.json"}
+    files = {"record.json", "config.yaml", "inputs.json", "files.json", "base_model.json"}
     assert {path.name for path in run_dir.iterdir()} == files | {"adapter", "per_example", "checkpoints", "merged"}
     for name in ("adapter_model.safetensors", "adapter_config.json"):
         assert (run_dir / "adapter" / name).is_file()

@@ -86,7 +86,7 @@ LANGUAGE_DEFINITIONS: dict[str, Definition] = {
     ),
     "model_utility_kept": Definition(
         "Model utility kept",
-        "keeping",
+        "other",
         "Model utility as a share of the base model's: 1 where nothing was lost. The interval is of the share, "
         "over the same questions for both models, and so tighter than those of the two utilities.",
     ),
