@@ -227,7 +227,7 @@ def _read_label(label: Any, num_classes: int | None, place: str) -> int:
         raise DataError(
             f"The label in {place} is {label}, but there are {num_classes} classes. "
             f"Labels must be from 0 to {num_classes - 1}: the model has as many classes, or "
-            "data.num_classes says so."
+            "data.num_classes says so. Correct the label, or give a model with more classes."
         )
     return int(label)
 
