@@ -2,7 +2,8 @@
 
     python benchmarks/collect.py RUNS_DIR results/class_deletion/rates.json
 
-Histories, certificates and examples are left out; what all runs share is written once.
+Histories, certificates and examples are left out; settings are those in effect, defaults included, since a default may
+change; what all runs share is written once.
 The values of base and retain models are written once for each pair of models and sets.
 """
 
@@ -34,10 +35,13 @@ def _short(value: float | None) -> float | None:
 
 
 def flat(settings: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Settings by their full names; of paths of one machine only the last part."""
+    """Settings by their full names without those that are null; of paths of one machine only the last part."""
     found: dict[str, Any] = {}
     for name, value in settings.items():
-        found |= flat(value, f"{prefix}{name}.") if isinstance(value, dict) else {f"{prefix}{name}": _public(value)}
+        if isinstance(value, dict):
+            found |= flat(value, f"{prefix}{name}.")
+        elif value is not None:
+            found[f"{prefix}{name}"] = _public(value)
     return found
 
 
@@ -47,7 +51,7 @@ def _public(value: Any) -> Any:
 
 def collect(records: list[RunRecord]) -> dict[str, Any]:
     """The content of the file."""
-    settings = [flat(dict(record.given)) for record in records]
+    settings = [flat(record.config) for record in records]
     names = sorted({name for found in settings for name in found})
     shared = {n: settings[0].get(n) for n in names if all(found.get(n) == settings[0].get(n) for found in settings)}
     references: dict[str, dict[str, Any]] = {}
