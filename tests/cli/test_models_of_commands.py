@@ -127,8 +127,14 @@ def test_merge_refuses_a_base_model_that_has_changed_since_the_run(forget, langu
     assert "has other weights now" in ended.err
     assert "--base" in ended.err
     assert not (tmp_path / "again").exists()
-    assert forget("merge", tmp_path / "run", "--base", language.model, "--out", tmp_path / "again").code == 0
+    given = forget("merge", tmp_path / "run", "--base", language.model, "--out", tmp_path / "again")
+    assert given.code == 0
+    assert "other weights" not in given.out
     assert same_weights(tmp_path / "merged", tmp_path / "again")
+    another = forget("merge", tmp_path / "run", "--base", own, "--out", tmp_path / "another")
+    assert another.code == 0
+    assert "has other weights than the model that the run in" in " ".join(another.out.split())
+    assert not same_weights(tmp_path / "merged", tmp_path / "another")
 
 
 def test_a_model_without_embeddings_for_all_tokens_is_refused(forget, language, tmp_path):

@@ -229,11 +229,15 @@ def test_columns_by_name_and_metadata():
     assert example.metadata == {"paraphrase": "p", "prompt": "no"}
 
 
-@pytest.mark.parametrize("kind", ["prompt", "answer", "messages", "text"])
-def test_a_misspelt_column_is_refused_though_the_row_could_be_read_otherwise(kind):
+@pytest.mark.parametrize(
+    ("kind", "words"),
+    [(kind, kind) for kind in ("prompt", "answer", "messages", "text")]
+    + [("paraphrased", "paraphrased answer"), ("perturbed", "wrong answers")],
+)
+def test_a_misspelt_column_is_refused_though_the_row_could_be_read_otherwise(kind, words):
     row = {"prompt": "Who?", "answer": "Ada.", "text": "Who? Ada."}
     with pytest.raises(
-        DataError, match=f"has no column 'ouput', which is named as its {kind} .*Columns: prompt, answer"
+        DataError, match=f"has no column 'ouput', which is named as its {words} .*Columns: prompt, answer"
     ):
         examples_of([row], tiny_tokenizer(), columns=LanguageColumns(**{kind: "ouput"}))
 

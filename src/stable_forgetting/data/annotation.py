@@ -27,6 +27,11 @@ _STAND_IN = "⟦answer⟧"
 Span = tuple[int, int]
 
 
+_NAMED = {name: name for name in ("prompt", "answer", "text", "messages")}
+_NAMED |= {"paraphrased": "paraphrased answer", "perturbed": "wrong answers"}
+"""Names of columns that a config gives, and what is in them."""
+
+
 @dataclass(frozen=True)
 class LanguageColumns:
     """Names of the columns that are read, and how prompt and answer are put together.
@@ -145,11 +150,11 @@ def annotator(rows: Rows, tokenizer: Any, columns: LanguageColumns, *, use_templ
 
 def _check_names(rows: Rows, columns: LanguageColumns, name: str) -> None:
     """A name that was given is meant, so rows are not read as something else where it is misspelt."""
-    for kind in ("prompt", "answer", "text", "messages"):
+    for kind, words in _NAMED.items():
         given = getattr(columns, kind)
         if given != getattr(LanguageColumns, kind) and given not in rows.columns:
             raise DataError(
-                f"The {name} set has no column '{given}', which is named as its {kind} ({rows.source}). "
+                f"The {name} set has no column '{given}', which is named as its {words} ({rows.source}). "
                 f"Columns: {', '.join(rows.columns) or 'none'}. Correct the name."
             )
 

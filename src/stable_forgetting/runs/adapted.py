@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
@@ -24,6 +25,8 @@ from stable_forgetting.runs.arguments import check_model
 from stable_forgetting.runs.directory import CONFIG_NAME, RunDirectory
 from stable_forgetting.runs.models import other_source
 from stable_forgetting.runs.pipeline import prepare
+
+logger = logging.getLogger(__name__)
 
 ADAPTER_CONFIG = "adapter_config.json"
 ADAPTER_WEIGHTS = "adapter_model.safetensors"
@@ -129,8 +132,7 @@ def merge_adapter(place: Path, out: Path, *, base: str | None, progress: Progres
     adapter_dir = place if run_dir is None else RunDirectory(run_dir).adapter
     named = read_adapter_config(adapter_dir).get("base_model_name_or_path")
     if run_dir is not None and config is not None:
-        own = replace(other_source(config, base), dtype="float32", quantization=None) if base else None
-        loaded = load_model(own) if own else _base_of_run(run_dir, config, progress)
+        loaded = _given_base(run_dir, config, base) if base else _base_of_run(run_dir, config, progress)
     else:
         name = base or named
         if not name:
@@ -149,14 +151,37 @@ def _run_dir(place: Path) -> Path | None:
 
 def _base_of_run(run_dir: Path, config: RunConfig, progress: Progress) -> LoadedModel:
     """The run's base model, loaded or made again; what the record says of it must still be true."""
-    loaded, record = prepare(config, progress).base(), RunDirectory(run_dir).finished_record()
-    expected = record.models.get("base") if record is not None else None
+    loaded, expected = prepare(config, progress).base(), _recorded_base(run_dir)
     if expected is not None and model_sha256(loaded.model) != expected:
         raise ModelError(
             f"The base model '{loaded.source}' has other weights now than when the run in '{run_dir}' was made, so its "
             "adapter does not belong to them. Give the weights of then with --base."
         )
     return loaded
+
+
+def _given_base(run_dir: Path, config: RunConfig, name: str) -> LoadedModel:
+    """The model that was given in place of the run's, in plain weights; a note says if it is another one.
+
+    The record's hash is that of the weights as the run read them, so rounded ones cannot be compared.
+    """
+    own = other_source(config, name)
+    loaded, expected = load_model(replace(own, dtype="float32", quantization=None)), _recorded_base(run_dir)
+    comparable = expected is not None and own.dtype == "float32" and own.quantization is None
+    if comparable and model_sha256(loaded.model) != expected:
+        logger.warning(
+            "'%s' has other weights than the model that the run in '%s' unlearned, so what it measured does not hold "
+            "for the merged model. Measure that with `forget eval`.",
+            name,
+            run_dir,
+        )
+    return loaded
+
+
+def _recorded_base(run_dir: Path) -> str | None:
+    """Hash of the base model that a finished run unlearned."""
+    record = RunDirectory(run_dir).finished_record()
+    return None if record is None else record.models.get("base")
 
 
 def _settings_of_run(run_dir: Path) -> RunConfig:
