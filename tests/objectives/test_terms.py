@@ -185,6 +185,26 @@ def test_kl_of_the_reference_to_itself_is_zero():
     assert value.item() == pytest.approx(0, abs=1e-6)
 
 
+def with_excluded(logits: torch.Tensor) -> torch.Tensor:
+    """The same with one more token, which the model never says."""
+    return torch.cat([logits, logits.new_full((*logits.shape[:-1], 1), -math.inf)], dim=-1)
+
+
+def test_kl_does_not_see_excluded_tokens():
+    batch = PaddedBatch(seed=5)
+    plain = batch.flat(batch.logits)
+    reference = torch.randn(plain.logits.shape, generator=torch.Generator().manual_seed(6))
+    found = []
+    for change in (lambda logits: logits, with_excluded):
+        logits = plain.logits.detach().clone().requires_grad_()
+        predictions = Predictions(change(logits), plain.labels, plain.example, plain.num_examples)
+        value = term_value(TERMS["kl"], predictions, {"reference_logits": change(reference)}, torch.tensor(1.0))
+        value.backward()
+        found.append((value.detach(), logits.grad))
+    assert found[0][0] > 0
+    torch.testing.assert_close(found[1], found[0], rtol=1e-5, atol=1e-6)
+
+
 def test_calibrated_is_least_at_its_target_and_starts_as_steep_as_ascent():
     def value_and_slope(mean_nll: float) -> tuple[float, float]:
         logit = torch.tensor(math.log(math.expm1(mean_nll)), dtype=torch.float64, requires_grad=True)
@@ -339,6 +359,19 @@ def test_calibrated_distribution_over_all_tokens_is_the_kl_divergence_and_over_g
         values.append(distribution_term(logits, tokens, torch.cat([own, 1 - own.sum(-1, keepdim=True)], dim=1)).item())
     assert values[0] == pytest.approx(exact.item(), abs=1e-6)
     assert values[0] > values[1] > values[2] > 0
+
+
+def test_calibrated_distribution_does_not_see_excluded_tokens():
+    tokens, target = torch.arange(5)[None], torch.tensor([[0.2, 0.4, 0.3, 0.1, 0.0]])
+    found = []
+    for kept, change in ((4, lambda logits: logits), (5, with_excluded)):
+        logits = torch.tensor([[0.3, -1.0, 0.5, 0.0]]).requires_grad_()
+        probabilities = torch.cat([target[:, :kept], torch.zeros(1, 1)], dim=1)
+        value = distribution_term(change(logits), tokens[:, :kept], probabilities)
+        value.backward()
+        found.append((value.detach(), logits.grad))
+    assert found[0][0] > 0
+    torch.testing.assert_close(found[1], found[0], rtol=1e-5, atol=1e-6)
 
 
 def test_calibrated_distribution_ends_at_its_target_and_pulls_a_label_that_is_certain():

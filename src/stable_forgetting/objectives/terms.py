@@ -160,7 +160,7 @@ def calibrated_distribution(
         others = log_probs.scatter(1, tokens, -math.inf).logsumexp(dim=-1, keepdim=True)
         groups = torch.cat([groups, others], dim=1)
     target = target[:, : groups.shape[1]]
-    divergence = predictions.sum_by_example((torch.xlogy(target, target) - target * groups).sum(dim=-1))
+    divergence = predictions.sum_by_example(torch.xlogy(target, target).sum(dim=-1) - _expected(target, groups))
     return divergence + calibrated_labels(predictions, label_targets=label_targets, mean_target=mean_target)
 
 
@@ -173,7 +173,12 @@ def kl(predictions: Predictions, *, reference_logits: Tensor) -> Tensor:
     """
     reference = torch.log_softmax(reference_logits.float(), dim=-1)
     log_probs = torch.log_softmax(predictions.logits.float(), dim=-1)
-    return predictions.sum_by_example((reference.exp() * (reference - log_probs)).sum(dim=-1))
+    return predictions.sum_by_example(_expected(reference.exp(), reference - log_probs))
+
+
+def _expected(probabilities: Tensor, values: Tensor) -> Tensor:
+    """Σ p · value over the last axis. Tokens that a model excludes have p = 0 and values that are no numbers."""
+    return torch.where(probabilities > 0, probabilities * values, 0.0).sum(dim=-1)
 
 
 FORGET_TERMS = {
