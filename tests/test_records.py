@@ -107,6 +107,17 @@ def test_numbers_of_classes_stay_numbers(tmp_path):
     assert read_record(tmp_path).class_names == {3: "cat"}
 
 
+@pytest.mark.parametrize(("mask", "mode"), [(0o022, 0o644), (0o077, 0o600), (0o002, 0o664)])
+def test_written_files_can_be_read_by_whom_the_umask_lets(tmp_path, mask, mode):
+    before = os.umask(mask)
+    try:
+        write_text(tmp_path / "file.txt", "new")
+        assert os.umask(mask) == mask
+    finally:
+        os.umask(before)
+    assert (tmp_path / "file.txt").stat().st_mode & 0o777 == mode
+
+
 @pytest.mark.parametrize("moment", ["write", "fsync", "replace"])
 def test_a_failure_at_any_moment_leaves_the_old_file(tmp_path, monkeypatch, moment):
     path = tmp_path / "file.txt"

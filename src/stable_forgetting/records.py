@@ -222,12 +222,20 @@ def write_text(path: Path, text: str) -> None:
     handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
     try:
         with os.fdopen(handle, "w", encoding="utf-8") as file:
+            os.fchmod(handle, 0o666 & ~_umask())  # a temporary file is for its owner alone
             file.write(text)
             file.flush()
             os.fsync(file.fileno())
         Path(temporary).replace(path)
     finally:
         Path(temporary).unlink(missing_ok=True)
+
+
+def _umask() -> int:
+    """What new files are kept from; it can only be read by setting it."""
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask
 
 
 def write_record(record: RunRecord, run_dir: Path) -> Path:
@@ -242,6 +250,9 @@ def _advice(run_dir: Path) -> str:
     if inside:
         return f"The folder holds {len(inside)} runs, such as '{inside[0]}'. Give these: {run_dir}/*/"
     return "Give the directory of a finished run, as `forget run` and `forget bench` leave them."
+
+
+_REPAIR = "Delete this file and run again with --resume: what the run has done so far is kept beside it."
 
 
 def read_record(run_dir: Path) -> RunRecord:
@@ -259,7 +270,7 @@ def read_record(run_dir: Path) -> RunRecord:
     try:
         data = json.loads(path.read_text(encoding="utf-8"))
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise RunDirectoryError(f"The record '{path}' is damaged ({error}). Run again with --resume.") from error
+        raise RunDirectoryError(f"The record '{path}' is damaged ({error}). {_REPAIR}") from error
     found = data.get("format") if isinstance(data, dict) else None
     if found != FORMAT:
         raise RunDirectoryError(
@@ -270,7 +281,7 @@ def read_record(run_dir: Path) -> RunRecord:
     except ValidationError as error:
         first = error.errors()[0]
         place = ".".join(str(part) for part in first["loc"])
-        raise RunDirectoryError(f"The record '{path}' is damaged at '{place}': {first['msg']}.") from error
+        raise RunDirectoryError(f"The record '{path}' is damaged at '{place}': {first['msg']}. {_REPAIR}") from error
 
 
 def finite_or_none(value: float | None) -> float | None:

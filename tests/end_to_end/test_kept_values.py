@@ -9,6 +9,7 @@ from contextlib import contextmanager
 import numpy as np
 import pytest
 from safetensors.torch import load_file, save_file
+from transformers import AutoTokenizer
 
 from data_paths import shared_data
 from stable_forgetting.errors import DataError, NotFiniteError, RunDirectoryError
@@ -246,6 +247,25 @@ def test_a_base_model_that_was_made_anew_does_not_go_on_with_the_adapter_of_anot
     with pytest.raises(RunDirectoryError, match="was begun on a base model with other weights"):
         run(config, tmp_path / "run", resume=True)
     assert not (tmp_path / "run" / "adapter").exists()
+
+
+def test_another_pad_token_gives_other_reference_values_and_a_model_with_it(own_files, tmp_path, monkeypatch):
+    """It decides what open-unlearning's protocol hides, and who taught the model first may have had another one."""
+    monkeypatch.setenv("STABLE_FORGETTING_CACHE", str(tmp_path / "cache"))
+    config = own_files.config(
+        evaluation__compat="open-unlearning", evaluation__generate=False, training__steps=1, merge=True,
+        model__finetune={"epochs": 1},
+    )  # fmt: skip
+    first = run(config, tmp_path / "first")
+    tokenizer = AutoTokenizer.from_pretrained(own_files.model)
+    tokenizer.pad_token = ":"  # in every prompt
+    tokenizer.save_pretrained(own_files.model)
+    second = run(config, tmp_path / "second")
+    monkeypatch.setenv("STABLE_FORGETTING_CACHE", str(tmp_path / "empty"))
+    fresh = run(config, tmp_path / "fresh")
+    before, after, expected = (found.evaluation("base").metric("forget_nll").value for found in (first, second, fresh))
+    assert before != after == expected
+    assert AutoTokenizer.from_pretrained(tmp_path / "second" / "merged").pad_token == ":"
 
 
 def test_a_finished_run_is_given_back_though_its_models_were_deleted(own_files, tmp_path):

@@ -1,5 +1,6 @@
 """Models by name: where they are found, what is refused, and that they are the same after a round trip."""
 
+import json
 import re
 import sys
 
@@ -13,7 +14,7 @@ from huggingface_hub.errors import (
     RevisionNotFoundError,
 )
 from safetensors.torch import load_file, save_file
-from transformers import LlamaConfig, LlamaForCausalLM
+from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
 from stable_forgetting.errors import ConfigError, ModelError
 from stable_forgetting.models import refusals
@@ -241,6 +242,25 @@ def test_a_new_head_may_be_missing_and_other_weights_are_warned_of(images, tmp_p
     without_weights(folder, "layer.0.")
     load_model(ModelSource(str(folder), "image", num_classes=4))
     assert "weights beside the head, now random" in caplog.text
+
+
+def test_weights_of_another_shape_are_refused_where_a_head_may_be_new(images, tmp_path):
+    folder = copy_of_model(images, tmp_path / "model")
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | {"intermediate_size": config["intermediate_size"] + 8}))
+    with pytest.raises(ModelError, match=r"holds \d+ weights of another shape than its config says, such as '.*"):
+        load_model(ModelSource(str(folder), "image", num_classes=4))
+    (folder / "config.json").write_text(json.dumps(config))
+    assert load_model(ModelSource(str(folder), "image", num_classes=7)).model.config.num_labels == 7
+
+
+def test_a_tokenizer_without_pad_and_end_token_is_refused(language, tmp_path):
+    folder = copy_of_model(language, tmp_path / "model")
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    tokenizer.pad_token = tokenizer.eos_token = None
+    tokenizer.save_pretrained(folder)
+    with pytest.raises(ConfigError, match=r"The tokenizer of '.*model' has neither a pad token nor an end token"):
+        load_model(ModelSource(str(folder), "language"))
 
 
 def test_tied_weights_that_are_saved_once_are_not_missing(tmp_path):

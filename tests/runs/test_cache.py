@@ -8,10 +8,10 @@ from dataclasses import replace
 
 import pytest
 
-from stable_forgetting.errors import DataError
+from stable_forgetting.errors import DataError, RunDirectoryError
 from stable_forgetting.progress import SilentProgress
-from stable_forgetting.runs import models
-from stable_forgetting.runs.cache import made_once
+from stable_forgetting.runs import models, run
+from stable_forgetting.runs.cache import alone_in, made_once
 from stable_forgetting.runs.models import RunModels
 from stable_forgetting.runs.pipeline import prepare
 from tiny_problem import make_language_problem
@@ -90,3 +90,11 @@ def test_two_runs_make_the_same_model_once(tmp_path, monkeypatch):
     with ThreadPoolExecutor(2) as pool:
         list(pool.map(lambda run: run.base(), runs))
     assert len(made) == 1
+
+
+def test_one_process_at_a_time_is_at_work_in_a_run_directory(tmp_path):
+    config = make_language_problem(tmp_path).config()
+    with alone_in(tmp_path / "run"), pytest.raises(RunDirectoryError, match=r"Another process is at work in '.*run'"):
+        run(config, tmp_path / "elsewhere" / ".." / "run")
+    assert not (tmp_path / "run").exists()
+    assert run(config, tmp_path / "run").status == "finished"

@@ -3,19 +3,24 @@
 import copy
 import json
 import warnings
+from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 import torch
 from peft import LoraConfig, get_peft_model
+from safetensors.torch import load_file, save_file
 from torch import nn
 from transformers import AutoModelForCausalLM, AutoTokenizer
 from transformers.utils import logging
 
 from stable_forgetting.adapters import BoundedLoraConfig, BoundedLoraLinear
 from stable_forgetting.config import StopRule, TargetConfig, TrainingConfig
+from stable_forgetting.data.examples import ExampleSet
 from stable_forgetting.errors import ConfigError, DataError, ModelError, RunDirectoryError
 from stable_forgetting.objectives import build_objective
 from stable_forgetting.runs import likelihoods, load_adapter, unlearn, unlearning
+from stable_forgetting.runs.cache import alone_in
 from stable_forgetting.runs.constants import forget_constants
 from stable_forgetting.training import surroundings
 from tiny_models import FakeTokenizer, image_set, language_set, tiny_image_model, tiny_language_model
@@ -95,12 +100,16 @@ def test_after_an_error_in_training_the_model_can_be_given_again(monkeypatch):
         raise Killed
 
     model = tiny_language_model()
+    model.lm_head.requires_grad_(False)
+    trainable = [weight.requires_grad for weight in model.parameters()]
+    assert len(set(trainable)) == 2
     expected = logits_of(model)
     with monkeypatch.context() as patch:
         patch.setattr(unlearning, "train", interrupted)
         with pytest.raises(Killed):
             call(model)
     assert is_plain(model)
+    assert [weight.requires_grad for weight in model.parameters()] == trainable
     assert torch.equal(logits_of(model), expected)
     assert same(call(model).model, call().model)
 
@@ -218,6 +227,26 @@ def first_call(tmp_path_factory):
     return folder, call(output_dir=folder).outcome
 
 
+@pytest.mark.parametrize("evaluate_every", [None, 1])
+def test_wrong_answers_belong_to_a_training_that_is_measured(tmp_path, evaluate_every):
+    """The best checkpoint may be chosen by them."""
+    plain = language_set("forget", 4, 0)
+    other = ExampleSet("forget", [replace(example, perturbed=(plain[0],)) for example in plain], "rows")
+    given = {"training": SETTINGS.model_copy(update={"evaluate_every": evaluate_every}), "output_dir": tmp_path}
+    outcome = call(forget=plain, **given).outcome
+    if evaluate_every is None:
+        assert call(forget=other, **given, resume=True).outcome == outcome
+    else:
+        with pytest.raises(RunDirectoryError, match=r"changed: forget set\)"):
+            call(forget=other, **given, resume=True)
+
+
+def test_a_folder_that_another_training_writes_to_is_refused(tmp_path):
+    with alone_in(tmp_path / "checkpoints"), pytest.raises(RunDirectoryError, match="Another process is at work in"):
+        call(output_dir=tmp_path / "checkpoints")
+    assert call(output_dir=tmp_path / "checkpoints").outcome.num_steps == 1
+
+
 def test_the_target_belongs_to_the_training(tmp_path):
     given = {"objective": "calibrated", "output_dir": tmp_path}
     call(target=TargetConfig(source="number", nll=2.0), **given)
@@ -271,6 +300,15 @@ def test_a_model_goes_to_the_gpu_unless_it_is_divided_or_quantised(monkeypatch, 
     assert model.places == ([] if attributes else ["cuda"])
 
 
+@pytest.mark.parametrize("attributes", [{}, {"hf_device_map": {"": 0}}, {"is_quantized": True}])
+def test_a_model_is_set_aside_and_put_back_unless_it_is_divided_or_quantised(attributes):
+    model = Placed(**attributes)
+    model.parameters = lambda: iter([SimpleNamespace(device="cuda:0", data=torch.zeros(1))])
+    with surroundings.set_aside(model):
+        assert model.places == ([] if attributes else ["cpu"])
+    assert model.places == ([] if attributes else ["cpu", "cuda:0"])
+
+
 def test_references_are_scored_where_the_training_is(monkeypatch):
     order = []
     score = likelihoods.score_examples
@@ -309,3 +347,43 @@ def test_an_adapter_that_does_not_fit_leaves_the_model_as_it_was(tmp_path):
     assert not [module for module in wide.modules() if isinstance(module, BoundedLoraLinear)]
     with pytest.raises(ModelError, match="cannot be put on"):
         load_adapter(wide, tmp_path / "fits")
+
+
+def without_one(weights):
+    return dict(sorted(weights.items())[1:])
+
+
+def renamed(weights):
+    return {name.replace("layers.1", "layers.7"): value for name, value in weights.items()}
+
+
+def with_one_more(weights):
+    first = min(weights)
+    return {**weights, first.replace("layers.0", "layers.7"): weights[first].clone()}
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (without_one, "it lacks weights of the adapted layers"),
+        (renamed, "it lacks weights of the adapted layers"),
+        (with_one_more, "it has weights for other layers"),
+    ],
+)
+def test_an_adapter_is_put_on_whole_or_not_at_all(tmp_path, change, message):
+    """PEFT would leave the layers without weights as they were: the model that is said to have forgotten knows all."""
+    call(adapter=BoundedLoraConfig(r=2)).model.save_pretrained(tmp_path)
+    path = tmp_path / "adapter_model.safetensors"
+    save_file(change(load_file(path)), path, {"format": "pt"})
+    model = tiny_language_model()
+    with pytest.raises(ModelError, match=f"cannot be put on .*{message}"):
+        load_adapter(model, tmp_path)
+    assert not [module for module in model.modules() if isinstance(module, BoundedLoraLinear)]
+    assert all(weight.requires_grad for weight in model.parameters())
+
+
+@pytest.mark.filterwarnings("ignore:.*torch.jit.script_method:DeprecationWarning")
+def test_an_adapter_of_a_plain_model_is_not_put_on_a_compiled_one(tmp_path):
+    call(adapter=BoundedLoraConfig(r=2)).model.save_pretrained(tmp_path)
+    with pytest.raises(ModelError, match="it lacks weights of the adapted layers"):
+        load_adapter(torch.compile(tiny_language_model()), tmp_path)

@@ -13,7 +13,7 @@ from operator import truediv
 import torch
 from torch import Tensor, nn
 
-from stable_forgetting.adapters.functional import CACHE_BLOCK_BYTES, LowRankChange, change_dtype, row_blocks
+from stable_forgetting.adapters.functional import LowRankChange, change_dtype, row_blocks, slice_bytes
 from stable_forgetting.adapters.layer import BoundedLoraLinear
 from stable_forgetting.adapters.rounding import unchanged_share
 from stable_forgetting.errors import ModelError
@@ -217,7 +217,7 @@ def _measure(change: LowRankChange, entry_limit: float | None) -> _Measured:
     largest = lora_b.new_zeros((), dtype=torch.float64)
     square_sum, num_saturated = torch.zeros_like(largest), torch.zeros_like(largest)
     bytes_per_row = change.lora_a.shape[1] * change_dtype(change.lora_a).itemsize
-    for rows in row_blocks(lora_b.shape[0], bytes_per_row, CACHE_BLOCK_BYTES):
+    for rows in row_blocks(lora_b.shape[0], bytes_per_row, slice_bytes(lora_b.device)):
         sizes = change.delta(rows).abs_()
         largest = torch.maximum(largest, sizes.max().double())
         square_sum += torch.linalg.vector_norm(sizes).double().square()

@@ -199,7 +199,8 @@ class BoundedLoraLinear(nn.Module, BaseTunerLayer):  # type: ignore[misc]
         if not names:
             return
         all_names = [*self.merged_adapters, *names]
-        base_weight = self.base_layer.weight.data if self.kept_base_weight is None else self.kept_base_weight
+        plain, kept = self.base_layer.weight.data, self.kept_base_weight
+        base_weight = plain if kept is None else kept.to(plain)
         changes = [self.low_rank_change(name) for name in all_names]
         merged = effective_weight(base_weight, changes, transposed=self.transposed)
         if safe_merge and not torch.isfinite(merged).all():
@@ -207,7 +208,8 @@ class BoundedLoraLinear(nn.Module, BaseTunerLayer):  # type: ignore[misc]
                 f"Merging {', '.join(names)} gives a weight with infinite or undefined entries. The adapter is broken; "
                 "use an earlier checkpoint of it."
             )
-        self.kept_base_weight = base_weight
+        # Not on the GPU: merged adapters of all layers would hold every weight twice, 10 GB more with 8 billion.
+        self.kept_base_weight = base_weight.to("cpu") if kept is None else kept
         self.base_layer.weight.data = merged
         self.merged_adapters = all_names
 

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.distributed.tensor import DTensor
 
-from stable_forgetting.adapters.functional import CACHE_BLOCK_BYTES, LowRankChange, change_dtype, row_blocks
+from stable_forgetting.adapters.functional import LowRankChange, change_dtype, row_blocks, slice_bytes
 from stable_forgetting.adapters.layer import BoundedLoraLinear
 from stable_forgetting.errors import ConfigError
 
@@ -47,10 +47,10 @@ def unchanged_share(layer: BoundedLoraLinear, change: LowRankChange) -> float | 
     is_whole = weight.shape == (layer.out_features, layer.in_features) and not isinstance(base.data, DTensor)
     if not is_whole or not weight.is_floating_point():
         return None
-    unchanged = torch.zeros((), dtype=torch.int64, device=weight.device)
+    unchanged = torch.zeros((), dtype=torch.int64, device=change.lora_b.device)
     bytes_per_row = layer.in_features * change_dtype(change.lora_a).itemsize
-    for rows in row_blocks(layer.out_features, bytes_per_row, CACHE_BLOCK_BYTES):
-        part = weight[rows]
+    for rows in row_blocks(layer.out_features, bytes_per_row, slice_bytes(change.lora_b.device)):
+        part = weight[rows].to(change.lora_b.device)
         unchanged += torch.count_nonzero((part + change.delta(rows)).to(part.dtype) == part)
     return unchanged.item() / weight.numel()
 

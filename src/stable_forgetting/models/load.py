@@ -9,7 +9,6 @@ from __future__ import annotations
 import hashlib
 import importlib.util
 import json
-import logging
 import os
 import shutil
 from collections.abc import Mapping
@@ -32,13 +31,10 @@ from stable_forgetting.adapters.base_weight import Quantization, keep_quantized_
 from stable_forgetting.errors import ConfigError, ModelError, unknown_name
 from stable_forgetting.models.builtin import digits_model, people_model
 from stable_forgetting.models.folders import resolve_folder
-from stable_forgetting.models.heads import head_names
-from stable_forgetting.models.processors import load_processor
-from stable_forgetting.models.refusals import readable
+from stable_forgetting.models.processors import load_processor, with_pad_token
+from stable_forgetting.models.refusals import check_complete, readable
 from stable_forgetting.models.sharded import prepare_shares, sharding_options, whole_tensor
 from stable_forgetting.models.tasks import ImageTask, LanguageTask, Task
-
-logger = logging.getLogger(__name__)
 
 BUILTIN = {"builtin:people": ("language", people_model), "builtin:digits": ("image", digits_model)}
 """Untrained models of the built-in problems, by name: their task and what makes them."""
@@ -153,36 +149,10 @@ def load_model(source: ModelSource) -> LoadedModel:
     if processes.shards_models():
         prepare_shares(model)
         return _ready(model, processor, source)
-    _check_complete(source, model, found)
+    check_complete(source, model, found)
     device = "cuda" if torch.cuda.is_available() else "cpu"
     keep_quantized_layout(model)
     return _ready(model.to(device), processor, source)
-
-
-def _check_complete(source: ModelSource, model: Any, found: Mapping[str, Any]) -> None:
-    """Refuse files that lack weights: transformers makes random ones. A head that was asked for is meant to be new.
-
-    Args:
-        source: What was read.
-        model: The model.
-        found: What transformers says about the loading.
-
-    Raises:
-        ModelError: Weights are missing in a model that is used as it is.
-    """
-    new = () if source.num_classes is None else tuple(f"{name}." for name in head_names(model))
-    missing = sorted(name for name in found["missing_keys"] if not name.startswith(new))
-    if not missing:
-        return
-    shown = ", ".join(missing[:3]) + (", ..." if len(missing) > 3 else "")
-    if source.num_classes is not None:
-        logger.warning("'%s' lacks %d weights beside the head, now random: %s.", source.name, len(missing), shown)
-        return
-    kind = "causal language model" if source.kind == "language" else "image classifier"
-    raise ModelError(
-        f"'{source.name}' lacks {len(missing)} weights of a {kind}, which would be random: {shown}. Give a folder that "
-        f"`save_pretrained` of the whole {kind} wrote."
-    )
 
 
 def load_without_weights(source: ModelSource) -> LoadedModel:
@@ -242,9 +212,7 @@ def _builtin(source: ModelSource) -> LoadedModel:
 def _ready(model: Any, processor: Any, source: ModelSource) -> LoadedModel:
     if source.kind == "image":
         return LoadedModel(model.eval(), ImageTask.of(model, processor), source.name)
-    if processor.pad_token_id is None:
-        processor.pad_token = processor.eos_token
-    return LoadedModel(model.eval(), LanguageTask(processor), source.name)
+    return LoadedModel(model.eval(), LanguageTask(with_pad_token(processor, f"of '{source.name}' ")), source.name)
 
 
 def save_model(loaded: LoadedModel, folder: Path, beside: Mapping[str, str] | None = None) -> None:

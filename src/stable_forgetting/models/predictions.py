@@ -46,7 +46,7 @@ class Predictions:
     @cached_property
     def num_labels(self) -> Tensor:
         """n: number of labels of each example, (E,)."""
-        return torch.bincount(self.example, minlength=self.num_examples)
+        return self.sum_by_example(torch.ones_like(self.example))
 
     @cached_property
     def position(self) -> Tensor:

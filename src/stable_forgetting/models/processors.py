@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
@@ -10,7 +12,7 @@ from PIL import Image
 from transformers import AutoImageProcessor, AutoTokenizer, ViTImageProcessorPil
 from transformers.image_utils import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 
-from stable_forgetting.errors import ModelError
+from stable_forgetting.errors import ConfigError, ModelError
 
 
 def load_processor(
@@ -54,3 +56,32 @@ def _usual_processor(name: str, image_size: int | None) -> Any:
         image_mean=IMAGENET_DEFAULT_MEAN,
         image_std=IMAGENET_DEFAULT_STD,
     )
+
+
+def tokenizer_sha256(tokenizer: Any) -> str:
+    """Identity of a tokenizer: how it reads and writes texts, and its special tokens.
+
+    Args:
+        tokenizer: A fast tokenizer of transformers.
+    """
+    backend = json.loads(tokenizer.backend_tokenizer.to_str())
+    how = {name: value for name, value in backend.items() if name not in ("truncation", "padding")}  # of the last call
+    special = {name: str(token) for name, token in tokenizer.special_tokens_map.items()}
+    return hashlib.sha256(json.dumps([how, special], sort_keys=True).encode()).hexdigest()
+
+
+def with_pad_token(tokenizer: Any, whose: str = "") -> Any:
+    """The tokenizer with a pad token: its end token, if it has none of its own.
+
+    Args:
+        tokenizer: A transformers tokenizer; it is changed.
+        whose: For the message, with a space behind.
+
+    Raises:
+        ConfigError: It has no end token either.
+    """
+    if tokenizer.pad_token_id is None:
+        tokenizer.pad_token = tokenizer.eos_token
+    if tokenizer.pad_token_id is None:
+        raise ConfigError(f"The tokenizer {whose}has neither a pad token nor an end token. Set its pad_token.")
+    return tokenizer

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import logging
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from huggingface_hub.constants import is_offline_mode
 from huggingface_hub.errors import (
@@ -19,6 +21,12 @@ from huggingface_hub.errors import (
 from safetensors import SafetensorError
 
 from stable_forgetting.errors import ModelError, StableForgettingError
+from stable_forgetting.models.heads import head_names
+
+if TYPE_CHECKING:
+    from stable_forgetting.models.load import ModelSource
+
+logger = logging.getLogger(__name__)
 
 _LONGEST_REASON = 250
 
@@ -89,3 +97,41 @@ def _short(error: BaseException) -> str:
         return text if text[-1] in ".!?" else f"{text}."
     ends = [found.end() for found in re.finditer(r"[.!?](?= )", text) if found.end() <= _LONGEST_REASON]
     return text[: ends[-1]] if ends else f"{text[:_LONGEST_REASON].rsplit(' ', 1)[0]} …"
+
+
+def check_complete(source: ModelSource, model: Any, found: Mapping[str, Any]) -> None:
+    """Refuse files that lack weights: transformers makes random ones. A head that was asked for is meant to be new.
+
+    Args:
+        source: What was read.
+        model: The model.
+        found: What transformers says about the loading.
+
+    Raises:
+        ModelError: Weights are missing in a model that is used as it is, or have another shape.
+    """
+    new = () if source.num_classes is None else tuple(f"{name}." for name in head_names(model))
+    _check_shapes(source, [entry for entry in found["mismatched_keys"] if not entry[0].startswith(new)])
+    missing = sorted(name for name in found["missing_keys"] if not name.startswith(new))
+    if not missing:
+        return
+    shown = ", ".join(missing[:3]) + (", ..." if len(missing) > 3 else "")
+    if source.num_classes is not None:
+        logger.warning("'%s' lacks %d weights beside the head, now random: %s.", source.name, len(missing), shown)
+        return
+    kind = "causal language model" if source.kind == "language" else "image classifier"
+    raise ModelError(
+        f"'{source.name}' lacks {len(missing)} weights of a {kind}, which would be random: {shown}. Give a folder that "
+        f"`save_pretrained` of the whole {kind} wrote."
+    )
+
+
+def _check_shapes(source: ModelSource, mismatched: Sequence[tuple[str, Any, Any]]) -> None:
+    """Refuse weights of another shape than the config asks for: a new head is asked for, nothing else may be random."""
+    if mismatched:
+        name, stored, needed = min(mismatched)
+        raise ModelError(
+            f"'{source.name}' holds {len(mismatched)} weights of another shape than its config says, such as '{name}': "
+            f"{list(stored)}, where {list(needed)} is needed. Correct its config.json, or give the folder that "
+            "`save_pretrained` wrote."
+        )

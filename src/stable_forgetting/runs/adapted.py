@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import json
 import logging
+import warnings
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
-from peft import PeftModel
+from peft import PeftModel, get_peft_model_state_dict
 from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING
 from peft.tuners.tuners_utils import BaseTunerLayer
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
+from torch import nn
 from transformers import AutoConfig
 
 from stable_forgetting.adapters import without_old_names
@@ -70,11 +73,14 @@ def _on_base(base: Any, adapter_dir: Path, source: str) -> PeftModel:
         pickled = (adapter_dir / "adapter_model.bin").is_file()
         found = "pickled weights, which can run code when read" if pickled else f"no {ADAPTER_WEIGHTS}"
         raise ModelError(f"The adapter folder '{adapter_dir}' holds {found}. Save the adapter as safetensors.")
+    trainable = [weight for weight in base.parameters() if weight.requires_grad]
     try:
-        with without_old_names():
+        with without_old_names(), warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "Found missing adapter keys")  # refused below
             model: PeftModel = PeftModel.from_pretrained(base, str(adapter_dir)).eval()
-    except (SafetensorError, RuntimeError, ValueError, TypeError, KeyError) as error:
-        _unwrap(base)
+        _check_all_used(model, adapter_dir / ADAPTER_WEIGHTS)
+    except (SafetensorError, RuntimeError, ValueError, TypeError, KeyError, ModelError) as error:
+        _unwrap(base, trainable)
         reason = " ".join(str(error).split())[:300].rstrip(".")
         raise ModelError(
             f"The adapter '{adapter_dir}' cannot be put on '{source}': {reason}. "
@@ -83,12 +89,33 @@ def _on_base(base: Any, adapter_dir: Path, source: str) -> PeftModel:
     return model
 
 
-def _unwrap(base: Any) -> None:
+def _check_all_used(model: PeftModel, path: Path) -> None:
+    """PEFT leaves adapters as they start where the file lacks their weights: nothing is forgotten there.
+
+    Raises:
+        ModelError: The file lacks weights of the adapter, or has some for layers that got none.
+    """
+    needed = set(get_peft_model_state_dict(model, save_embedding_layers=False))
+    allowed = set(get_peft_model_state_dict(model, save_embedding_layers=True))
+    with safe_open(path, framework="pt") as file:
+        stored = set(file.keys())
+    problems = {
+        "it lacks weights of the adapted layers": needed - stored,
+        "it has weights for other layers": stored - allowed,
+    }
+    for what, names in problems.items():
+        if names:
+            raise ModelError(f"{what} ({len(names)}, such as '{min(names)}')")
+
+
+def _unwrap(base: Any, trainable: Sequence[nn.Parameter]) -> None:
     """Put the layers back that were wrapped before something failed, so that the model can be given once more."""
     wrapped = [(name, module) for name, module in base.named_modules() if isinstance(module, BaseTunerLayer)]
     for name, module in wrapped:
         base.set_submodule(name, module.get_base_layer())
     vars(base).pop("peft_config", None)
+    for weight in trainable:
+        weight.requires_grad_(True)
 
 
 def read_adapter_config(adapter_dir: Path) -> dict[str, Any]:

@@ -20,6 +20,7 @@ from stable_forgetting.data.rows import Rows
 from stable_forgetting.data.splits import check_no_overlap
 from stable_forgetting.data.vision import image_examples
 from stable_forgetting.errors import ConfigError, DataError, ModelError
+from stable_forgetting.models.processors import with_pad_token
 from stable_forgetting.models.tasks import ImageTask, LanguageTask, Task
 from stable_forgetting.objectives import Objective, build_objective
 from stable_forgetting.progress import Progress
@@ -84,11 +85,7 @@ def make_task(model: Any, tokenizer: Any, image_processor: Any) -> Task:
             )
     if image_processor is not None:
         return ImageTask.of(model, image_processor)
-    if tokenizer.pad_token_id is None:
-        tokenizer.pad_token = tokenizer.eos_token
-    if tokenizer.pad_token_id is None:
-        raise ConfigError("The tokenizer has neither a pad token nor an end token. Set its pad_token.")
-    return LanguageTask(tokenizer)
+    return LanguageTask(with_pad_token(tokenizer))
 
 
 def make_objective(given: str | Objective, target: TargetConfig | None, *, has_retain: bool) -> Objective:

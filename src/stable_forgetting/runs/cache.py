@@ -9,12 +9,13 @@ import time
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from importlib.metadata import version
+from pathlib import Path
 from typing import Any
 
 from filelock import FileLock, Timeout
 
 from stable_forgetting import processes
-from stable_forgetting.errors import DataError
+from stable_forgetting.errors import DataError, RunDirectoryError
 from stable_forgetting.models.load import cache_dir
 
 CACHE_FORMAT = 2
@@ -54,6 +55,29 @@ def made_once(name: str, what: str) -> Iterator[None]:
                 logger.warning("Another run is making %s. This one waits for it and then goes on.", what)
             tries += 1
             time.sleep(SECONDS_BETWEEN_TRIES)
+        yield
+
+
+@contextmanager
+def alone_in(folder: Path) -> Iterator[None]:
+    """Within, no other process on this machine writes to a folder: two would mix their checkpoints and records.
+
+    Of several processes at one run the main process holds the lock for all of them.
+
+    Args:
+        folder: It may not be there yet.
+
+    Raises:
+        RunDirectoryError: Another process is at work in it.
+        DataError: The cache cannot be written or locked.
+    """
+    name = f"folder-{hashlib.sha256(str(folder.expanduser().resolve()).encode()).hexdigest()[:24]}"
+    with ExitStack() as held:
+        if not processes.agree(not processes.is_main_process() or _take_lock(name, held)):
+            raise RunDirectoryError(
+                f"Another process is at work in '{folder}'. Wait for its end and go on from there, or choose another "
+                "folder."
+            )
         yield
 
 

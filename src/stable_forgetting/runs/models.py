@@ -23,6 +23,7 @@ from stable_forgetting.runs.cache import content_hash, made_once
 from stable_forgetting.runs.kept import inputs_of, with_kept_trunk
 from stable_forgetting.runs.sets import Sets
 from stable_forgetting.runs.teaching import teach
+from stable_forgetting.training.surroundings import move_to_training_device
 
 SECONDS_NAME = "finetuning_seconds.json"
 """File beside a kept model with what its finetuning took."""
@@ -63,9 +64,10 @@ class RunModels:
         """The model to be unlearned."""
         trainings = self.config.model.finetune
         if self.config.base_model is not None:
-            loaded = self._given_base(self.config.base_model)
+            loaded = self._in_its_place(self.config.base_model)
         else:
             loaded = self.loaded if trainings is None else self._finetuned(self.taught_to_base, trainings, "base")
+        move_to_training_device(loaded.model)  # it may have been set aside
         return self._with_kept_trunk(loaded)
 
     def retain(self) -> LoadedModel | None:
@@ -74,7 +76,7 @@ class RunModels:
             return None
         if self.config.retain_model is not None:
             self._read_seconds(Path(self.config.retain_model).expanduser(), "retain")
-            return self._measured_once(load_model(self.source(self.config.retain_model)))
+            return self._measured_once(self._in_its_place(self.config.retain_model))
         trainings = self.config.model.finetune
         if trainings is None:
             return None
@@ -85,7 +87,7 @@ class RunModels:
         log = self.config.retain_log
         others = {} if log is None else {"retain log": hashlib.sha256(Path(log).read_bytes()).hexdigest()}
         if self.config.retain_model is not None:
-            others["retain model"] = model_sha256(load_model(self.source(self.config.retain_model)).model)
+            others["retain model"] = model_sha256(self._in_its_place(self.config.retain_model).model)
         target, given_base = self.config.objective.target, self.config.base_model
         if self.config.pretrained_model is not None and target.needs_pretrained:
             others["pretrained model"] = self.pretrained_sha256
@@ -93,13 +95,13 @@ class RunModels:
             "model": self._configured_sha256,
             **{part.name: part.sha256 for part in self.sets.identities()},
             **others,
-            **({} if given_base is None else {"base model": model_sha256(self._given_base(given_base).model)}),
+            **({} if given_base is None else {"base model": model_sha256(self._in_its_place(given_base).model)}),
         }
 
     def pretrained(self) -> LoadedModel:
         """The model that the base model was finetuned from, fresh."""
         if self.config.pretrained_model is not None:
-            return load_model(self.source(self.config.pretrained_model))
+            return self._in_its_place(self.config.pretrained_model)
         return load_model(configured_source(self.config, self.classes))
 
     def source(self, name: str) -> ModelSource:
@@ -110,7 +112,8 @@ class RunModels:
     def _configured_sha256(self) -> str:
         return model_sha256(self.loaded.model)
 
-    def _given_base(self, name: str) -> LoadedModel:
+    def _in_its_place(self, name: str) -> LoadedModel:
+        """Another model, with the configured one moved out of its way."""
         if self.config.model.quantization is None and not processes.shards_models():
             self.loaded.model.to("cpu")  # one of the two is enough on the device
         return load_model(self.source(name))
@@ -152,7 +155,8 @@ class RunModels:
             shutil.rmtree(_work_dir(folder), ignore_errors=True)  # also where a kill came between the two
         self._read_seconds(folder, role)
         kept = load_model(self.source(str(folder)))
-        return LoadedModel(kept.model, kept.task, source)
+        # The model is kept by what it learned. How it is asked, and what is saved with it, is the run's own.
+        return LoadedModel(kept.model, self.loaded.task.with_trunk(None), source)
 
     def _read_seconds(self, folder: Path, role: str) -> None:
         """What finetuning took, if the folder says so."""

@@ -23,6 +23,7 @@ from stable_forgetting.objectives import Objective
 from stable_forgetting.progress import Progress, SilentProgress
 from stable_forgetting.records import ModelEvaluation, ModelRole, RunRecord, finetuning_phase, write_record
 from stable_forgetting.runs.adapter import bounded_config
+from stable_forgetting.runs.cache import alone_in
 from stable_forgetting.runs.check import (
     check_names,
     check_other_models,
@@ -83,8 +84,14 @@ def run(
     Raises:
         StableForgettingError: The user's mistakes, before anything is written; later ones leave a failed record.
     """
-    directory, progress = RunDirectory(run_dir), progress or SilentProgress()
     processes.join()
+    with alone_in(run_dir):
+        return _run(config, RunDirectory(run_dir), given or {}, progress or SilentProgress(), resume=resume)
+
+
+def _run(
+    config: RunConfig, directory: RunDirectory, given: Mapping[str, Any], progress: Progress, *, resume: bool
+) -> RunRecord:
     directory.check(config, resume=resume)
     finished, files = directory.finished_record(), local_files(config)
     if finished is not None and directory.has_files(files, gone_models(config)):
@@ -102,14 +109,14 @@ def run(
     directory.claim(config, inputs, files)
     if finished is not None:
         return finished
-    start = _new_record(config, given or {}, models.sets)
+    start = _new_record(config, given, models.sets)
     try:
         record = processes.agree(_unlearn_and_measure(models, objective, directory, start, resume=resume))
     except Exception as error:
         problem = str(error) if isinstance(error, StableForgettingError) else f"{type(error).__name__}: {error}"
-        _write_record(start.model_copy(update={"status": "failed", "error": problem}), run_dir)
+        _write_record(start.model_copy(update={"status": "failed", "error": problem}), directory.path)
         raise
-    _write_record(record, run_dir)
+    _write_record(record, directory.path)
     processes.wait_for_all()
     return record
 

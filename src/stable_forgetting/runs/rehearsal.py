@@ -30,6 +30,7 @@ from stable_forgetting.models.predictions import Predictions
 from stable_forgetting.objectives import Objective
 from stable_forgetting.runs.skeleton import are_alike, blocks_of, made_fake, skeleton_of
 from stable_forgetting.runs.storages import StorageTracker
+from stable_forgetting.runs.target_distributions import NUM_KEPT
 
 FEW_BLOCKS = 2
 """Blocks that are gone through; with one more, what each further block adds is known."""
@@ -136,17 +137,34 @@ class _Step:
 
     def _loss(self, model: Any, batch: dict[str, Tensor], at_head: Callable[[], None]) -> Tensor:
         """The objective, with the allocations of the trainer; `at_head` is called before the output head runs."""
-        shape, retain = self.shape, self.objective.retain
+        shape, forget, retain = self.shape, self.objective.forget, self.objective.retain
         logits = self._logits(model, batch, shape.forget_labels + shape.retain_labels, at_head)
         parts = _Parts.apply(logits, shape.forget_labels, shape.retain_labels)  # type: ignore[no-untyped-call]
         loss = torch.zeros(())
-        if shape.forget_rows:
-            loss = loss + _predictions(parts[0], shape.forget_rows).nll_sum.sum()
+        if shape.forget_rows and forget is not None:
+            predictions = _predictions(parts[0], shape.forget_rows)
+            constants = self._constants(num_tokens=parts[0].shape[1])
+            loss = loss + forget.function(predictions, **{name: constants[name] for name in forget.needs}).sum()
         if shape.retain_rows and retain is not None:
             predictions = _predictions(parts[1], shape.retain_rows)
             needs = {"reference_logits": self._reference(model)} if retain.needs else {}
             loss = loss + retain.function(predictions, **needs).sum()
         return loss
+
+    def _constants(self, num_tokens: int) -> dict[str, Any]:
+        """What forget terms are given beside predictions, by name, as `forget_constants` makes it for a batch."""
+        rows = self.shape.forget_rows
+        most_labels, num_kept = -(-self.shape.forget_labels // rows), min(NUM_KEPT, num_tokens)
+        shapes = {
+            "reference_nll_sum": (rows,),
+            "target": (rows,),
+            "label_targets": (rows, most_labels),
+            "mean_target": (rows,),
+            "target_probabilities": (rows, most_labels, num_kept + 1),
+        }
+        tokens = torch.zeros(rows, most_labels, num_kept, dtype=torch.int32)
+        constants = {name: torch.zeros(shape) for name, shape in shapes.items()}
+        return constants | {"target_tokens": tokens, "beta": self.objective.beta, "limit": self.objective.limit}
 
     def _reference(self, model: Any) -> Tensor:
         """The reference pass over the retain rows. The adapter stays on: one weight more than the truth, once."""

@@ -27,6 +27,7 @@ from stable_forgetting.evaluation import (
 from stable_forgetting.evaluation.linear_probe import PROBE_FORMAT
 from stable_forgetting.evaluation.scores import FORMAT
 from stable_forgetting.models.load import LoadedModel, cache_dir, model_sha256
+from stable_forgetting.models.processors import tokenizer_sha256
 from stable_forgetting.models.tasks import LanguageTask, Task
 from stable_forgetting.progress import Advance, Progress
 from stable_forgetting.records import ModelRole, write_text
@@ -214,6 +215,13 @@ def _read_scores(path: Path) -> ModelScores | None:
         return None
 
 
+def _of_task(task: Task) -> dict[str, Any]:
+    """What decides on the values beside model and sets: answers are decoded, and a protocol may hide pad tokens."""
+    if isinstance(task, LanguageTask):
+        return {"tokenizer": tokenizer_sha256(task.tokenizer)}
+    return {"probe": PROBE_FORMAT}
+
+
 _DECISIVE = {"batch_size", "generate", "max_new_tokens", "gradient_norm", "linear_probe", "compat"}
 """Settings that decide on the values of given sets."""
 
@@ -229,7 +237,7 @@ def reference_scores(
         "sets": [identity.model_dump() for identity in measured_sets(sets, settings).identities()],
         "evaluation": settings.model_dump(include=_DECISIVE),
         "values": FORMAT,
-        **({"probe": PROBE_FORMAT} if loaded.task.name == "image" else {}),
+        **_of_task(loaded.task),
     }
     path = cache_dir() / "scores" / f"{content_hash(key)}.json"
     measured = measured_sets(sets, settings)

@@ -16,6 +16,7 @@ from stable_forgetting.runs.likelihoods import Measuring, reference_likelihoods
 from stable_forgetting.runs.models import RunModels
 from stable_forgetting.runs.sets import TARGETS, Sets
 from stable_forgetting.runs.target_distributions import target_distributions
+from stable_forgetting.training.surroundings import set_aside
 
 Likelihoods = dict[str, LikelihoodScores]
 """By the names that `forget_constants` knows: ``forget`` and, of unseen examples, ``holdout``."""
@@ -33,10 +34,13 @@ def constants_of_run(
         scores: Its values on the measured sets.
         sha256: Its hash.
     """
+    of_base = base_likelihoods(models, objective, base, scores, sha256)
+    with set_aside(base.model):
+        of_pretrained = pretrained_likelihoods(models, objective)
     return forget_constants(
         objective,
-        base=base_likelihoods(models, objective, base, scores, sha256),
-        pretrained=pretrained_likelihoods(models, objective),
+        base=of_base,
+        pretrained=of_pretrained,
         target=models.config.objective.target,
         distributions=partial(
             target_distributions,

@@ -54,7 +54,8 @@ def training_identity(
     hashes = {
         name: hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest() for name, value in values.items()
     }
-    taught = {f"{name} set": examples.taught_sha256 for name, examples in sets.items()}
+    measured = settings.evaluate_every is not None  # the best checkpoint may be chosen by paraphrased and wrong answers
+    taught = {f"{name} set": found.sha256 if measured else found.taught_sha256 for name, found in sets.items()}
     return hashes | {"model": model_sha256(model)} | taught
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -33,6 +33,7 @@ from stable_forgetting.runs.arguments import (
     make_settings,
     make_task,
 )
+from stable_forgetting.runs.cache import alone_in
 from stable_forgetting.runs.constants import forget_constants
 from stable_forgetting.runs.likelihoods import Measuring, set_likelihoods
 from stable_forgetting.runs.target_distributions import target_distributions
@@ -129,19 +130,23 @@ def unlearn(  # noqa: PLR0913  (one call with everything by name is the point of
     sets = make_sets(given, model, task, Reading(template, chat_template, max_length))
     validation = _validation(task, sets, settings)
     target = target or TargetConfig()
-    if output_dir is not None:
-        claim(Path(output_dir), training_identity(model, chosen, target, settings, config, sets), resume=resume)
-    move_to_training_device(model)
-    constants = _constants(model, task, chosen, target, sets, settings, progress)
-    peft_model = attach(model, config)
-    with tempfile.TemporaryDirectory() as scratch, _unwrapped_on_error(peft_model):
+    with ExitStack() as held:
+        if output_dir is None:
+            folder = Path(held.enter_context(tempfile.TemporaryDirectory()))
+        else:
+            folder = Path(output_dir)
+            held.enter_context(alone_in(folder))
+            claim(folder, training_identity(model, chosen, target, settings, config, sets), resume=resume)
+        move_to_training_device(model)
+        constants = _constants(model, task, chosen, target, sets, settings, progress)
+        peft_model = held.enter_context(_attached(model, config))
         outcome = train(
             peft_model,
             task,
             chosen,
             TrainingSets(sets["forget"], sets.get("retain"), constants),
             settings=settings,
-            output_dir=Path(output_dir or scratch),
+            output_dir=folder,
             validation=validation,
             resume=resume,
             progress=progress,
@@ -151,12 +156,19 @@ def unlearn(  # noqa: PLR0913  (one call with everything by name is the point of
 
 
 @contextmanager
-def _unwrapped_on_error(peft_model: PeftModel) -> Iterator[None]:
-    """Take the adapter off if the training does not come to its end, so that the model can be given once more."""
+def _attached(model: Any, config: BoundedLoraConfig) -> Iterator[PeftModel]:
+    """The model with a new adapter, which is taken off if the training does not come to its end.
+
+    The model can then be given once more, and the weights that could be trained before can be again.
+    """
+    trainable = [weight for weight in model.parameters() if weight.requires_grad]
+    peft_model = attach(model, config)
     try:
-        yield
+        yield peft_model
     except BaseException:
         peft_model.unload()
+        for weight in trainable:
+            weight.requires_grad_(True)
         raise
 
 

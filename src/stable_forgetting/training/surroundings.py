@@ -21,11 +21,33 @@ def move_to_training_device(model: nn.Module) -> None:
     Args:
         model: A model of transformers.
     """
+    if _is_movable(model):
+        model.to("cuda" if torch.cuda.is_available() else "cpu")
+
+
+@contextmanager
+def set_aside(model: nn.Module) -> Iterator[None]:
+    """Keep a model off the GPU while another one is measured there: two with 8 billion weights would take 32 GB.
+
+    Args:
+        model: A model of transformers; it is moved in place, and back. One that was divided or quantised stays.
+    """
+    device = next((parameter.device for parameter in model.parameters()), None)
+    is_moved = device is not None and _is_movable(model)
+    if is_moved:
+        model.to("cpu")
+    try:
+        yield
+    finally:
+        if is_moved:
+            model.to(device)
+
+
+def _is_movable(model: nn.Module) -> bool:
     is_divided = getattr(model, "hf_device_map", None) is not None or any(
         isinstance(parameter.data, DTensor) for parameter in model.parameters()
     )
-    if not is_divided and not getattr(model, "is_quantized", False):
-        model.to("cuda" if torch.cuda.is_available() else "cpu")
+    return not is_divided and not getattr(model, "is_quantized", False)
 
 
 @contextmanager
