@@ -80,6 +80,60 @@ def test_other_task_data_or_base_model_is_another_problem():
     ]
 
 
+def _measured(record: RunRecord, **evaluation: object) -> RunRecord:
+    """The record as a run with these settings of the evaluation leaves it."""
+    return record.model_copy(update={"config": record.config | {"evaluation": evaluation}})
+
+
+@pytest.mark.parametrize(
+    "changed",
+    [
+        {"retain_limit": 2},
+        {"test_limit": 2},
+        {"seed": 3},
+        {"generate": False},
+        {"max_new_tokens": 16},
+        {"compat": "open-unlearning"},
+    ],
+)
+def test_runs_that_were_measured_otherwise_are_another_problem(changed):
+    usual, other = language_run("gd-sine", 1), _measured(language_run("calibrated-sine", 2), **changed)
+    groups = summarize([usual, other]).groups
+    assert [[method.name for method in group.methods] for group in groups] == [
+        ["gd-sine-seed1"],
+        ["calibrated-sine-seed2"],
+    ]
+    same_method = summarize([usual, _measured(language_run("gd-sine", 2), **changed)]).groups
+    assert [len(group.methods[0].records) for group in same_method] == [1, 1], "these are no two seeds of one method"
+    failed = _measured(failed_run(), **changed)
+    assert [len(group.methods) for group in summarize([usual, other, failed]).groups] == [1, 2]
+    pages = build_page(summarize([usual, other])).groups
+    ((name, value),) = changed.items()
+    assert [dict(page.facts).get("Measured with") for page in pages] == [None, f"{name} {value}"]
+
+
+def test_settings_that_an_older_record_lacks_are_the_defaults():
+    newer = _measured(language_run("gd-lora", 1), seed=0, compat=None, num_resamples=200)
+    assert len(group_by_problem([language_run("gd-sine", 1), newer])) == 1
+
+
+def test_another_retain_model_or_log_is_another_problem():
+    run = language_run("gd-sine")
+    other_model = run.model_copy(update={"models": run.models | {"retain": "sha256:other"}})
+    base_alone = {"base": run.models["base"]}
+    logged = [
+        run.model_copy(update={"models": base_alone, "config": run.config | {"retain_log": name}}) for name in "ab"
+    ]
+    assert len(group_by_problem([run, other_model, *logged, run.model_copy(update={"models": base_alone})])) == 5
+    assert len(group_by_problem([logged[0], logged[0].model_copy(update={"name": "another"})])) == 1
+
+
+def test_seeds_of_the_subsets_are_no_seeds_of_a_method():
+    first, second = (_measured(language_run("gd-sine", seed), seed=seed) for seed in (1, 2))
+    assert len(group_by_method([first, second])) == 2
+    assert len(group_by_method([first, _measured(language_run("gd-sine", 2), seed=1)])) == 1
+
+
 def test_run_that_failed_early_joins_the_runs_with_its_settings():
     assert len(summarize(comparison()).groups) == 1
     stranger = failed_run().model_copy(update={"config": {"model": {"name": "other"}}})

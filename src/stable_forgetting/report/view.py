@@ -28,6 +28,7 @@ from stable_forgetting.report.page_data import (
 )
 from stable_forgetting.report.rate_charts import draw_plane, draw_rates
 from stable_forgetting.report.rates import RatePanel, rate_panels, rate_plane
+from stable_forgetting.report.replicates import unusual_protocol
 from stable_forgetting.report.requests import Requests, find_requests, request_name, request_tables
 from stable_forgetting.report.series import (
     Panel,
@@ -87,7 +88,7 @@ def _group_page(group: GroupSummary, anchor: str, *, among_others: bool) -> Grou
     return GroupPage(
         anchor=anchor,
         title=f"{task}: {wording.plural(len(group.methods), 'method')} on one problem" if several else task,
-        facts=(("Base model", _base_words(group)),),
+        facts=tuple(_group_facts(group)),
         sets=tuple((entry.name, entry.source, f"{entry.count:,}", entry.sha256) for entry in group.sets),
         gaps=gap_table(group, anchors, anchor) if several else None,
         comparison=comparison_table(group, anchors, anchor) if several else None,
@@ -96,6 +97,12 @@ def _group_page(group: GroupSummary, anchor: str, *, among_others: bool) -> Grou
         figures=tuple(_group_figures(group, anchor)) if several else (),
         methods=tuple(methods),
     )
+
+
+def _group_facts(group: GroupSummary) -> Iterable[tuple[str, str]]:
+    yield "Base model", _base_words(group)
+    if protocol := unusual_protocol(group.methods[0].records[0]):
+        yield "Measured with", protocol
 
 
 def _base_words(group: GroupSummary) -> str:
