@@ -13,6 +13,7 @@ from stable_forgetting.report.glossary import (
     define,
     key_columns,
 )
+from stable_forgetting.report.html import render_page
 from stable_forgetting.report.replicates import group_by_method, group_by_problem
 from stable_forgetting.report.summary import summarize
 from stable_forgetting.report.tables import comparison_table
@@ -287,6 +288,27 @@ def test_layers_are_counted_once_however_many_runs_there_are():
     count = len(language_run("gd-sine").certificate)
     assert f"in all {count} adapted layers. The" in bound([0])
     assert f"in all {count} adapted layers of all runs. The" in bound([0, 1, 2])
+
+
+def test_of_several_seeds_each_layer_is_listed_once_as_it_came_closest_to_its_limit():
+    records = [language_run("gd-sine", seed) for seed in (0, 1, 2)]
+    first, second, *others = records[1].certificate
+    closer = first.model_copy(update={"largest_entry": first.entry_limit})
+    broken = second.model_copy(update={"largest_entry": 0.0, "frobenius_norm": 1e9, "holds": False})
+    records[1] = records[1].model_copy(update={"certificate": [closer, broken, *others]})
+    found = build_page(summarize(records)).groups[0].methods[0].certificate
+    assert [line.layer for line in found.layers] == [layer.layer for layer in records[0].certificate]
+    assert (found.layers[0].share, found.layers[1].holds) == ("100.0%", "does not hold")
+    page = render_page(build_page(summarize(records)))
+    assert f"All {len(records[0].certificate)} layers, the closest over 3 runs" in page
+    assert "as a share of its limit, the closest over 3 runs." in found.figure.caption
+    alone = build_page(summarize(records[:1])).groups[0].methods[0].certificate
+    assert "closest over" not in alone.figure.caption + alone.over
+    unbounded = [language_run("gd-lora", seed) for seed in (0, 1)]
+    more = [layer.model_copy(update={"largest_entry": 9.0}) for layer in unbounded[1].certificate]
+    unbounded[1] = unbounded[1].model_copy(update={"certificate": more})
+    lines = build_page(summarize(unbounded)).groups[0].methods[0].certificate.layers
+    assert {line.entry for line in lines} == {"9.000 of no limit"}
 
 
 def test_the_step_of_the_kept_adapter_is_said():

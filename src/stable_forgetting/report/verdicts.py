@@ -105,6 +105,19 @@ def certificate_verdict(layers: Sequence[LayerCertificate]) -> Verdict:
     return Verdict("Bound", sentence, "good" if all(layer.holds for layer in layers) else "neutral")
 
 
+def closest_layers(layers: Iterable[LayerCertificate]) -> list[LayerCertificate]:
+    """Each layer once, as the run left it that came closest to its limits; without limits, that changed it most."""
+    runs_of: dict[str, list[LayerCertificate]] = {}
+    for layer in layers:
+        runs_of.setdefault(layer.layer, []).append(layer)
+    return [max(found, key=_closeness) for found in runs_of.values()]
+
+
+def _closeness(layer: LayerCertificate) -> tuple[bool, float, float]:
+    """One whose bound does not hold comes first, also where that is for its norm."""
+    return layer.holds is False, entry_share(layer), layer.largest_entry
+
+
 def entry_share(layer: LayerCertificate) -> float:
     """Largest entry as a share of its limit; 0 for a layer without a limit."""
     return layer.largest_entry / layer.entry_limit if layer.entry_limit else 0.0

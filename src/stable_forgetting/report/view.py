@@ -39,7 +39,13 @@ from stable_forgetting.report.series import (
 )
 from stable_forgetting.report.summary import ROLES, GroupSummary, MethodSummary, Summary
 from stable_forgetting.report.tables import comparison_table, results_table
-from stable_forgetting.report.verdicts import certificate_verdict, entry_share, group_verdicts, method_verdicts
+from stable_forgetting.report.verdicts import (
+    certificate_verdict,
+    closest_layers,
+    entry_share,
+    group_verdicts,
+    method_verdicts,
+)
 
 _PLANE_CAPTION = (
     "Each line is one method through its learning rates, mean over the seeds: the larger the point, the higher the "
@@ -193,13 +199,16 @@ def _certificate(method: MethodSummary, anchor: str) -> Certificate | None:
     layers = [layer for record in method.records for layer in record.certificate]
     if not layers:
         return None
-    bars = certificate_bars(layers)
+    closest = closest_layers(layers)
+    num_runs = sum(bool(record.certificate) for record in method.records)
+    over = "" if num_runs == 1 else f", the closest over {wording.plural(num_runs, 'run')}"
+    bars = certificate_bars(closest)
     figure = None
     if bars:
-        shown = "" if len(bars) == len(layers) else f" The {len(bars)} closest of {len(layers)} are shown."
-        caption = f"Largest entry of each layer's change as a share of its limit.{shown}"
+        shown = "" if len(bars) == len(closest) else f" The {len(bars)} closest of {len(closest)} are shown."
+        caption = f"Largest entry of each layer's change as a share of its limit{over}.{shown}"
         figure = Figure("Distance to the bound", caption, draw_bars(bars, f"{anchor}-bound"))
-    return Certificate(certificate_verdict(layers).sentence, figure, tuple(_layer_line(layer) for layer in layers))
+    return Certificate(certificate_verdict(layers).sentence, figure, tuple(map(_layer_line, closest)), over)
 
 
 def _layer_line(layer: LayerCertificate) -> LayerLine:
