@@ -49,8 +49,9 @@ from stable_forgetting.report.verdicts import (
 
 _PLANE_CAPTION = (
     "Each line is one method through its learning rates, mean over the seeds: the larger the point, the higher the "
-    "rate. Faint points are single runs. The retain model (star) is the place to reach."
+    "rate. Faint points are single runs."
 )
+_STAR = " The retain model (star) is the place to reach."
 _RATES_CAPTION = "over the seeds; faint points are single runs. A flat line is a method that forgives a wrong rate."
 
 
@@ -121,12 +122,14 @@ def _group_figures(group: GroupSummary, anchor: str) -> Iterable[Figure]:
     plane = rate_plane(group)
     scatter = None if plane is not None else forget_retain_scatter(group)
     if plane is not None:
-        yield Figure("Forgetting against keeping", _PLANE_CAPTION, draw_plane(plane, f"{anchor}-plane"))
+        star = _STAR if any(role == "retain" for role, _, _ in plane.references) else ""
+        yield Figure("Forgetting against keeping", f"{_PLANE_CAPTION}{star}", draw_plane(plane, f"{anchor}-plane"))
     for rates in rate_panels(group):
         title = f"{rates.label} by learning rate"
         yield Figure(title, _rates_caption(rates), draw_rates(rates, f"{anchor}-{rates.key}"))
     if scatter is not None:
-        caption = "Each method with its 95 % intervals. The retain model (star) is the place to reach."
+        star = _STAR if any(point.role == "retain" for point in scatter.points) else ""
+        caption = f"Each method with its 95 % intervals.{star}"
         yield Figure("Forgetting against keeping", caption, draw_scatter(scatter, f"{anchor}-scatter"))
     yield from (_figure(panel, f"{anchor}-{panel.key}") for panel in comparison_panels(group))
 
@@ -190,7 +193,8 @@ def _classes(method: MethodSummary, anchor: str) -> Classes | None:
     if len(shown) < len(rows):
         deleted, drawn = (sum(row.deleted for row in part) for part in (rows, shown))
         which = f" Shown are {drawn} of {deleted} deleted classes and the {len(shown) - drawn} most changed others."
-    caption = f"From the base to the unlearned model, with 95 % intervals; the star is the retain model.{which}"
+    star = "; the star is the retain model" if any(row.retain for row in shown) else ""
+    caption = f"From the base to the unlearned model, with 95 % intervals{star}.{which}"
     figure = Figure("Change of accuracy by class", caption, draw_classes(shown, f"{anchor}-classes"))
     return Classes(class_sentence(rows), figure, tuple(class_lines(rows)))
 
