@@ -9,6 +9,7 @@ from stable_forgetting.report.glossary import (
     GROUP_TITLES,
     HEADLINES,
     KEY_COLUMNS,
+    LEADS,
     TOFU_COLUMNS,
     define,
     key_columns,
@@ -202,7 +203,8 @@ def test_mean_says_how_many_runs_have_no_value():
 
 def test_leaders_are_those_that_none_clearly_beats():
     group = summarize(comparison()).groups[0]
-    leaders = dict(zip(group.columns, group.leaders, strict=True))
+    leaders = group.leaders
+    assert {*group.columns} <= {*leaders}
     assert leaders["retain_probability"] == ("calibrated-sine",)
     assert leaders["mia_loss_auc"] == ("gd-sine-seed0", "calibrated-sine")
     assert leaders["forget_probability"] == (), "on 40 examples the intervals are too wide"
@@ -223,6 +225,17 @@ def test_lead_sentences_say_by_which_number_and_how_far_from_the_retain_model():
         "Overall",
         "Tug of war (higher is better): digits-sine (0.985), other (0.985); no method leads by more than the interval.",
     )
+
+
+def test_comparisons_with_forget_quality_say_who_leads_by_every_number_that_was_measured():
+    records = [_with_metric(record, "unlearned", TOFU_P) for record in comparison()]
+    (group,) = summarize(records).groups
+    assert group.columns == TOFU_COLUMNS
+    *sentences, failed = [verdict.sentence for verdict in group_verdicts(group)]
+    assert failed == "1 run has no result: gd-lora-fast."
+    for sentence, name in zip(sentences, LEADS["language"], strict=True):
+        assert sentence.startswith(define(name).label)
+    assert "gd-sine-seed0 (0.412, gap −0.092), calibrated-sine" in sentences[-1]
 
 
 def test_without_intervals_the_numbers_are_given_but_nobody_leads():

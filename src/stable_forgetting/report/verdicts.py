@@ -73,7 +73,7 @@ def _choice(method: MethodSummary) -> Iterable[Verdict]:
 
 def group_verdicts(group: GroupSummary) -> list[Verdict]:
     """What a comparison shows: who leads by which number, and what failed."""
-    verdicts = [_leading(group, metric) for metric in LEADS[group.task] if metric in group.columns]
+    verdicts = [_leading(group, metric) for metric in LEADS[group.task] if metric in group.leaders]
     failed = [method.name for method in group.methods if method.status == "failed"]
     if failed:
         have = "run has" if len(failed) == 1 else "runs have"
@@ -194,7 +194,7 @@ def _leading(group: GroupSummary, metric: str) -> Verdict:
     if len(values) < 2:
         return Verdict(topic, f"{definition.label}: fewer than two methods have a value to compare.")
     number_words = f"{definition.label} ({DIRECTION_WORDS[next(iter(rows.values())).direction]})"
-    leaders = group.leaders[group.columns.index(metric)]
+    leaders = group.leaders[metric]
     if not leaders:
         return Verdict(topic, f"{number_words}: {_some(values.values())}; {_why_none_leads(rows.values())}.")
     ahead = _some(values[name] for name in leaders)
