@@ -9,7 +9,7 @@ import typer
 from rich.console import Console
 
 from stable_forgetting.cli.listings import metric_table
-from stable_forgetting.cli.shown import show_tables
+from stable_forgetting.cli.shown import show_tables, tell
 from stable_forgetting.errors import DataError
 from stable_forgetting.evaluation.metrics import METRICS
 from stable_forgetting.evaluation.open_unlearning import read_log
@@ -49,9 +49,7 @@ def score_tofu(
         typer.echo(json.dumps(found, indent=1))
         return
     examples = ", ".join(f"{name} {values.size}" for name, values in own.sets.items())
-    console.print(
-        f"Truth ratio: {truth_ratio}. Protocol: {compat or 'this package'}. Examples: {examples}.", highlight=False
-    )
+    tell(console, f"Truth ratio: {truth_ratio}. Protocol: {compat or 'this package'}. Examples: {examples}.")
     show_tables(console, [metric_table(evaluation, reference)])
 
 
@@ -60,12 +58,9 @@ def export(run_dir: Path, role: ModelRole, out: Path, retain_log: Path | None) -
     values = _read(run_dir, role)
     retain = None if role == "retain" else _read_retain(run_dir, retain_log)
     for path in write_log(values, out, retain):
-        console.print(f"Written: {path}", highlight=False)
+        tell(console, f"Written: {path}")
     if role != "retain" and retain is None:
-        console.print(
-            "Left out: forget_quality, privleak, mia_reference. They need a retain model; give --retain-log.",
-            highlight=False,
-        )
+        tell(console, "Left out: forget_quality, privleak, mia_reference. They need a retain model; give --retain-log.")
 
 
 def _read(path: Path, role: ModelRole) -> ModelValues:
