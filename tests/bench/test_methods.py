@@ -34,6 +34,17 @@ def test_named_methods_with_their_own_rates():
     assert found["ascent-weight_clipping-seed0"]["training.max_weight"] == 0.1
 
 
+def test_a_rate_is_in_the_name_of_a_method_that_is_named_with_several():
+    found = methods(methods="npo:sine:1e-3,npo:sine:1e-4,npo:sine,npo:identity:3e-4")
+    rates = {name: changes.get("training.learning_rate") for name, changes in found.items()}
+    assert rates == {
+        "npo-sine-lr1e-3-seed0": 1e-3,
+        "npo-sine-lr1e-4-seed0": 1e-4,
+        "npo-sine-seed0": None,
+        "npo-identity-seed0": 3e-4,
+    }
+
+
 def test_named_methods_over_common_rates():
     found = methods(methods="gradient_difference:sine,npo:identity", learning_rates="1e-4,1e-3")
     assert list(found) == [
@@ -50,6 +61,8 @@ def test_named_methods_over_common_rates():
         ({"methods": "npo:sine:nan"}, "with a rate above 0"),
         ({"methods": "npo:sin"}, "Did you mean 'sine'"),
         ({"methods": "npo:sine,npo:sine"}, "named twice"),
+        ({"methods": "npo:sine:1e-3,npo:sine:0.001"}, "named twice"),
+        ({"learning_rates": "1e-3,1e-3"}, "named twice"),
         ({"methods": "npo:sine:1e-3", "learning_rates": "1e-4"}, "a learning rate of its own"),
         ({"methods": "npo:sine", "bounds": "clip"}, "bounds would count for nothing"),
         ({"methods": "npo:sine:1e-3", "set": {"training.learning_rate": 1}}, "--learning-rates or --methods"),

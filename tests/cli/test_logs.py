@@ -4,7 +4,7 @@ from dataclasses import replace
 import pytest
 
 from data_paths import shared_data
-from sample_scores import make_run_values
+from sample_scores import make_run_values, make_scores
 from stable_forgetting.evaluation.open_unlearning import read_log
 from stable_forgetting.records import RunRecord, write_record
 from stable_forgetting.runs.environment import environment
@@ -70,6 +70,27 @@ def test_a_run_with_a_retain_log_is_compared_with_that_log(forget, run_dir, tmp_
     assert forget("export", run_dir, "--out", tmp_path / "own", "--retain-log", moved).code == 0
     write_record(record_of({}), run_dir)
     assert "Left out: forget_quality" in forget("export", run_dir, "--out", tmp_path / "own").out
+
+
+def test_a_run_is_compared_with_its_base_model_where_it_left_values_of_it(forget, run_dir):
+    def utility_kept():
+        found = json.loads(forget("score", "tofu", "--log", run_dir, "--json").out)
+        return [
+            next(metric for metric in found[whose] if metric["name"] == "model_utility_kept")
+            for whose in ("metrics", "retain_metrics")
+        ]
+
+    assert ["base model's per-example values" in metric["reason"] for metric in utility_kept()] == [True, True]
+    base = make_scores("language", "base", seed=2, loss=0.1)
+    (run_dir / "per_example" / "base.json").write_text(json.dumps(base.to_json()))
+    assert all(metric["value"] > 0 for metric in utility_kept())
+
+
+def test_a_retain_log_for_the_log_of_the_retain_model_itself_is_refused(forget, run_dir, tmp_path):
+    out = tmp_path / "own"
+    done = forget("export", run_dir, "--model", "retain", "--out", out, "--retain-log", tmp_path / "none.json")
+    assert (done.code, "--retain-log is what a model is compared with" in done.err) == (2, True)
+    assert not out.exists()
 
 
 def test_files_that_cannot_be_scored(forget, run_dir, tmp_path):

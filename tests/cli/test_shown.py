@@ -7,8 +7,11 @@ import pytest
 from rich.console import Console
 from rich.table import Table
 
+from sample_scores import make_run_values
 from stable_forgetting.cli import progress
 from stable_forgetting.cli.shown import show_tables
+from stable_forgetting.records import RunRecord, write_record
+from stable_forgetting.runs.environment import environment
 
 NUMBERS = ("0.123456789", "123,456,789", "1.2e-10")
 
@@ -49,6 +52,34 @@ def test_listings_in_80_columns(forget, monkeypatch, what):
     narrow = forget("list", what).out
     assert "…" not in narrow
     assert words <= set(re.findall(r"[\w.]+", narrow))
+
+
+def test_brackets_and_colons_in_paths_are_shown_and_not_obeyed(forget, tmp_path):
+    """Rich would end at a closing tag that was never opened, leave opening ones out, and draw a picture for `:x:`."""
+    write_record(
+        RunRecord(
+            name="[i]a",
+            task="language",
+            status="failed",
+            created="2026-01-01T00:00:00",
+            config={},
+            environment=environment(),
+        ),
+        tmp_path / "run",
+    )
+    page, figures = tmp_path / "y[" / "b]:x:.html", tmp_path / "[v2]"
+    done = forget("report", tmp_path / "run", "--out", page, "--figures", figures)
+    assert done.code == 0, done.err
+    assert f"{page}" in done.out.replace("\n", "")
+    assert f"in {figures}" in done.out.replace("\n", "")
+    values = make_run_values(tmp_path / "[" / "b] values")
+    exported = forget("export", values, "--out", tmp_path / "[" / "b] log")
+    assert exported.code == 0, exported.err
+    assert f"Written: {tmp_path / '[' / 'b] log'}" in exported.out.replace("\n", "")
+    scored = forget("score", "tofu", "--log", tmp_path / "[" / "b] log" / "TOFU_EVAL.json")
+    assert scored.code == 0, scored.err
+    gone = forget("report", tmp_path / "[" / "b]:x:")
+    assert (gone.code, f"{tmp_path / '[' / 'b]:x:'}" in gone.err) == (2, True)
 
 
 def test_a_run_and_the_same_again(forget, language, tmp_path, monkeypatch):

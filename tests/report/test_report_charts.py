@@ -4,6 +4,7 @@ import re
 
 import matplotlib as mpl
 import pytest
+from sample_rates import rate_comparison
 from sample_records import comparison, language_run
 
 from stable_forgetting.report.canvas import SERIES
@@ -19,6 +20,7 @@ from stable_forgetting.report.series import (
     method_panels,
 )
 from stable_forgetting.report.summary import summarize
+from stable_forgetting.report.view import build_page
 
 
 def panel(label: str = "x", **changes) -> Panel:
@@ -66,7 +68,9 @@ def test_method_panels_show_the_history_as_it_is():
     assert [curve.label for curve in panels["terms"].curves] == ["forget term", "retain term"]
     assert panels["entry"].limit == 1.0
     assert panels["entry"].curves[0].values == tuple(step.largest_share for step in history)
-    assert panels["validation-forget_nll"].curves[0].steps == (12.0, 24.0, 36.0, 48.0, 60.0)
+    validation = panels["validation-forget_nll"]
+    assert validation.curves[0].steps == (12.0, 24.0, 36.0, 48.0, 60.0)
+    assert validation.caption == "Measured during training on some of the forget and retain examples."
     unbounded = summarize([language_run("gd-lora")]).groups[0].methods[0]
     entry = next(panel for panel in method_panels(unbounded) if panel.key == "entry")
     assert entry.limit is None
@@ -127,3 +131,21 @@ def test_bars_show_the_layers_closest_to_their_limit():
     assert "layer 16" in draw_bars(bars, "p")
     assert certificate_bars(language_run("gd-lora").certificate) == []
     assert draw_bars([Bar("beyond", 1.5)], "p").startswith("<svg")
+
+
+@pytest.mark.parametrize("records", [comparison(), rate_comparison()])
+def test_captions_speak_of_a_star_only_where_one_is_drawn(records):
+    def captions(records):
+        (group,) = build_page(summarize(records)).groups
+        classes = [method.classes.figure for method in group.methods if method.classes is not None]
+        return [figure.caption for figure in [*group.figures, *classes] if "star" in figure.caption]
+
+    def without_retain(record):
+        kept = [
+            entry.model_copy(update={"accuracy": {r: a for r, a in entry.accuracy.items() if r != "retain"}})
+            for entry in record.class_accuracies
+        ]
+        return record.model_copy(update={"evaluations": record.evaluations[:2], "class_accuracies": kept})
+
+    assert captions(records)
+    assert captions([without_retain(record) for record in records]) == []

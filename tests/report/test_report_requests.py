@@ -141,6 +141,27 @@ def test_no_tables_without_a_second_request_on_the_same_model_and_data():
         assert find_requests(summarize(records).groups) == []
 
 
+def test_requests_on_sets_with_paths_of_their_own_are_on_the_same_data_if_the_paths_are_the_same():
+    """Data sets without a common source are told apart by the files of their sets."""
+
+    def read_from(record: RunRecord, path: str) -> RunRecord:
+        rule = record.config["data"]["forget"]["where"]
+        data = {"forget": {"path": path, "where": rule}, "retain": {"path": path}, "num_classes": 10}
+        return record.model_copy(update={"config": record.config | {"data": data}})
+
+    first, second = request_run("three", "sine", 0), request_run("eight", "sine", 0)
+    same = [read_from(record, "digits.npz") for record in (first, second)]
+    other = [read_from(first, "digits.npz"), read_from(second, "letters.npz")]
+    assert [len(found.groups) for found in find_requests(summarize(same).groups)] == [2]
+    assert find_requests(summarize(other).groups) == []
+
+
+def test_requests_that_were_measured_otherwise_are_not_averaged():
+    first, second = request_run("three", "sine", 0), request_run("eight", "sine", 0)
+    limited = second.model_copy(update={"config": second.config | {"evaluation": {"retain_limit": 100}}})
+    assert find_requests(summarize([first, limited]).groups) == []
+
+
 def test_a_base_model_for_each_method_is_shown_for_each_and_in_no_grid():
     records = sequence()
     worse = [entry.metric("tow").model_copy(update={"value": 0.5}) for entry in records[4].evaluations[:1]]

@@ -9,10 +9,12 @@ from stable_forgetting.report.glossary import (
     GROUP_TITLES,
     HEADLINES,
     KEY_COLUMNS,
+    LEADS,
     TOFU_COLUMNS,
     define,
     key_columns,
 )
+from stable_forgetting.report.html import render_page
 from stable_forgetting.report.replicates import group_by_method, group_by_problem
 from stable_forgetting.report.summary import summarize
 from stable_forgetting.report.tables import comparison_table
@@ -78,6 +80,60 @@ def test_other_task_data_or_base_model_is_another_problem():
         ["gd-sine-seed0"],
         ["gd-sine-seed0"],
     ]
+
+
+def _measured(record: RunRecord, **evaluation: object) -> RunRecord:
+    """The record as a run with these settings of the evaluation leaves it."""
+    return record.model_copy(update={"config": record.config | {"evaluation": evaluation}})
+
+
+@pytest.mark.parametrize(
+    "changed",
+    [
+        {"retain_limit": 2},
+        {"test_limit": 2},
+        {"seed": 3},
+        {"generate": False},
+        {"max_new_tokens": 16},
+        {"compat": "open-unlearning"},
+    ],
+)
+def test_runs_that_were_measured_otherwise_are_another_problem(changed):
+    usual, other = language_run("gd-sine", 1), _measured(language_run("calibrated-sine", 2), **changed)
+    groups = summarize([usual, other]).groups
+    assert [[method.name for method in group.methods] for group in groups] == [
+        ["gd-sine-seed1"],
+        ["calibrated-sine-seed2"],
+    ]
+    same_method = summarize([usual, _measured(language_run("gd-sine", 2), **changed)]).groups
+    assert [len(group.methods[0].records) for group in same_method] == [1, 1], "these are no two seeds of one method"
+    failed = _measured(failed_run(), **changed)
+    assert [len(group.methods) for group in summarize([usual, other, failed]).groups] == [1, 2]
+    pages = build_page(summarize([usual, other])).groups
+    ((name, value),) = changed.items()
+    assert [dict(page.facts).get("Measured with") for page in pages] == [None, f"{name} {value}"]
+
+
+def test_settings_that_an_older_record_lacks_are_the_defaults():
+    newer = _measured(language_run("gd-lora", 1), seed=0, compat=None, num_resamples=200)
+    assert len(group_by_problem([language_run("gd-sine", 1), newer])) == 1
+
+
+def test_another_retain_model_or_log_is_another_problem():
+    run = language_run("gd-sine")
+    other_model = run.model_copy(update={"models": run.models | {"retain": "sha256:other"}})
+    base_alone = {"base": run.models["base"]}
+    logged = [
+        run.model_copy(update={"models": base_alone, "config": run.config | {"retain_log": name}}) for name in "ab"
+    ]
+    assert len(group_by_problem([run, other_model, *logged, run.model_copy(update={"models": base_alone})])) == 5
+    assert len(group_by_problem([logged[0], logged[0].model_copy(update={"name": "another"})])) == 1
+
+
+def test_seeds_of_the_subsets_are_no_seeds_of_a_method():
+    first, second = (_measured(language_run("gd-sine", seed), seed=seed) for seed in (1, 2))
+    assert len(group_by_method([first, second])) == 2
+    assert len(group_by_method([first, _measured(language_run("gd-sine", 2), seed=1)])) == 1
 
 
 def test_run_that_failed_early_joins_the_runs_with_its_settings():
@@ -147,7 +203,8 @@ def test_mean_says_how_many_runs_have_no_value():
 
 def test_leaders_are_those_that_none_clearly_beats():
     group = summarize(comparison()).groups[0]
-    leaders = dict(zip(group.columns, group.leaders, strict=True))
+    leaders = group.leaders
+    assert {*group.columns} <= {*leaders}
     assert leaders["retain_probability"] == ("calibrated-sine",)
     assert leaders["mia_loss_auc"] == ("gd-sine-seed0", "calibrated-sine")
     assert leaders["forget_probability"] == (), "on 40 examples the intervals are too wide"
@@ -168,6 +225,17 @@ def test_lead_sentences_say_by_which_number_and_how_far_from_the_retain_model():
         "Overall",
         "Tug of war (higher is better): digits-sine (0.985), other (0.985); no method leads by more than the interval.",
     )
+
+
+def test_comparisons_with_forget_quality_say_who_leads_by_every_number_that_was_measured():
+    records = [_with_metric(record, "unlearned", TOFU_P) for record in comparison()]
+    (group,) = summarize(records).groups
+    assert group.columns == TOFU_COLUMNS
+    *sentences, failed = [verdict.sentence for verdict in group_verdicts(group)]
+    assert failed == "1 run has no result: gd-lora-fast."
+    for sentence, name in zip(sentences, LEADS["language"], strict=True):
+        assert sentence.startswith(define(name).label)
+    assert "gd-sine-seed0 (0.412, gap −0.092), calibrated-sine" in sentences[-1]
 
 
 def test_without_intervals_the_numbers_are_given_but_nobody_leads():
@@ -233,6 +301,27 @@ def test_layers_are_counted_once_however_many_runs_there_are():
     count = len(language_run("gd-sine").certificate)
     assert f"in all {count} adapted layers. The" in bound([0])
     assert f"in all {count} adapted layers of all runs. The" in bound([0, 1, 2])
+
+
+def test_of_several_seeds_each_layer_is_listed_once_as_it_came_closest_to_its_limit():
+    records = [language_run("gd-sine", seed) for seed in (0, 1, 2)]
+    first, second, *others = records[1].certificate
+    closer = first.model_copy(update={"largest_entry": first.entry_limit})
+    broken = second.model_copy(update={"largest_entry": 0.0, "frobenius_norm": 1e9, "holds": False})
+    records[1] = records[1].model_copy(update={"certificate": [closer, broken, *others]})
+    found = build_page(summarize(records)).groups[0].methods[0].certificate
+    assert [line.layer for line in found.layers] == [layer.layer for layer in records[0].certificate]
+    assert (found.layers[0].share, found.layers[1].holds) == ("100.0%", "does not hold")
+    page = render_page(build_page(summarize(records)))
+    assert f"All {len(records[0].certificate)} layers, the closest over 3 runs" in page
+    assert "as a share of its limit, the closest over 3 runs." in found.figure.caption
+    alone = build_page(summarize(records[:1])).groups[0].methods[0].certificate
+    assert "closest over" not in alone.figure.caption + alone.over
+    unbounded = [language_run("gd-lora", seed) for seed in (0, 1)]
+    more = [layer.model_copy(update={"largest_entry": 9.0}) for layer in unbounded[1].certificate]
+    unbounded[1] = unbounded[1].model_copy(update={"certificate": more})
+    lines = build_page(summarize(unbounded)).groups[0].methods[0].certificate.layers
+    assert {line.entry for line in lines} == {"9.000 of no limit"}
 
 
 def test_the_step_of_the_kept_adapter_is_said():

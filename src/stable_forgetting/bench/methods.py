@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Iterable, Mapping
 from itertools import product
 from pathlib import Path
@@ -37,8 +38,8 @@ def method_changes(
         own_objectives: What further objectives change, which only this benchmark has.
 
     Returns:
-        One entry for each combination, named OBJECTIVE-BOUND-seedN; the group of layers and the learning rate are in
-        the name if there are several of them.
+        One entry for each combination, named OBJECTIVE-BOUND-seedN; the group of layers is in the name if there are
+        several, the learning rate if there are several for the same objective and bound.
 
     Raises:
         ConfigError: An objective, a bound or a group of layers is unknown, one is named twice, or a change
@@ -49,11 +50,12 @@ def method_changes(
     for place, option in _OF_THE_BENCHMARK.items():
         refuse_changes(options.set, [place], "the benchmark", option)
     found: dict[str, Changes] = {}
-    several_rates = len(options.learning_rates or ()) > 1
-    for (objective, bound, rate), target, seed in product(_combinations(options), options.targets, options.seeds):
+    combinations = _combinations(options)
+    num_rates = Counter((objective, bound) for objective, bound, _ in {*combinations})
+    for (objective, bound, rate), target, seed in product(combinations, options.targets, options.seeds):
         parts = [objective, bound]
         parts += [target] if len(options.targets) > 1 else []
-        parts += [f"lr{_short(rate)}"] if rate is not None and several_rates else []
+        parts += [f"lr{_short(rate)}"] if rate is not None and num_rates[objective, bound] > 1 else []
         name = "-".join([*parts, f"seed{seed}"])
         if name in found:
             raise ConfigError(f"The method '{name}' is named twice. Name each objective, bound, rate and seed once.")

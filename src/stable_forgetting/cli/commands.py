@@ -26,7 +26,7 @@ from stable_forgetting.bench import (
     run_comparison,
 )
 from stable_forgetting.cli.progress import Notes, RichProgress
-from stable_forgetting.cli.shown import say, show_tables
+from stable_forgetting.cli.shown import say, show_tables, tell
 from stable_forgetting.config import RunConfig, load_config, parse_change
 from stable_forgetting.config.benchmark_options import ClassDeletionOptions, TofuOptions
 from stable_forgetting.errors import ConfigError, ModelError, RunDirectoryError
@@ -100,9 +100,9 @@ def run_config(path: Path, changes: Sequence[str], out: Path | None, *, resume: 
     if processes.is_main_process():
         write_report([record], directory.report)
     if _is_earlier(record, start):
-        console.print(f"Nothing was run: this run of {_when(record)} was finished before.", highlight=False)
+        tell(console, f"Nothing was run: this run of {_when(record)} was finished before.")
     _show([record])
-    console.print(f"Adapter: {directory.adapter}\nReport:  {directory.report}", highlight=False)
+    tell(console, f"Adapter: {directory.adapter}\nReport:  {directory.report}")
 
 
 def compare(path: Path, changes: Sequence[str], out: Path | None) -> None:
@@ -130,28 +130,26 @@ def demo(problem: str, out: Path) -> None:
         records += _compare(load_comparison(problem_path(name)), out / name)
     if len(names) > 1:
         write_report(records, out / "report.html")
-        console.print(f"Both problems on one page: {out / 'report.html'}", highlight=False)
+        tell(console, f"Both problems on one page: {out / 'report.html'}")
     _end(records)
 
 
 def _compare(comparison: Comparison, out_dir: Path) -> list[RunRecord]:
     _check_file(out_dir / "report.html")
     for note in comparison.notes:
-        console.print(f"Note: {note}", highlight=False, markup=False)
+        tell(console, f"Note: {note}")
     records, start = [], datetime.now(UTC)
     for record in run_comparison(comparison, out_dir, progress=RichProgress(console)):
         records.append(record)
         write_report([record], RunDirectory(out_dir / record.name).report)
         before = f"finished before ({_when(record)}). " if _is_earlier(record, start) else ""
         found = " ".join(record.verdicts) or record.error or record.status
-        console.print(f"{record.name}: {before}{found}", highlight=False, markup=False)
+        tell(console, f"{record.name}: {before}{found}")
     write_report(records, out_dir / "report.html")
     _show(records)
     if all(_is_earlier(record, start) for record in records):
-        console.print(
-            f"Nothing was run: all of it ({len(records)}) was finished before, in '{out_dir}'.", highlight=False
-        )
-    console.print(f"Report: {out_dir / 'report.html'}", highlight=False)
+        tell(console, f"Nothing was run: all of it ({len(records)}) was finished before, in '{out_dir}'.")
+    tell(console, f"Report: {out_dir / 'report.html'}")
     return records
 
 
@@ -176,7 +174,7 @@ def _show(records: Sequence[RunRecord]) -> None:
     if len(records) == 1:
         for sentence in [*records[0].verdicts, records[0].stopped and f"Stopped early: {records[0].stopped}"]:
             if sentence:
-                console.print(sentence, highlight=False)
+                tell(console, sentence)
 
 
 def check(path: Path, changes: Sequence[str], *, gpus: int, sharding: Sharding, gpu_memory_gib: float | None) -> None:
@@ -190,10 +188,10 @@ def check(path: Path, changes: Sequence[str], *, gpus: int, sharding: Sharding, 
         say(problem)
     show_tables(console, check_tables(found))
     for note in found.notes:
-        console.print(f"Note: {note}", highlight=False, markup=False)
+        tell(console, f"Note: {note}")
     if found.problems:
         raise typer.Exit(REFUSED)
-    console.print("No problems found.")
+    tell(console, "No problems found.")
 
 
 def finetune(path: Path, changes: Sequence[str], out: Path, *, on: str) -> None:
@@ -213,7 +211,7 @@ def finetune(path: Path, changes: Sequence[str], out: Path, *, on: str) -> None:
     taught_model, _ = models.teach(taught, trainings, work_dir, "finetuning")
     save_model(taught_model, out)
     shutil.rmtree(work_dir, ignore_errors=True)
-    console.print(f"Model: {out}", highlight=False)
+    tell(console, f"Model: {out}")
 
 
 def evaluate(
@@ -270,9 +268,9 @@ def report(run_dirs: Sequence[Path], out: Path | None, figures: Path | None) -> 
     if figures is not None:
         _check_place(figures / "figure.svg", "--figures")
     write_report(records, page)
-    console.print(f"Report:  {page}", highlight=False)
+    tell(console, f"Report:  {page}")
     if figures is not None:
-        console.print(f"Figures: {len(write_figures(records, figures))} in {figures}", highlight=False)
+        tell(console, f"Figures: {len(write_figures(records, figures))} in {figures}")
 
 
 def merge(run_dir: Path, out: Path, base: str | None) -> None:
@@ -282,4 +280,4 @@ def merge(run_dir: Path, out: Path, base: str | None) -> None:
     if not run_dir.is_dir():
         raise ModelError(f"No directory at '{run_dir}'. Give a run directory or the folder of an adapter.")
     merge_adapter(run_dir, out, base=base, progress=RichProgress(console))
-    console.print(f"Merged model: {out}", highlight=False)
+    tell(console, f"Merged model: {out}")

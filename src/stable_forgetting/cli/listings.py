@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterable, Sequence
 
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from stable_forgetting.cli.shown import show_tables
 from stable_forgetting.records import ModelEvaluation
@@ -134,7 +135,7 @@ def metric_table(evaluation: ModelEvaluation, reference: ModelEvaluation | None 
         evaluation: Metrics of the model.
         reference: Those of the retain model, shown beside them.
     """
-    table = Table(title=evaluation.source, box=None, padding=(0, 1, 0, 0))
+    table = Table(title=Text(evaluation.source, style="table.title"), box=None, padding=(0, 1, 0, 0))
     for name in ("metric", "value", "95 % interval", *(["retain"] if reference else []), "n", "better"):
         table.add_column(name)
     notes = []
@@ -150,7 +151,7 @@ def metric_table(evaluation: ModelEvaluation, reference: ModelEvaluation | None 
         table.add_row(metric.name, _number(metric.value), interval, *beside, str(metric.count), metric.direction)
         if "log10_p" in metric.details:
             notes.append(f"{metric.name}: D {metric.details['D']:.3f}, log10 p {metric.details['log10_p']:.3f}")
-    table.caption = "\n".join(notes) or None
+    table.caption = Text("\n".join(notes), style="table.caption") if notes else None
     table.caption_justify = "left"
     return table
 

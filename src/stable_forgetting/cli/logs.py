@@ -9,8 +9,8 @@ import typer
 from rich.console import Console
 
 from stable_forgetting.cli.listings import metric_table
-from stable_forgetting.cli.shown import show_tables
-from stable_forgetting.errors import DataError
+from stable_forgetting.cli.shown import show_tables, tell
+from stable_forgetting.errors import ConfigError, DataError
 from stable_forgetting.evaluation.metrics import METRICS
 from stable_forgetting.evaluation.open_unlearning import read_log
 from stable_forgetting.evaluation.open_unlearning_export import write_log
@@ -32,10 +32,10 @@ def score_tofu(
     log: Path, retain_log: Path | None, *, truth_ratio: Aggregation, compat: Compat | None, as_json: bool
 ) -> None:
     """`forget score tofu`."""
-    own, retain = _read(log, "unlearned"), _read_retain(log, retain_log)
+    own, retain, base = _read(log, "unlearned"), _read_retain(log, retain_log), _read_base(log)
     definitions = Definitions(truth_ratio=truth_ratio, compat=compat)
-    evaluation = _evaluate(own, retain, definitions)
-    reference = None if retain is None else _evaluate(retain, None, definitions)
+    evaluation = _evaluate(own, retain, base, definitions)
+    reference = None if retain is None else _evaluate(retain, None, base, definitions)
     if as_json:
         found = {
             "log": str(log),
@@ -49,23 +49,23 @@ def score_tofu(
         typer.echo(json.dumps(found, indent=1))
         return
     examples = ", ".join(f"{name} {values.size}" for name, values in own.sets.items())
-    console.print(
-        f"Truth ratio: {truth_ratio}. Protocol: {compat or 'this package'}. Examples: {examples}.", highlight=False
-    )
+    tell(console, f"Truth ratio: {truth_ratio}. Protocol: {compat or 'this package'}. Examples: {examples}.")
     show_tables(console, [metric_table(evaluation, reference)])
 
 
 def export(run_dir: Path, role: ModelRole, out: Path, retain_log: Path | None) -> None:
     """`forget export`."""
+    if role == "retain" and retain_log is not None:
+        raise ConfigError(
+            "--retain-log is what a model is compared with, but with --model retain it is the retain model that is "
+            "written. Leave one of the two out."
+        )
     values = _read(run_dir, role)
     retain = None if role == "retain" else _read_retain(run_dir, retain_log)
     for path in write_log(values, out, retain):
-        console.print(f"Written: {path}", highlight=False)
+        tell(console, f"Written: {path}")
     if role != "retain" and retain is None:
-        console.print(
-            "Left out: forget_quality, privleak, mia_reference. They need a retain model; give --retain-log.",
-            highlight=False,
-        )
+        tell(console, "Left out: forget_quality, privleak, mia_reference. They need a retain model; give --retain-log.")
 
 
 def _read(path: Path, role: ModelRole) -> ModelValues:
@@ -103,8 +103,17 @@ def _read_retain(log: Path, retain_log: Path | None) -> ModelValues | None:
     return _read(Path(used), "retain")
 
 
-def _evaluate(values: ModelValues, retain: ModelValues | None, definitions: Definitions) -> ModelEvaluation:
-    found = evaluate_scores(values, retain, num_resamples=_NUM_RESAMPLES, seed=_SEED, definitions=definitions)
+def _read_base(log: Path) -> ModelValues | None:
+    """Values of a run's base model, where the run left them; a log has none."""
+    return _read(log, "base") if log.is_dir() and RunDirectory(log).scores("base").is_file() else None
+
+
+def _evaluate(
+    values: ModelValues, retain: ModelValues | None, base: ModelValues | None, definitions: Definitions
+) -> ModelEvaluation:
+    found = evaluate_scores(
+        values, retain, num_resamples=_NUM_RESAMPLES, seed=_SEED, definitions=definitions, base_scores=base
+    )
     of_tofu = [
         metric for metric in found.metrics if {need.set_name for need in METRICS[metric.name].needs} <= _TOFU_SETS
     ]

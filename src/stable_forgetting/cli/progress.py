@@ -11,6 +11,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.progress import Progress as Bars
 
+from stable_forgetting.cli.shown import tell
 from stable_forgetting.progress import Advance
 
 WORTH_A_LINE = 2.0
@@ -45,7 +46,7 @@ class RichProgress:
             yield lambda done: bars.advance(task, done)
         seconds = time.monotonic() - start
         if seconds >= WORTH_A_LINE:
-            self.console.print(f"{description}: {total} {unit} in {seconds:.0f} s", highlight=False)
+            tell(self.console, f"{description}: {total} {unit} in {seconds:.0f} s")
 
 
 class Notes(logging.Handler):
@@ -65,4 +66,4 @@ class Notes(logging.Handler):
         sentence = record.getMessage()
         if sentence not in self.said:
             self.said.add(sentence)
-            self.console.print(f"Note: {sentence}", highlight=False, markup=False)
+            tell(self.console, f"Note: {sentence}")

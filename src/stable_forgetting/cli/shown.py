@@ -13,7 +13,12 @@ from rich.text import Text
 
 def say(sentence: str) -> None:
     """Show what is wrong, on the standard error."""
-    Console(stderr=True).print(f"forget: {sentence}", style="red", markup=False, highlight=False, soft_wrap=True)
+    Console(stderr=True).print(Text(f"forget: {sentence}", style="red"), soft_wrap=True)
+
+
+def tell(console: Console, sentence: str) -> None:
+    """Show a sentence as it is: brackets and colons in paths and names are no markup."""
+    console.print(Text(sentence))
 
 
 def show_tables(console: Console, tables: Iterable[Table]) -> None:

@@ -108,7 +108,7 @@ LEADS: dict[str, tuple[str, ...]] = {
     ),
     "image": ("tow", "forget_accuracy", "retain_test_accuracy", "mia_loss_auc"),
 }
-"""The numbers by which a comparison says who leads, where they are among its columns. Images have one for all
+"""The numbers by which a comparison says who leads, where they were measured. Images have one for all
 accuracies together (tug of war). Texts have none: a probability near 0 hides how far beyond the retain model a method
 went, which the NLL shows."""
 

@@ -50,6 +50,8 @@ class Certificate:
     sentence: str
     figure: Figure | None
     layers: tuple[LayerLine, ...]
+    over: str
+    """Of which runs the layers are, where there are several; else empty."""
 
 
 @dataclass(frozen=True)

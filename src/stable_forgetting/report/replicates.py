@@ -8,7 +8,14 @@ from collections import Counter
 from collections.abc import Sequence
 from typing import Any
 
+from stable_forgetting.config import EvaluationConfig
 from stable_forgetting.records import RunRecord
+
+_PROTOCOL = ("retain_limit", "test_limit", "seed", "generate", "max_new_tokens", "compat")
+"""Settings of the evaluation that decide which examples are measured, and how."""
+
+_SEEDED = ("model", "adapter", "training")
+"""Sections whose seeds a method is repeated over; that of the evaluation draws what is measured."""
 
 _FOLDERS = re.compile(r"[\\/]")
 _SEED_SUFFIX = re.compile(r"[-_. /]*seed[-_= ]?\d+$", re.IGNORECASE)
@@ -33,7 +40,7 @@ def earlier_run(record: RunRecord) -> str | None:
 
 
 def group_by_problem(records: Sequence[RunRecord]) -> list[list[RunRecord]]:
-    """Runs of one task, base model and data in one list, in the order of their first run.
+    """Runs of one task, base model, retain model and data, measured in one way, in one list, by their first run.
 
     Runs that go on from the merged models of earlier runs have a base model for each method and seed. They belong
     together if the retain model and the data are the same, as those of one step of a sequence are.
@@ -68,7 +75,7 @@ def group_by_method(records: Sequence[RunRecord]) -> list[list[RunRecord]]:
             failures += 1
             groups[method, -failures] = [record]
             continue
-        seeds = json.dumps(_seeds_of(record.config)) if record.config else record.name
+        seeds = json.dumps([_seeds_of(record.config.get(name)) for name in _SEEDED]) if record.config else record.name
         groups.setdefault((method, repeats[method, seeds]), []).append(record)
         repeats[method, seeds] += 1
     return list(groups.values())
@@ -95,10 +102,20 @@ def key_over_requests(record: RunRecord) -> str:
 
 
 def key_of_model_and_source(record: RunRecord) -> str:
-    """Equal for runs on the same data with models made from the same one, whatever is forgotten."""
+    """Equal for runs on the same data with models made from the same one and measured alike, whatever is forgotten."""
     data = record.config.get("data")
-    source = {name: data.get(name) for name in ("source", "num_classes")} if isinstance(data, dict) else None
-    return json.dumps([record.task, _settings_of_method(record).get("model"), source], sort_keys=True, default=str)
+    parts: dict[str, Any] = data if isinstance(data, dict) else {}
+    source = [parts.get(name) for name in ("source", "num_classes")]
+    named = [part for part in parts.values() if isinstance(part, dict) and part.get("path")]
+    paths = sorted({(part["path"], part.get("subset") or "") for part in named})
+    model = _settings_of_method(record).get("model")
+    return json.dumps([record.task, model, source, paths, _protocol(record)], sort_keys=True, default=str)
+
+
+def unusual_protocol(record: RunRecord) -> str:
+    """What the record's evaluation sets otherwise than by default, such as ``"seed 3"``; empty if it is nothing."""
+    usual = EvaluationConfig()
+    return ", ".join(f"{name} {value}" for name, value in _protocol(record).items() if value != getattr(usual, name))
 
 
 def seed_label(record: RunRecord) -> str:
@@ -113,10 +130,17 @@ def _is_identified(record: RunRecord) -> bool:
 
 def _problem_key(record: RunRecord) -> str:
     sets = sorted((entry.name, entry.sha256) for entry in record.sets)
-    if earlier_run(record) is None:
-        return json.dumps([record.task, record.models["base"], sets])
-    model = _settings_of_method(record).get("model")
-    return json.dumps([record.task, record.models.get("retain"), model, sets], sort_keys=True, default=str)
+    settings = _settings_of_method(record)
+    base = record.models["base"] if earlier_run(record) is None else settings.get("model")
+    retain = record.models.get("retain") or settings.get("retain_log")
+    return json.dumps([record.task, base, retain, sets, _protocol(record)], sort_keys=True, default=str)
+
+
+def _protocol(record: RunRecord) -> dict[str, Any]:
+    """How the run was measured; what a record of an earlier version lacks is the default."""
+    given, usual = record.config.get("evaluation"), EvaluationConfig()
+    settings: dict[str, Any] = given if isinstance(given, dict) else {}
+    return {name: settings.get(name, getattr(usual, name)) for name in _PROTOCOL}
 
 
 def _key_of_same_settings(record: RunRecord, groups: dict[str, list[RunRecord]]) -> str:
@@ -131,7 +155,7 @@ def _problem_settings(record: RunRecord) -> str:
     settings = _settings_of_method(record)
     parts = {name: settings.get(name) for name in ("model", "data", "retain_model", "retain_log")}
     given = None if earlier_run(record) else settings.get("base_model")
-    return json.dumps([record.task, parts, given], sort_keys=True, default=str)
+    return json.dumps([record.task, parts, given, _protocol(record)], sort_keys=True, default=str)
 
 
 def _method_key(record: RunRecord) -> str:
@@ -152,8 +176,12 @@ def _settings_of_method(record: RunRecord) -> dict[str, Any]:
 def _key_of(record: RunRecord, settings: dict[str, Any], leave_out: Sequence[str] = ()) -> str:
     if not record.config:
         return name_without_seed(record.name)
-    kept = {name: value for name, value in settings.items() if name not in leave_out}
-    return json.dumps(_without_seeds(kept), sort_keys=True, default=str)
+    kept = {
+        name: _without_seeds(value) if name in _SEEDED else value
+        for name, value in settings.items()
+        if name not in leave_out
+    }
+    return json.dumps(kept, sort_keys=True, default=str)
 
 
 def _without_seeds(settings: Any) -> Any:

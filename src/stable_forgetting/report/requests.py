@@ -164,7 +164,7 @@ def _score_line(row: RequestRow, requests: Requests, notes: Notes) -> Comparison
     cells = []
     for group, method in zip(requests.groups, row.methods, strict=True):
         shown = text_cell(score(method), notes)
-        leads = method is not None and METRIC in group.columns and method.name in _leaders(group)
+        leads = method is not None and method.name in group.leaders.get(METRIC, ())
         cells.append(TextCell(shown.text, shown.small, shown.mark, shown.note, leads))
     return ComparisonLine(row.name, "", None, (*cells, text_cell(mean_score(row), notes)))
 
@@ -179,10 +179,6 @@ def _gap_line(row: RequestRow, notes: Notes) -> ComparisonLine:
             shown = TextCell(wording.points(cell.estimate.value), small, note=shown.note)
         cells.append(shown)
     return ComparisonLine(row.name, wording.plural(row.num_runs, "run"), None, tuple(cells))
-
-
-def _leaders(group: GroupSummary) -> tuple[str, ...]:
-    return group.leaders[group.columns.index(METRIC)]
 
 
 def _is_compared(row: RequestRow) -> bool:

@@ -164,8 +164,8 @@ def _validation_panels(records: Sequence[RunRecord]) -> list[Panel]:
     panels = []
     for name in names:
         curves = _curves(records, partial(_validation_value, name), 0, None)
-        title = define(name).label
-        panels.append(Panel(f"validation-{name}", title, "Measured on validation data during training.", tuple(curves)))
+        caption = "Measured during training on some of the forget and retain examples."
+        panels.append(Panel(f"validation-{name}", define(name).label, caption, tuple(curves)))
     return panels
 
 

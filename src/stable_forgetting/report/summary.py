@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import statistics
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
 from stable_forgetting.intervals import Estimate, Judgement, average, difference, estimate_of, judge, judge_change
 from stable_forgetting.records import Direction, MetricValue, ModelRole, RunRecord, SetIdentity
-from stable_forgetting.report.glossary import key_columns, report_order
+from stable_forgetting.report.glossary import LEADS, key_columns, report_order
 from stable_forgetting.report.replicates import group_by_method, group_by_problem, name_without_seed
 
 ROLES: tuple[ModelRole, ...] = ("base", "unlearned", "retain")
@@ -84,8 +84,9 @@ class GroupSummary:
     """Metrics of the comparison."""
     methods: tuple[MethodSummary, ...]
     references: tuple[ReferenceRow, ...]
-    leaders: tuple[tuple[str, ...], ...]
-    """For each column the methods that no other one clearly beats; empty where nothing is clear."""
+    leaders: Mapping[str, tuple[str, ...]]
+    """For each column and each measured number that says who leads, by its name: the methods that no other one clearly
+    beats; empty where nothing is clear."""
 
 
 @dataclass(frozen=True)
@@ -127,7 +128,7 @@ def _summarize_group(records: Sequence[RunRecord]) -> GroupSummary:
         columns=columns,
         methods=methods,
         references=tuple(_references(methods, columns)),
-        leaders=tuple(_leaders(methods, column) for column in columns),
+        leaders={name: _leaders(methods, name) for name in (*columns, *_leads(records[0].task, methods))},
     )
 
 
@@ -243,6 +244,12 @@ def _reference_cell(method: MethodSummary, role: Literal["base", "retain"], colu
     if row is None:
         return Cell(None, "Not measured in this run.")
     return row.base if role == "base" else row.retain
+
+
+def _leads(task: str, methods: Sequence[MethodSummary]) -> list[str]:
+    """The numbers that say who leads of which some method has a value, whether they are columns or not."""
+    valued = {row.name for method in methods for row in method.rows if row.unlearned.estimate is not None}
+    return [name for name in LEADS[task] if name in valued]
 
 
 def _leaders(methods: Sequence[MethodSummary], column: str) -> tuple[str, ...]:

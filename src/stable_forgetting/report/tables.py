@@ -191,5 +191,5 @@ def _method_cell(method: MethodSummary, column: str, group: GroupSummary, notes:
     if row is None:
         return text_cell(Cell(None, "Not measured in this run."), notes)
     shown = text_cell(row.unlearned, notes)
-    leads = method.name in group.leaders[group.columns.index(column)]
+    leads = method.name in group.leaders[column]
     return TextCell(shown.text, shown.small, shown.mark or _mark(row.change), shown.note, leads)

@@ -14,6 +14,7 @@ from rich.text import Text
 from stable_forgetting.intervals import Estimate, Judgement
 from stable_forgetting.records import Direction, RunRecord
 from stable_forgetting.report.gaps import GAP_METRICS
+from stable_forgetting.report.replicates import unusual_protocol
 from stable_forgetting.report.requests import (
     METRIC,
     Requests,
@@ -52,7 +53,9 @@ def _group_table(group: GroupSummary, *, among_others: bool) -> Table | WideTabl
         return _results(group.methods[0])
     problem = f"{group.task}, {request_name(group)}" if among_others and group.task == "image" else group.task
     base = f"base model {(group.base_identity or 'unknown')[:12]}"
-    return _comparison(group, f"{problem}, {base if group.num_bases < 2 else 'base models that earlier runs left'}")
+    title = f"{problem}, {base if group.num_bases < 2 else 'base models that earlier runs left'}"
+    protocol = unusual_protocol(group.methods[0].records[0])
+    return _comparison(group, f"{title}, {protocol}" if protocol else title)
 
 
 def _scores(requests: Requests) -> WideTable:

@@ -73,7 +73,7 @@ def _choice(method: MethodSummary) -> Iterable[Verdict]:
 
 def group_verdicts(group: GroupSummary) -> list[Verdict]:
     """What a comparison shows: who leads by which number, and what failed."""
-    verdicts = [_leading(group, metric) for metric in LEADS[group.task] if metric in group.columns]
+    verdicts = [_leading(group, metric) for metric in LEADS[group.task] if metric in group.leaders]
     failed = [method.name for method in group.methods if method.status == "failed"]
     if failed:
         have = "run has" if len(failed) == 1 else "runs have"
@@ -103,6 +103,19 @@ def certificate_verdict(layers: Sequence[LayerCertificate]) -> Verdict:
         f"{precise(closest.entry_limit or 0.0)} in layer {closest.layer}."
     )
     return Verdict("Bound", sentence, "good" if all(layer.holds for layer in layers) else "neutral")
+
+
+def closest_layers(layers: Iterable[LayerCertificate]) -> list[LayerCertificate]:
+    """Each layer once, as the run left it that came closest to its limits; without limits, that changed it most."""
+    runs_of: dict[str, list[LayerCertificate]] = {}
+    for layer in layers:
+        runs_of.setdefault(layer.layer, []).append(layer)
+    return [max(found, key=_closeness) for found in runs_of.values()]
+
+
+def _closeness(layer: LayerCertificate) -> tuple[bool, float, float]:
+    """One whose bound does not hold comes first, also where that is for its norm."""
+    return layer.holds is False, entry_share(layer), layer.largest_entry
 
 
 def entry_share(layer: LayerCertificate) -> float:
@@ -181,7 +194,7 @@ def _leading(group: GroupSummary, metric: str) -> Verdict:
     if len(values) < 2:
         return Verdict(topic, f"{definition.label}: fewer than two methods have a value to compare.")
     number_words = f"{definition.label} ({DIRECTION_WORDS[next(iter(rows.values())).direction]})"
-    leaders = group.leaders[group.columns.index(metric)]
+    leaders = group.leaders[metric]
     if not leaders:
         return Verdict(topic, f"{number_words}: {_some(values.values())}; {_why_none_leads(rows.values())}.")
     ahead = _some(values[name] for name in leaders)

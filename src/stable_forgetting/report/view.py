@@ -28,6 +28,7 @@ from stable_forgetting.report.page_data import (
 )
 from stable_forgetting.report.rate_charts import draw_plane, draw_rates
 from stable_forgetting.report.rates import RatePanel, rate_panels, rate_plane
+from stable_forgetting.report.replicates import unusual_protocol
 from stable_forgetting.report.requests import Requests, find_requests, request_name, request_tables
 from stable_forgetting.report.series import (
     Panel,
@@ -38,12 +39,19 @@ from stable_forgetting.report.series import (
 )
 from stable_forgetting.report.summary import ROLES, GroupSummary, MethodSummary, Summary
 from stable_forgetting.report.tables import comparison_table, results_table
-from stable_forgetting.report.verdicts import certificate_verdict, entry_share, group_verdicts, method_verdicts
+from stable_forgetting.report.verdicts import (
+    certificate_verdict,
+    closest_layers,
+    entry_share,
+    group_verdicts,
+    method_verdicts,
+)
 
 _PLANE_CAPTION = (
     "Each line is one method through its learning rates, mean over the seeds: the larger the point, the higher the "
-    "rate. Faint points are single runs. The retain model (star) is the place to reach."
+    "rate. Faint points are single runs."
 )
+_STAR = " The retain model (star) is the place to reach."
 _RATES_CAPTION = "over the seeds; faint points are single runs. A flat line is a method that forgives a wrong rate."
 
 
@@ -87,7 +95,7 @@ def _group_page(group: GroupSummary, anchor: str, *, among_others: bool) -> Grou
     return GroupPage(
         anchor=anchor,
         title=f"{task}: {wording.plural(len(group.methods), 'method')} on one problem" if several else task,
-        facts=(("Base model", _base_words(group)),),
+        facts=tuple(_group_facts(group)),
         sets=tuple((entry.name, entry.source, f"{entry.count:,}", entry.sha256) for entry in group.sets),
         gaps=gap_table(group, anchors, anchor) if several else None,
         comparison=comparison_table(group, anchors, anchor) if several else None,
@@ -96,6 +104,12 @@ def _group_page(group: GroupSummary, anchor: str, *, among_others: bool) -> Grou
         figures=tuple(_group_figures(group, anchor)) if several else (),
         methods=tuple(methods),
     )
+
+
+def _group_facts(group: GroupSummary) -> Iterable[tuple[str, str]]:
+    yield "Base model", _base_words(group)
+    if protocol := unusual_protocol(group.methods[0].records[0]):
+        yield "Measured with", protocol
 
 
 def _base_words(group: GroupSummary) -> str:
@@ -108,12 +122,14 @@ def _group_figures(group: GroupSummary, anchor: str) -> Iterable[Figure]:
     plane = rate_plane(group)
     scatter = None if plane is not None else forget_retain_scatter(group)
     if plane is not None:
-        yield Figure("Forgetting against keeping", _PLANE_CAPTION, draw_plane(plane, f"{anchor}-plane"))
+        star = _STAR if any(role == "retain" for role, _, _ in plane.references) else ""
+        yield Figure("Forgetting against keeping", f"{_PLANE_CAPTION}{star}", draw_plane(plane, f"{anchor}-plane"))
     for rates in rate_panels(group):
         title = f"{rates.label} by learning rate"
         yield Figure(title, _rates_caption(rates), draw_rates(rates, f"{anchor}-{rates.key}"))
     if scatter is not None:
-        caption = "Each method with its 95 % intervals. The retain model (star) is the place to reach."
+        star = _STAR if any(point.role == "retain" for point in scatter.points) else ""
+        caption = f"Each method with its 95 % intervals.{star}"
         yield Figure("Forgetting against keeping", caption, draw_scatter(scatter, f"{anchor}-scatter"))
     yield from (_figure(panel, f"{anchor}-{panel.key}") for panel in comparison_panels(group))
 
@@ -177,7 +193,8 @@ def _classes(method: MethodSummary, anchor: str) -> Classes | None:
     if len(shown) < len(rows):
         deleted, drawn = (sum(row.deleted for row in part) for part in (rows, shown))
         which = f" Shown are {drawn} of {deleted} deleted classes and the {len(shown) - drawn} most changed others."
-    caption = f"From the base to the unlearned model, with 95 % intervals; the star is the retain model.{which}"
+    star = "; the star is the retain model" if any(row.retain for row in shown) else ""
+    caption = f"From the base to the unlearned model, with 95 % intervals{star}.{which}"
     figure = Figure("Change of accuracy by class", caption, draw_classes(shown, f"{anchor}-classes"))
     return Classes(class_sentence(rows), figure, tuple(class_lines(rows)))
 
@@ -186,13 +203,16 @@ def _certificate(method: MethodSummary, anchor: str) -> Certificate | None:
     layers = [layer for record in method.records for layer in record.certificate]
     if not layers:
         return None
-    bars = certificate_bars(layers)
+    closest = closest_layers(layers)
+    num_runs = sum(bool(record.certificate) for record in method.records)
+    over = "" if num_runs == 1 else f", the closest over {wording.plural(num_runs, 'run')}"
+    bars = certificate_bars(closest)
     figure = None
     if bars:
-        shown = "" if len(bars) == len(layers) else f" The {len(bars)} closest of {len(layers)} are shown."
-        caption = f"Largest entry of each layer's change as a share of its limit.{shown}"
+        shown = "" if len(bars) == len(closest) else f" The {len(bars)} closest of {len(closest)} are shown."
+        caption = f"Largest entry of each layer's change as a share of its limit{over}.{shown}"
         figure = Figure("Distance to the bound", caption, draw_bars(bars, f"{anchor}-bound"))
-    return Certificate(certificate_verdict(layers).sentence, figure, tuple(_layer_line(layer) for layer in layers))
+    return Certificate(certificate_verdict(layers).sentence, figure, tuple(map(_layer_line, closest)), over)
 
 
 def _layer_line(layer: LayerCertificate) -> LayerLine:
