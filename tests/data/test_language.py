@@ -248,6 +248,9 @@ def test_not_a_number_is_no_text():
         examples_of([{"prompt": "Who?", "answer": math.nan}], tiny_tokenizer())
     row = {"prompt": "Who?", "answer": "Ada.", "paraphrased_answer": math.nan, "perturbed_answer": math.nan}
     assert examples_of([row], tiny_tokenizer())[0].alternatives == ()
+    example = examples_of([row | {"perturbed_answer": "Bob."}], tiny_tokenizer())[0]
+    assert example.paraphrased is None
+    assert [wrong.answer for wrong in example.perturbed] == ["Bob."]
 
 
 ALTERNATIVES = {"paraphrased_answer": "It was Ada.", "perturbed_answer": ["Bob wrote it.", "Cleo did."]}

@@ -92,7 +92,8 @@ def language_examples(
             found.append(LanguageExample(text.prompt, text.answer, tuple(ids[:max_length]), start, end))
             num_cut += len(ids) > max_length
         metadata = {column: value for column, value in row.items() if column not in reader.used}
-        examples.append(_with_alternatives(found, metadata, has_paraphrase=row.get(columns.paraphrased) is not None))
+        has_paraphrase = alternative_answers(row, columns)[0] is not None
+        examples.append(_with_alternatives(found, metadata, has_paraphrase=has_paraphrase))
     cut = f", {num_cut} of {sum(map(len, texts))} answers cut at {max_length} tokens" if num_cut else ""
     return ExampleSet(name, examples, f"{rows.source}{cut}")
 
