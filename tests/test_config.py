@@ -173,6 +173,13 @@ def test_changes_are_read_as_yaml(change, expected):
     assert parse_change(change) == expected
 
 
+def test_a_key_that_is_given_twice_is_refused():
+    with pytest.raises(ConfigError, match="the key 'rank' is given in line 1 and again in line 1"):
+        parse_change("adapter={rank: 2, rank: 3}")
+    merged = parse_change("adapter=[&one {rank: 2}, {<<: *one, rank: 3}]")
+    assert merged == ("adapter", [{"rank": 2}, {"rank": 3}])
+
+
 def test_a_number_that_yaml_takes_for_text_is_still_a_number():
     """YAML 1.1 has no `3e-4`; the config reads it all the same."""
     settings = json.loads(json.dumps(SMALLEST))

@@ -136,6 +136,7 @@ def test_all_problems_of_a_config_are_named_together(refused, language, tmp_path
     [
         ("a: [", ["c.yaml", "not valid YAML"]),
         ("- a\n- b\n", ["c.yaml", "list", "settings"]),
+        ("training:\n  steps: 3\n  seed: 1\n  'steps': 4\n", ["c.yaml", "the key 'steps'", "line 2", "line 4"]),
         ("", ["c.yaml", "settings"]),
         ("name: x\n", ["task: this setting is required", "model: this setting is required"]),
         ("methods: {}\n", ["forget compare"]),
