@@ -3,6 +3,7 @@
 import ast
 import inspect
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from pydantic import BaseModel
 from stable_forgetting.config import (
     FinetuneConfig,
     RunConfig,
+    StopRule,
     TrainingConfig,
     apply_change,
     data_options,
@@ -22,6 +24,7 @@ from stable_forgetting.config import (
     parse_change,
     parse_config,
 )
+from stable_forgetting.config.benchmark_options import parse_benchmark
 from stable_forgetting.errors import ConfigError
 from tiny_problem import TinyProblem, make_language_problem
 
@@ -84,16 +87,48 @@ def test_a_config_cannot_be_changed_by_accident():
         parse_config(SMALLEST).training.seed = 3
 
 
+NUMBERS = [
+    (section, name)
+    for section in SECTIONS
+    for name, field in section.model_fields.items()
+    if {"int", "float"} & set(re.findall(r"\w+", repr(field.annotation)))
+]
+
+
 def test_every_number_has_limits():
-    """Seeds and the limits of a stop rule have none."""
-    unlimited = []
-    for section in SECTIONS:
-        for name, field in section.model_fields.items():
-            kinds = {field.annotation, *getattr(field.annotation, "__args__", ())}
-            if kinds & {int, float} and not field.metadata and "Ge(" not in str(field) and "Gt(" not in str(field):
-                unlimited.append(f"{section.__name__}.{name}")
-    allowed = {"seed", "above", "below", "peak"}
-    assert {name.rpartition(".")[2] for name in unlimited} <= allowed, unlimited
+    """Those of a stop rule have to be finite only."""
+    limits = ("Ge(", "Gt(", "allow_inf_nan=False")
+    assert ("TrainingConfig", "seed") in [(section.__name__, name) for section, name in NUMBERS]
+    unlimited = [
+        f"{section.__name__}.{name}"
+        for section, name in NUMBERS
+        if not any(limit in repr(section.model_fields[name]) for limit in limits)
+    ]
+    assert not unlimited
+
+
+@pytest.mark.parametrize(("section", "name"), NUMBERS, ids=lambda part: getattr(part, "__name__", part))
+def test_a_truth_value_is_no_number(section, name):
+    value = [True] if "list" in repr(section.model_fields[name].annotation) else True
+    with pytest.raises(ConfigError, match=rf"{name}(\.0)? = True: a truth value is no number; give a number"):
+        section(**{name: value})
+
+
+@pytest.mark.parametrize("seed", [-1, 2**32])
+def test_a_seed_is_one_of_32_bits(seed):
+    for section in ("adapter", "training", "evaluation"):
+        with pytest.raises(ConfigError, match=f"{section}.seed = {seed}: input should be (greater|less) than"):
+            parse_config(SMALLEST | {section: {"seed": seed}})
+    with pytest.raises(ConfigError, match=f"adapter.seed = {seed}"):
+        FinetuneConfig(adapter={"seed": seed})
+    with pytest.raises(ConfigError, match=f"seeds.1 = {seed}"):
+        parse_benchmark("tofu", {"model": "m", "seeds": f"0,{seed}"})
+
+
+@pytest.mark.parametrize("limit", ["above", "below", "peak"])
+def test_the_limit_of_a_stop_rule_is_finite(limit):
+    with pytest.raises(ConfigError, match=f"{limit} = nan: input should be a finite number"):
+        StopRule(metric="forget_nll", **{limit: float("nan")})
 
 
 def test_all_problems_are_named_at_once():
