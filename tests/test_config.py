@@ -15,6 +15,7 @@ from stable_forgetting.config import (
     FinetuneConfig,
     RunConfig,
     StopRule,
+    TargetConfig,
     TrainingConfig,
     apply_change,
     data_options,
@@ -145,6 +146,17 @@ def test_places_that_nothing_asks_for_are_refused():
         objective = {"name": "calibrated", "target": {"places": "pretrained", **other}}
         with pytest.raises(ConfigError, match="places 'pretrained' is for source 'holdout' and matching 'quantiles'"):
             parse_config(SMALLEST | {"objective": objective})
+
+
+@pytest.mark.parametrize("source", ["holdout", "pretrained"])
+def test_a_number_that_is_not_the_target_is_refused(source):
+    message = f"nll is 3.0, but source is '{source}', which gives the target; set source to 'number', or leave nll out"
+    for name in ("calibrated", "gradient_difference"):
+        objective = {"name": name, "target": {"source": source, "nll": 3.0}}
+        with pytest.raises(ConfigError, match=rf"objective\.target: {message}"):
+            parse_config(SMALLEST | {"objective": objective})
+    with pytest.raises(ConfigError, match=message):
+        TargetConfig(source=source, nll=3.0)
 
 
 def test_options_that_contradict_each_other_are_refused():

@@ -211,6 +211,15 @@ def test_chat_template_can_be_switched_off():
     assert tiny_tokenizer().decode(example.input_ids) == "Question: Who wrote it?\nAnswer: Ada wrote it.</s>"
 
 
+def test_a_template_beside_a_chat_template_is_refused():
+    columns = LanguageColumns(template="no placeholders at all")
+    with pytest.raises(DataError, match=r"template 'no placeholders at all' is not used .* Set chat_template to false"):
+        examples_of(PAIRS[:1], tiny_tokenizer(CHATML), columns=columns)
+    columns = LanguageColumns(template="{prompt} {answer}")
+    example = examples_of(PAIRS[:1], tiny_tokenizer(CHATML), columns=columns, chat_template=False)[0]
+    assert tiny_tokenizer().decode(example.input_ids) == "Who wrote it? Ada wrote it.</s>"
+
+
 def test_long_examples_are_cut_at_the_end(tokenizer):
     whole = examples_of(PAIRS[:1], tokenizer)[0]
     for length in (whole.num_prompt_tokens + 1, len(whole.input_ids) - 1):

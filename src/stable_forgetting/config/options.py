@@ -38,6 +38,15 @@ class TargetConfig(Section):
     nll: Positive | None = None
     """With number: the target in nats per label."""
 
+    @model_validator(mode="after")
+    def _number_counts(self) -> TargetConfig:
+        if self.nll is not None and self.source != "number":
+            raise ValueError(
+                f"nll is {self.nll}, but source is '{self.source}', which gives the target; set source to 'number', or "
+                "leave nll out"
+            )
+        return self
+
     @property
     def needs_pretrained(self) -> bool:
         """Whether targets come from the model before finetuning."""

@@ -64,22 +64,14 @@ def language_examples(
 
     Raises:
         DataError: A column is missing, an answer is empty or cut off entirely, messages are malformed, the tokenizer
-            has no offsets, end token or chat template although it needs them, or there are no rows.
+            has no offsets, end token or chat template although it needs them, there is a template beside a chat
+            template, or there are no rows.
     """
     if not len(rows):
         return ExampleSet(name, [], rows.source)
     columns = columns or LanguageColumns()
     _require_fast(tokenizer)
-    if chat_template and not tokenizer.chat_template:
-        raise DataError(
-            "The tokenizer has no chat template, but chat_template is true. Set it to false or leave it out."
-        )
-    use_template = bool(tokenizer.chat_template) if chat_template is None else chat_template
-    if columns.system_prompt is not None and not use_template:
-        raise DataError(
-            f"The system prompt {columns.system_prompt!r} needs a chat template, but there is none or chat_template is "
-            "false. Leave system_prompt out."
-        )
+    use_template = _uses_template(tokenizer, columns, chat_template)
     reader = annotator(rows, tokenizer, columns, use_template=use_template, name=name)
     places = [f"row {number} of the {name} set" for number in range(len(rows))]
     texts = [_answers(row, reader, columns, place) for row, place in zip(rows, places, strict=True)]
@@ -119,6 +111,26 @@ def answer_tokens(offsets: Sequence[Span], span: Span) -> tuple[int, int] | None
     """
     inside = [place for place, (start, end) in enumerate(offsets) if max(start, span[0]) < min(end, span[1])]
     return (inside[0], inside[-1] + 1) if inside else None
+
+
+def _uses_template(tokenizer: Any, columns: LanguageColumns, chat_template: bool | None) -> bool:
+    """Whether prompts are put into the chat template; what was given for the other case is refused."""
+    if chat_template and not tokenizer.chat_template:
+        raise DataError(
+            "The tokenizer has no chat template, but chat_template is true. Set it to false or leave it out."
+        )
+    uses = bool(tokenizer.chat_template) if chat_template is None else chat_template
+    if columns.system_prompt is not None and not uses:
+        raise DataError(
+            f"The system prompt {columns.system_prompt!r} needs a chat template, but there is none or chat_template is "
+            "false. Leave system_prompt out."
+        )
+    if columns.template != DEFAULT_TEMPLATE and uses:
+        raise DataError(
+            f"The template {columns.template!r} is not used where prompts are put into the tokenizer's chat template. "
+            "Set chat_template to false, or leave template out."
+        )
+    return uses
 
 
 def _answers(row: Row, reader: Annotator, columns: LanguageColumns, place: str) -> list[AnnotatedText]:
