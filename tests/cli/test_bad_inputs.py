@@ -72,6 +72,7 @@ SETTINGS: dict[str, tuple[dict[str, Any], list[str]]] = {
         ["'retain_accuracy'", "retain_nll"],
     ),
     "targets that match nothing": ({"adapter__target_modules": ["mlp.up_prj"]}, ["mlp.up_prj", "'mlp.up_proj'"]),
+    "target pattern that is none": ({"adapter__target_modules": "("}, ["target_modules is '('", "regular expression"]),
     "target pattern that matches nothing": ({"adapter__target_modules": "zzz.*"}, ["zzz", "Linear layers"]),
     "model of the other task": ({"model__name": "builtin:digits"}, ["builtin:digits", "'image'", "'language'"]),
     "unknown built-in model": ({"model__name": "builtin:peple"}, ["builtin:peple", "Did you mean 'builtin:people'"]),

@@ -262,6 +262,19 @@ def test_not_a_number_is_no_text():
     assert [wrong.answer for wrong in example.perturbed] == ["Bob."]
 
 
+@pytest.mark.parametrize("template", [None, CHATML])
+def test_half_a_character_is_no_text(template):
+    """JSON can write one of the two parts that a character beyond the first 65,536 has there."""
+    for changes, where in (
+        ({"prompt": "a \ud83d"}, ""),
+        ({"perturbed_answer": ["b", "\ud83d"]}, r" \(perturbed_answer\)"),
+    ):
+        row = PAIRS[0] | changes
+        message = rf"The text in row 1 of the forget set{where} has '\\ud83d', half of a character"
+        with pytest.raises(DataError, match=message):
+            examples_of([PAIRS[1], row], tiny_tokenizer(template))
+
+
 ALTERNATIVES = {"paraphrased_answer": "It was Ada.", "perturbed_answer": ["Bob wrote it.", "Cleo did."]}
 
 

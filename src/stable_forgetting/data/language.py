@@ -135,15 +135,27 @@ def _uses_template(tokenizer: Any, columns: LanguageColumns, chat_template: bool
 
 def _answers(row: Row, reader: Annotator, columns: LanguageColumns, place: str) -> list[AnnotatedText]:
     """The answer of a row, then its paraphrased answer, if there is one, then its wrong answers."""
-    found = [reader.annotate(row, place)]
+    found = [_annotated(row, reader, place)]
     if reader.with_answer is None:
         return found
     paraphrased, perturbed = alternative_answers(row, columns)
     if paraphrased is not None:
-        found.append(reader.annotate(reader.with_answer(row, paraphrased), f"{place} ({columns.paraphrased})"))
+        found.append(_annotated(reader.with_answer(row, paraphrased), reader, f"{place} ({columns.paraphrased})"))
     return found + [
-        reader.annotate(reader.with_answer(row, answer), f"{place} ({columns.perturbed})") for answer in perturbed
+        _annotated(reader.with_answer(row, answer), reader, f"{place} ({columns.perturbed})") for answer in perturbed
     ]
+
+
+def _annotated(row: Row, reader: Annotator, place: str) -> AnnotatedText:
+    found = reader.annotate(row, place)
+    try:
+        found.text.encode()
+    except UnicodeEncodeError as error:
+        raise DataError(
+            f"The text in {place} has {error.object[error.start]!r}, half of a character, as JSON can write it. Write "
+            "the whole character, or leave it out."
+        ) from error
+    return found
 
 
 def _with_alternatives(
