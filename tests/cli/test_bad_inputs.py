@@ -88,6 +88,11 @@ DATA_FILES: dict[str, tuple[str, str, list[str]]] = {
     "a list of texts": ("f.json", '["a", "b"]', ["f.json", "a text", "object"]),
     "wrong columns": ("f.jsonl", '{"question": "a ?", "reply": "b"}\n', ["question", "reply", "prompt"]),
     "empty answer": ("f.jsonl", '{"prompt": "a ?", "answer": ""}\n', ["row 0 of the forget set", "answer"]),
+    "half a character": (
+        "f.jsonl",
+        '{"prompt": "a ?", "answer": "b \\ud83d"}\n',
+        ["row 0 of the forget set", "'\\ud83d'", "half of a character"],
+    ),
     "empty file": ("f.jsonl", "", ["f.jsonl", "no rows"]),
     "unsupported ending": ("f.xlsx", "x", ["'.xlsx'", ".jsonl"]),
     "uneven CSV": ("f.csv", "prompt,answer\na,b,c\n", ["f.csv", "3 cells", "2 columns"]),
