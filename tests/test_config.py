@@ -3,6 +3,7 @@
 import ast
 import inspect
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,8 @@ from pydantic import BaseModel
 from stable_forgetting.config import (
     FinetuneConfig,
     RunConfig,
+    StopRule,
+    TargetConfig,
     TrainingConfig,
     apply_change,
     data_options,
@@ -22,6 +25,7 @@ from stable_forgetting.config import (
     parse_change,
     parse_config,
 )
+from stable_forgetting.config.benchmark_options import parse_benchmark
 from stable_forgetting.errors import ConfigError
 from tiny_problem import TinyProblem, make_language_problem
 
@@ -84,16 +88,48 @@ def test_a_config_cannot_be_changed_by_accident():
         parse_config(SMALLEST).training.seed = 3
 
 
+NUMBERS = [
+    (section, name)
+    for section in SECTIONS
+    for name, field in section.model_fields.items()
+    if {"int", "float"} & set(re.findall(r"\w+", repr(field.annotation)))
+]
+
+
 def test_every_number_has_limits():
-    """Seeds and the limits of a stop rule have none."""
-    unlimited = []
-    for section in SECTIONS:
-        for name, field in section.model_fields.items():
-            kinds = {field.annotation, *getattr(field.annotation, "__args__", ())}
-            if kinds & {int, float} and not field.metadata and "Ge(" not in str(field) and "Gt(" not in str(field):
-                unlimited.append(f"{section.__name__}.{name}")
-    allowed = {"seed", "above", "below", "peak"}
-    assert {name.rpartition(".")[2] for name in unlimited} <= allowed, unlimited
+    """Those of a stop rule have to be finite only."""
+    limits = ("Ge(", "Gt(", "allow_inf_nan=False")
+    assert ("TrainingConfig", "seed") in [(section.__name__, name) for section, name in NUMBERS]
+    unlimited = [
+        f"{section.__name__}.{name}"
+        for section, name in NUMBERS
+        if not any(limit in repr(section.model_fields[name]) for limit in limits)
+    ]
+    assert not unlimited
+
+
+@pytest.mark.parametrize(("section", "name"), NUMBERS, ids=lambda part: getattr(part, "__name__", part))
+def test_a_truth_value_is_no_number(section, name):
+    value = [True] if "list" in repr(section.model_fields[name].annotation) else True
+    with pytest.raises(ConfigError, match=rf"{name}(\.0)? = True: a truth value is no number; give a number"):
+        section(**{name: value})
+
+
+@pytest.mark.parametrize("seed", [-1, 2**32])
+def test_a_seed_is_one_of_32_bits(seed):
+    for section in ("adapter", "training", "evaluation"):
+        with pytest.raises(ConfigError, match=f"{section}.seed = {seed}: input should be (greater|less) than"):
+            parse_config(SMALLEST | {section: {"seed": seed}})
+    with pytest.raises(ConfigError, match=f"adapter.seed = {seed}"):
+        FinetuneConfig(adapter={"seed": seed})
+    with pytest.raises(ConfigError, match=f"seeds.1 = {seed}"):
+        parse_benchmark("tofu", {"model": "m", "seeds": f"0,{seed}"})
+
+
+@pytest.mark.parametrize("limit", ["above", "below", "peak"])
+def test_the_limit_of_a_stop_rule_is_finite(limit):
+    with pytest.raises(ConfigError, match=f"{limit} = nan: input should be a finite number"):
+        StopRule(metric="forget_nll", **{limit: float("nan")})
 
 
 def test_all_problems_are_named_at_once():
@@ -110,6 +146,17 @@ def test_places_that_nothing_asks_for_are_refused():
         objective = {"name": "calibrated", "target": {"places": "pretrained", **other}}
         with pytest.raises(ConfigError, match="places 'pretrained' is for source 'holdout' and matching 'quantiles'"):
             parse_config(SMALLEST | {"objective": objective})
+
+
+@pytest.mark.parametrize("source", ["holdout", "pretrained"])
+def test_a_number_that_is_not_the_target_is_refused(source):
+    message = f"nll is 3.0, but source is '{source}', which gives the target; set source to 'number', or leave nll out"
+    for name in ("calibrated", "gradient_difference"):
+        objective = {"name": name, "target": {"source": source, "nll": 3.0}}
+        with pytest.raises(ConfigError, match=rf"objective\.target: {message}"):
+            parse_config(SMALLEST | {"objective": objective})
+    with pytest.raises(ConfigError, match=message):
+        TargetConfig(source=source, nll=3.0)
 
 
 def test_options_that_contradict_each_other_are_refused():
@@ -171,6 +218,13 @@ def test_settings_that_are_written_in_python_are_refused_in_one_sentence():
 )
 def test_changes_are_read_as_yaml(change, expected):
     assert parse_change(change) == expected
+
+
+def test_a_key_that_is_given_twice_is_refused():
+    with pytest.raises(ConfigError, match="the key 'rank' is given in line 1 and again in line 1"):
+        parse_change("adapter={rank: 2, rank: 3}")
+    merged = parse_change("adapter=[&one {rank: 2}, {<<: *one, rank: 3}]")
+    assert merged == ("adapter", [{"rank": 2}, {"rank": 3}])
 
 
 def test_a_number_that_yaml_takes_for_text_is_still_a_number():

@@ -437,6 +437,8 @@ def test_regular_expression_and_all_linear_targets():
         ({"lora_alpha": float("inf")}, "lora_alpha is inf"),
         ({"scale": 1.0, "lora_alpha": 2}, "Give one of them"),
         ({"layers_pattern": "layers"}, "Give both or neither"),
+        ({"target_modules": "("}, r"target_modules is '\(', which is no regular expression: missing \), unterminated"),
+        ({"exclude_modules": "*"}, r"exclude_modules is '\*', which is no regular expression: nothing to repeat"),
         ({"r": -1, "omega": 0}, "rank r is -1.* omega is 0"),
     ],
 )

@@ -211,6 +211,15 @@ def test_chat_template_can_be_switched_off():
     assert tiny_tokenizer().decode(example.input_ids) == "Question: Who wrote it?\nAnswer: Ada wrote it.</s>"
 
 
+def test_a_template_beside_a_chat_template_is_refused():
+    columns = LanguageColumns(template="no placeholders at all")
+    with pytest.raises(DataError, match=r"template 'no placeholders at all' is not used .* Set chat_template to false"):
+        examples_of(PAIRS[:1], tiny_tokenizer(CHATML), columns=columns)
+    columns = LanguageColumns(template="{prompt} {answer}")
+    example = examples_of(PAIRS[:1], tiny_tokenizer(CHATML), columns=columns, chat_template=False)[0]
+    assert tiny_tokenizer().decode(example.input_ids) == "Who wrote it? Ada wrote it.</s>"
+
+
 def test_long_examples_are_cut_at_the_end(tokenizer):
     whole = examples_of(PAIRS[:1], tokenizer)[0]
     for length in (whole.num_prompt_tokens + 1, len(whole.input_ids) - 1):
@@ -248,6 +257,22 @@ def test_not_a_number_is_no_text():
         examples_of([{"prompt": "Who?", "answer": math.nan}], tiny_tokenizer())
     row = {"prompt": "Who?", "answer": "Ada.", "paraphrased_answer": math.nan, "perturbed_answer": math.nan}
     assert examples_of([row], tiny_tokenizer())[0].alternatives == ()
+    example = examples_of([row | {"perturbed_answer": "Bob."}], tiny_tokenizer())[0]
+    assert example.paraphrased is None
+    assert [wrong.answer for wrong in example.perturbed] == ["Bob."]
+
+
+@pytest.mark.parametrize("template", [None, CHATML])
+def test_half_a_character_is_no_text(template):
+    """JSON can write one of the two parts that a character beyond the first 65,536 has there."""
+    for changes, where in (
+        ({"prompt": "a \ud83d"}, ""),
+        ({"perturbed_answer": ["b", "\ud83d"]}, r" \(perturbed_answer\)"),
+    ):
+        row = PAIRS[0] | changes
+        message = rf"The text in row 1 of the forget set{where} has '\\ud83d', half of a character"
+        with pytest.raises(DataError, match=message):
+            examples_of([PAIRS[1], row], tiny_tokenizer(template))
 
 
 ALTERNATIVES = {"paraphrased_answer": "It was Ada.", "perturbed_answer": ["Bob wrote it.", "Cleo did."]}

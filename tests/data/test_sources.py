@@ -174,6 +174,10 @@ def nameless_npz(path: Path) -> None:
     np.savez(path, x_train=np.zeros((1, 4, 4), np.uint8), y_train=np.array([5]), class_names=np.array(["cat"]))
 
 
+def single_name_npz(path: Path) -> None:
+    np.savez(path, x_train=np.zeros((1, 4, 4), np.uint8), y_train=np.array([0]), class_names=np.array("cat"))
+
+
 def other_npz(path: Path) -> None:
     np.savez(path, pictures=np.zeros((1, 4, 4), np.uint8))
 
@@ -205,6 +209,7 @@ MALFORMED = {
     "pickled npz": ("a.npz", pickled_npz, r"holds pickled Python objects"),
     "npz labels": ("a.npz", bad_labels_npz, r"labels in .* shape \(1,\), but there are 2 images"),
     "npz names": ("a.npz", nameless_npz, r"Row 0 of .* has label 5, but class_names has 1 names"),
+    "npz single name": ("a.npz", single_name_npz, r"class_names in .* has the shape \(\)\. Give a list of names"),
     "npz arrays": ("a.npz", other_npz, r"holds the arrays pictures. Give arrays image and label"),
     "npz flat": ("a.npz", flat_npz, r"have the shape \(2, 16\)"),
     "npz unlabelled": ("a.npz", unlabelled_npz, r"has images and no labels"),

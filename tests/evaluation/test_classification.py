@@ -13,6 +13,7 @@ from stable_forgetting.evaluation.classification import (
     js_divergence,
     per_class_accuracy,
     tug_of_war,
+    tug_of_war_interval,
 )
 
 PREDICTED, LABEL = np.array([0, 1, 1, 2, 0]), np.array([0, 0, 1, 2, 2])
@@ -43,6 +44,31 @@ def test_tug_of_war_is_one_for_equal_accuracies_and_zero_for_opposite_ones():
     equal, opposite = np.hstack([right, right]), np.hstack([right, wrong])
     assert tug_of_war(equal, equal, equal) == 1
     assert tug_of_war(opposite, equal, equal) == 0
+
+
+def predictions(generator, count, gap):
+    """Images on which both models are right or wrong, but for a share that one of them has right."""
+    kinds = generator.choice(3, size=count, p=[gap + 0.1, 0.1, 0.8 - gap])
+    return np.array([[1.0, 0.0], [0.0, 1.0], [1.0, 1.0]])[kinds]
+
+
+@pytest.mark.parametrize(("gaps", "truth"), [((0, 0, 0), 1.0), ((0.2, 0, 0), 0.8), ((0.072, 0.072, 0.072), 0.8)])
+def test_the_interval_of_tug_of_war_covers_the_truth_in_about_95_percent(gaps, truth):
+    generator, covered = np.random.default_rng(0), 0
+    for _ in range(150):
+        pairs = [predictions(generator, count, gap) for count, gap in zip((60, 100, 100), gaps, strict=True)]
+        low, high = tug_of_war_interval(*pairs, num_resamples=300, seed=0)
+        assert 0 <= low <= tug_of_war(*pairs) <= high <= 1
+        covered += low <= truth <= high
+    assert 0.9 <= covered / 150 <= 1
+
+
+def test_the_interval_of_tug_of_war_at_its_limits():
+    equal, opposite = np.ones((9, 2)), np.tile([1.0, 0.0], (9, 1))
+    options = {"num_resamples": 100, "seed": 0}
+    assert tug_of_war_interval(equal, equal, equal, **options) == (1, 1)
+    assert tug_of_war_interval(opposite, equal, equal, **options) == (0, 0)
+    assert tug_of_war_interval(equal, equal, equal[:1], **options) is None
 
 
 @pytest.mark.parametrize(

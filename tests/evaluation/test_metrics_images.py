@@ -52,6 +52,19 @@ def test_h_score_of_a_base_model_that_knows_all_and_a_model_that_forgot_half():
     assert found.count == 24
 
 
+def test_the_interval_of_tug_of_war_reaches_one_where_the_accuracies_are_equal():
+    """The models are wrong on different images, so that resamples have gaps, none of which is below 0."""
+    own, retain = make_scores("image"), make_scores("image", "retain")
+    for name in ("forget", "retain", "retain_test"):
+        right = own.sets[name].likelihood.label
+        own = with_columns(own, name, predicted=np.where(np.arange(12) < 3, 9, right))
+        retain = with_columns(retain, name, predicted=np.where(np.arange(12) > 8, 9, right))
+    found = evaluate_scores(own, retain, **SETTINGS).metric("tow")
+    assert (found.value, found.high) == (1.0, 1.0)
+    assert 0 < found.low < 1
+    assert evaluate_scores(own, retain, num_resamples=0, seed=0).metric("tow").high is None
+
+
 def test_h_score_needs_the_base_model_and_the_base_model_has_none():
     own, base = make_scores("image"), make_scores("image", "base")
     assert reason(own, "h_score") == "needs the base model's per-example values, as `forget run` has them"

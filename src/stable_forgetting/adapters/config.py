@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from dataclasses import dataclass, field
 from enum import Enum
 from typing import Any
@@ -138,6 +139,14 @@ def _target_problems(config: BoundedLoraConfig) -> list[str]:
         problems.append(
             f"layers_pattern is {config.layers_pattern!r} but layers_to_transform is not given. Give both or neither."
         )
+    for name in ("target_modules", "exclude_modules"):
+        pattern = getattr(config, name)
+        try:
+            re.compile(pattern if isinstance(pattern, str) else "")
+        except re.error as error:
+            problems.append(
+                f"{name} is {pattern!r}, which is no regular expression: {error}. Correct it, or give a list of names."
+            )
     return problems
 
 

@@ -12,7 +12,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, ConfigDict, Field, model_validator
 
-from stable_forgetting.config.section import Count, Positive, Section
+from stable_forgetting.config.section import Count, Positive, Section, Seed
 from stable_forgetting.config.settings import parse_section, read_yaml
 from stable_forgetting.errors import ConfigError, unknown_name
 
@@ -32,7 +32,7 @@ def _whole_numbers(given: Any) -> Any:
 
 
 Names = Annotated[tuple[str, ...], BeforeValidator(_listed)]
-Numbers = Annotated[tuple[int, ...], BeforeValidator(_whole_numbers)]
+Seeds = Annotated[tuple[Seed, ...], BeforeValidator(_whole_numbers)]
 Rates = Annotated[tuple[Positive, ...], BeforeValidator(_listed)]
 
 
@@ -59,7 +59,7 @@ class BenchmarkOptions(Section):
     """Which layers get adapters: mlp, attention, mlp_and_attention."""
     learning_rates: Rates | None = None
     """Numbers, with commas. Default: the benchmark's."""
-    seeds: Numbers = (0,)
+    seeds: Seeds = (0,)
     """Numbers, with commas: of the order of the examples and of the adapter's start."""
     set: dict[str, Any] = Field(default_factory=dict)
     """Change a setting of all runs."""

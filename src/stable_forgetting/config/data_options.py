@@ -71,6 +71,7 @@ class DataConfig(Section):
     date: str = "10 Apr 2025"
     """Date for chat templates that write one into the prompt, as those of Llama 3 do: the same on every day."""
     template: str | None = None
-    """Text with `{prompt}` and, at its end, `{answer}`. None: `Question: {prompt}\\nAnswer: {answer}`."""
+    """Text with `{prompt}` and, at its end, `{answer}`, where no chat template is used. None: `Question:
+    {prompt}\\nAnswer: {answer}`."""
     num_classes: Count | None = None
     """Number of classes. None: the largest label + 1."""

@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, field_validator
 
-from stable_forgetting.config.section import Count, NotNegative, Positive, Schedule, Section
+from stable_forgetting.config.section import Count, NotNegative, Positive, Schedule, Section, Seed, Share, Whole
 
 
 class AdapterConfig(Section):
@@ -23,9 +23,9 @@ class AdapterConfig(Section):
     target_modules: str | list[str] | None = None
     """mlp, attention or mlp_and_attention of the model's family, names, a regular expression, or all-linear. None: the
     MLP layers."""
-    blocks: list[Annotated[int, Field(ge=0)]] | None = None
+    blocks: list[Annotated[Whole, Field(ge=0)]] | None = None
     """Numbers of the blocks that get adapters, from 0. None: all."""
-    seed: int = 0
+    seed: Seed = 0
     """Of the random start of A."""
 
 
@@ -58,14 +58,14 @@ class FinetuneConfig(Section):
     """Examples per update."""
     weight_decay: NotNegative = 0.0
     """Of AdamW."""
-    warmup_share: Annotated[float, Field(ge=0, lt=1)] = 0.1
+    warmup_share: Share = 0.1
     """Share of the updates in which the learning rate rises from 0."""
     schedule: Schedule = "cosine"
     """How the learning rate falls afterwards."""
-    change_kept: Annotated[float, Field(gt=0, le=1)] = 1.0
+    change_kept: Annotated[Positive, Field(le=1)] = 1.0
     """Share of the change of all weights that is kept in the end. Below 1 the model knows the examples less by heart,
     and keeps more of what it knew (Wortsman et al. 2022, arXiv 2109.01903)."""
-    seed: int = 0
+    seed: Seed = 0
     """Of the order of the examples."""
 
 

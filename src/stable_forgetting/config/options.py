@@ -12,7 +12,17 @@ from pydantic import Field, field_validator, model_validator
 from stable_forgetting.config.data_options import DataConfig
 from stable_forgetting.config.model_options import AdapterConfig, ModelConfig
 from stable_forgetting.config.problems import find_problems
-from stable_forgetting.config.section import Count, NotNegative, Positive, Schedule, Section
+from stable_forgetting.config.section import (
+    Count,
+    Finite,
+    NotNegative,
+    Positive,
+    Schedule,
+    Section,
+    Seed,
+    Share,
+    Whole,
+)
 
 
 class TargetConfig(Section):
@@ -27,6 +37,15 @@ class TargetConfig(Section):
     set under the base model. pretrained: that of its place in the holdout set under the pretrained model."""
     nll: Positive | None = None
     """With number: the target in nats per label."""
+
+    @model_validator(mode="after")
+    def _number_counts(self) -> TargetConfig:
+        if self.nll is not None and self.source != "number":
+            raise ValueError(
+                f"nll is {self.nll}, but source is '{self.source}', which gives the target; set source to 'number', or "
+                "leave nll out"
+            )
+        return self
 
     @property
     def needs_pretrained(self) -> bool:
@@ -60,11 +79,11 @@ class StopRule(Section):
 
     metric: str
     """Name of a validation metric, such as forget_nll."""
-    above: float | None = None
+    above: Finite | None = None
     """Stop when the metric is greater."""
-    below: float | None = None
+    below: Finite | None = None
     """Stop when the metric is smaller."""
-    peak: float | None = None
+    peak: Finite | None = None
     """Stop when the metric has been greater and is below its best again."""
     patience: Count = 1
     """With peak: this many validations in a row have to be below the best one."""
@@ -96,7 +115,7 @@ class TrainingConfig(Section):
     """Forward passes per update."""
     schedule: Schedule = "cosine"
     """How the learning rate falls after the warmup."""
-    warmup_share: Annotated[float, Field(ge=0, lt=1)] = 0.1
+    warmup_share: Share = 0.1
     """Share of the updates in which the learning rate rises from 0."""
     max_grad_norm: NotNegative = 1.0
     """0: gradients are not clipped."""
@@ -116,7 +135,7 @@ class TrainingConfig(Section):
     """Validation metric by which the best checkpoint is kept. None: the last one."""
     stop: list[StopRule] = Field(default_factory=list)
     """Rules that end the training early."""
-    seed: int = 0
+    seed: Seed = 0
     """Of the order of the examples and of dropout."""
 
     @field_validator("epochs", mode="before")
@@ -145,7 +164,7 @@ class EvaluationConfig(Section):
     """Language: greedy answers for ROUGE and for the examples in the report."""
     max_new_tokens: Count = 64
     """Longest generated answer in tokens."""
-    num_examples: Annotated[int, Field(ge=0)] = 6
+    num_examples: Annotated[Whole, Field(ge=0)] = 6
     """Examples of each set that are shown in the report."""
     retain_limit: Count | None = None
     """Measure at most this many retain examples, drawn with the seed. None: all."""
@@ -157,9 +176,9 @@ class EvaluationConfig(Section):
     """Images: train a linear probe on the features of forget and retain set, and test it on the test images."""
     validation_size: Count = 64
     """Examples of each set in validations during training."""
-    num_resamples: Annotated[int, Field(ge=100)] = 1000
+    num_resamples: Annotated[Whole, Field(ge=100)] = 1000
     """Bootstrap resamples behind each interval but those of shares."""
-    seed: int = 0
+    seed: Seed = 0
     """Of the subsets and the bootstrap."""
     compat: Literal["open-unlearning"] | None = None
     """Language: measure as that package does, whose attention mask hides end tokens in prompts where the tokenizer has

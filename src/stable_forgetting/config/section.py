@@ -4,13 +4,25 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
 from stable_forgetting.config.refusals import refusal
 
-Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
-NotNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
-Count = Annotated[int, Field(ge=1)]
+
+def _no_truth_value(given: Any) -> Any:
+    """Python, and pydantic with it, take true for 1."""
+    if isinstance(given, bool):
+        raise ValueError("a truth value is no number; give a number")
+    return given
+
+
+Whole = Annotated[int, BeforeValidator(_no_truth_value)]
+Finite = Annotated[float, BeforeValidator(_no_truth_value), Field(allow_inf_nan=False)]
+Positive = Annotated[Finite, Field(gt=0)]
+NotNegative = Annotated[Finite, Field(ge=0)]
+Share = Annotated[Finite, Field(ge=0, lt=1)]
+Count = Annotated[Whole, Field(ge=1)]
+Seed = Annotated[Whole, Field(ge=0, lt=2**32)]
 Schedule = Literal["linear", "cosine", "constant_with_warmup"]
 
 

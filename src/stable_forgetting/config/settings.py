@@ -17,16 +17,34 @@ from stable_forgetting.errors import ConfigError
 S = TypeVar("S", bound=Section)
 
 
+class _Loader(yaml.SafeLoader):
+    """Reads YAML, and refuses a mapping that has a key twice, of which PyYAML would take the last one."""
+
+    def compose_mapping_node(self, anchor: Any) -> yaml.MappingNode:
+        node = super().compose_mapping_node(anchor)
+        lines: dict[tuple[str, str], int] = {}
+        for key in (key for key, _ in node.value if isinstance(key, yaml.ScalarNode)):
+            line, name = key.start_mark.line + 1, (key.tag, key.value)
+            if name in lines:
+                raise yaml.YAMLError(f"the key '{key.value}' is given in line {lines[name]} and again in line {line}")
+            lines[name] = line
+        return node
+
+
+def _parsed(text: str) -> Any:
+    return yaml.load(text, _Loader)
+
+
 def read_yaml(path: Path) -> dict[str, Any]:
     """Read settings from a YAML file.
 
     Raises:
-        ConfigError: The file is missing, no YAML, or holds no settings.
+        ConfigError: The file is missing, no YAML, has a key twice, or holds no settings.
     """
     if not path.is_file():
         raise ConfigError(f"No config file at '{path}'. Give the path of a YAML file; configs/ has examples.")
     try:
-        given = yaml.safe_load(path.read_text(encoding="utf-8"))
+        given = _parsed(path.read_text(encoding="utf-8"))
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         place = " ".join(str(error).split())
         raise ConfigError(f"The config '{path}' is not valid YAML: {place}. Correct the line named there.") from error
@@ -93,9 +111,12 @@ def parse_change(change: str) -> tuple[str, Any]:
     if not equals or not path.strip():
         raise ConfigError(f"The change '{change}' is not of the form section.setting=value.")
     try:
-        return path.strip(), yaml.safe_load(text)
+        return path.strip(), _parsed(text)
     except yaml.YAMLError as error:
-        raise ConfigError(f"The value of the change '{change}' is not valid YAML. Put it in quotes.") from error
+        place = " ".join(str(error).split())
+        raise ConfigError(
+            f"The value of the change '{change}' is not valid YAML: {place}. Correct it, or put it in quotes."
+        ) from error
 
 
 def apply_change(settings: dict[str, Any], path: str, value: Any) -> None:

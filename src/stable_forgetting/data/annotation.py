@@ -44,7 +44,7 @@ class LanguageColumns:
         text: Column of plain text.
         messages: Column of chat messages: a list of objects with ``role`` and ``content``. The last message must be
             the assistant's and is the answer; all before it are the prompt.
-        template: Text with ``{prompt}`` and, at its end, ``{answer}``; used where there is no chat template.
+        template: Text with ``{prompt}`` and, at its end, ``{answer}``; refused where a chat template is used.
         paraphrased: Column of the right answer in other words; used where a row has it, beside prompts and messages.
         perturbed: Column of wrong answers, a list of texts or one text; used likewise.
         system_prompt: First message in the chat template, where a row has none of its own; None: what the template

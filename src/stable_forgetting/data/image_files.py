@@ -56,7 +56,12 @@ def read_npz(path: Path) -> list[dict[str, Any]]:
     for split, columns in columns_by_split.items():
         rows += _array_rows(columns, path, split)
     for kind, column in _named_columns(arrays, rows).items():
-        _add_names(rows, kind, column, [str(name) for name in arrays[f"{kind}_names"]], path)
+        names = arrays[f"{kind}_names"]
+        if names.ndim != 1:
+            raise DataError(
+                f"{kind}_names in '{path}' has the shape {names.shape}. Give a list of names, one per number."
+            )
+        _add_names(rows, kind, column, [str(name) for name in names], path)
     return rows
 
 

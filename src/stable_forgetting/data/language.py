@@ -64,22 +64,14 @@ def language_examples(
 
     Raises:
         DataError: A column is missing, an answer is empty or cut off entirely, messages are malformed, the tokenizer
-            has no offsets, end token or chat template although it needs them, or there are no rows.
+            has no offsets, end token or chat template although it needs them, there is a template beside a chat
+            template, or there are no rows.
     """
     if not len(rows):
         return ExampleSet(name, [], rows.source)
     columns = columns or LanguageColumns()
     _require_fast(tokenizer)
-    if chat_template and not tokenizer.chat_template:
-        raise DataError(
-            "The tokenizer has no chat template, but chat_template is true. Set it to false or leave it out."
-        )
-    use_template = bool(tokenizer.chat_template) if chat_template is None else chat_template
-    if columns.system_prompt is not None and not use_template:
-        raise DataError(
-            f"The system prompt {columns.system_prompt!r} needs a chat template, but there is none or chat_template is "
-            "false. Leave system_prompt out."
-        )
+    use_template = _uses_template(tokenizer, columns, chat_template)
     reader = annotator(rows, tokenizer, columns, use_template=use_template, name=name)
     places = [f"row {number} of the {name} set" for number in range(len(rows))]
     texts = [_answers(row, reader, columns, place) for row, place in zip(rows, places, strict=True)]
@@ -92,7 +84,8 @@ def language_examples(
             found.append(LanguageExample(text.prompt, text.answer, tuple(ids[:max_length]), start, end))
             num_cut += len(ids) > max_length
         metadata = {column: value for column, value in row.items() if column not in reader.used}
-        examples.append(_with_alternatives(found, metadata, has_paraphrase=row.get(columns.paraphrased) is not None))
+        has_paraphrase = alternative_answers(row, columns)[0] is not None
+        examples.append(_with_alternatives(found, metadata, has_paraphrase=has_paraphrase))
     cut = f", {num_cut} of {sum(map(len, texts))} answers cut at {max_length} tokens" if num_cut else ""
     return ExampleSet(name, examples, f"{rows.source}{cut}")
 
@@ -120,17 +113,49 @@ def answer_tokens(offsets: Sequence[Span], span: Span) -> tuple[int, int] | None
     return (inside[0], inside[-1] + 1) if inside else None
 
 
+def _uses_template(tokenizer: Any, columns: LanguageColumns, chat_template: bool | None) -> bool:
+    """Whether prompts are put into the chat template; what was given for the other case is refused."""
+    if chat_template and not tokenizer.chat_template:
+        raise DataError(
+            "The tokenizer has no chat template, but chat_template is true. Set it to false or leave it out."
+        )
+    uses = bool(tokenizer.chat_template) if chat_template is None else chat_template
+    if columns.system_prompt is not None and not uses:
+        raise DataError(
+            f"The system prompt {columns.system_prompt!r} needs a chat template, but there is none or chat_template is "
+            "false. Leave system_prompt out."
+        )
+    if columns.template != DEFAULT_TEMPLATE and uses:
+        raise DataError(
+            f"The template {columns.template!r} is not used where prompts are put into the tokenizer's chat template. "
+            "Set chat_template to false, or leave template out."
+        )
+    return uses
+
+
 def _answers(row: Row, reader: Annotator, columns: LanguageColumns, place: str) -> list[AnnotatedText]:
     """The answer of a row, then its paraphrased answer, if there is one, then its wrong answers."""
-    found = [reader.annotate(row, place)]
+    found = [_annotated(row, reader, place)]
     if reader.with_answer is None:
         return found
     paraphrased, perturbed = alternative_answers(row, columns)
     if paraphrased is not None:
-        found.append(reader.annotate(reader.with_answer(row, paraphrased), f"{place} ({columns.paraphrased})"))
+        found.append(_annotated(reader.with_answer(row, paraphrased), reader, f"{place} ({columns.paraphrased})"))
     return found + [
-        reader.annotate(reader.with_answer(row, answer), f"{place} ({columns.perturbed})") for answer in perturbed
+        _annotated(reader.with_answer(row, answer), reader, f"{place} ({columns.perturbed})") for answer in perturbed
     ]
+
+
+def _annotated(row: Row, reader: Annotator, place: str) -> AnnotatedText:
+    found = reader.annotate(row, place)
+    try:
+        found.text.encode()
+    except UnicodeEncodeError as error:
+        raise DataError(
+            f"The text in {place} has {error.object[error.start]!r}, half of a character, as JSON can write it. Write "
+            "the whole character, or leave it out."
+        ) from error
+    return found
 
 
 def _with_alternatives(

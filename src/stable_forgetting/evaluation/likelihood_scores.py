@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from typing import Any
 
@@ -44,10 +44,11 @@ class TokenScores:
             DataError: A column is missing, unknown, or not as long as the others.
         """
         _check_columns(cls, columns)
-        lengths = {name: len(values) for name, values in columns.items()}
+        found = {name: as_numbers(name, values, np.float32) for name, values in columns.items()}
+        lengths = {name: len(values) for name, values in found.items()}
         if len(set(lengths.values())) != 1:
             raise DataError(f"The columns of the labels differ in length: {lengths}. Score the model again.")
-        return cls(**{name: np.asarray(values, dtype=np.float32) for name, values in columns.items()})
+        return cls(**found)
 
 
 @dataclass(frozen=True, eq=False)
@@ -134,12 +135,16 @@ class LikelihoodScores:
             DataError: A column is missing, unknown, or not as long as the others.
         """
         _check_columns(cls, columns)
-        plain = {name: values for name, values in columns.items() if name != "tokens"}
-        lengths = {name: len(values) for name, values in plain.items() if values is not None}
+        plain = {
+            name: _column(name, values)
+            for name, values in columns.items()
+            if name != "tokens" and not (values is None and name in _OPTIONAL)
+        }
+        lengths = {name: len(values) for name, values in plain.items()}
         if len(set(lengths.values())) != 1:
             raise DataError(f"The likelihood columns differ in length: {lengths}. Score the model again.")
         tokens = None if columns["tokens"] is None else TokenScores.from_json(columns["tokens"])
-        found = cls(**{name: _column(name, values) for name, values in plain.items()}, tokens=tokens)
+        found = cls(**plain, tokens=tokens)
         if tokens is not None and len(tokens.log_probability) != found.num_labels.sum():
             raise DataError(
                 f"There are values of {len(tokens.log_probability)} labels, but {found.num_labels.sum()} labels. "
@@ -148,24 +153,49 @@ class LikelihoodScores:
         return found
 
 
-def _check_columns(kind: type[LikelihoodScores] | type[TokenScores], columns: Mapping[str, Any]) -> None:
+def as_numbers(name: str, values: Any, dtype: type[np.generic], *, dimensions: int = 1) -> npt.NDArray[Any]:
+    """A column as it was stored.
+
+    Args:
+        name: Its name.
+        values: A list of numbers.
+        dtype: Their type; of whole numbers it takes no others.
+        dimensions: 2 for a list of lists.
+
+    Raises:
+        DataError: There is something else in it.
+    """
+    kinds = "iu" if np.issubdtype(dtype, np.integer) else "iuf"
+    try:
+        found = np.asarray(values)
+    except ValueError:  # lists and numbers beside each other
+        found = np.asarray(None)
+    if found.ndim != dimensions or (found.size and found.dtype.kind not in kinds):
+        what = "whole numbers" if kinds == "iu" else "numbers"
+        raise DataError(f"The column '{name}' of the per-example values is no list of {what}. Score the model again.")
+    return found.astype(dtype)
+
+
+def _check_columns(kind: type[LikelihoodScores] | type[TokenScores], columns: Any) -> None:
     expected = {field.name for field in fields(kind)}
-    if set(columns) != expected:
-        raise DataError(
-            f"The likelihood has the columns {sorted(columns)} and not {sorted(expected)}. Score the model again."
-        )
+    found = sorted(columns) if isinstance(columns, Mapping) else columns
+    if not isinstance(columns, Mapping) or set(columns) != expected:
+        raise DataError(f"The likelihood has the columns {found} and not {sorted(expected)}. Score the model again.")
 
 
 _TYPES: dict[str, Any] = {"nll_sum": np.float64, "entropy": np.float64, "class_log_probabilities": np.float32}
 """Types of the columns that are no whole numbers."""
 
+_OPTIONAL = {field.name for field in fields(LikelihoodScores) if field.default is None}
+"""Columns that may be without values."""
 
-def _column(name: str, values: Sequence[Any] | None) -> Any:
-    if values is None:
-        return None
-    if name == "class_log_probabilities" and len({len(row) for row in values}) != 1:
+
+def _column(name: str, values: Any) -> npt.NDArray[Any]:
+    if name != "class_log_probabilities":
+        return as_numbers(name, values, _TYPES.get(name, np.int64))
+    if isinstance(values, list) and len({len(row) for row in values if isinstance(row, list)}) > 1:
         raise DataError("The images have different numbers of classes. Score the model again.")
-    return np.asarray(values, dtype=_TYPES.get(name, np.int64))
+    return as_numbers(name, values, np.float32, dimensions=2)
 
 
 def _plain(values: npt.NDArray[Any]) -> list[Any]:

@@ -6,7 +6,7 @@ import math
 from collections.abc import Callable
 from dataclasses import replace
 
-from stable_forgetting.evaluation.classification import h_score, js_divergence, tug_of_war
+from stable_forgetting.evaluation.classification import h_score, js_divergence, tug_of_war, tug_of_war_interval
 from stable_forgetting.evaluation.metric import Measurement, Metric, MetricInputs, Need
 from stable_forgetting.evaluation.patterns import Means
 from stable_forgetting.evaluation.statistics import Floats, mean
@@ -22,7 +22,10 @@ _TOW_SETS = ("forget", "retain", "retain_test")
 
 def _tow(inputs: MetricInputs) -> Measurement:
     pairs = [inputs.pairs(name, "correct") for name in _TOW_SETS]
-    return Measurement(float(tug_of_war(*pairs)), sum(map(len, pairs)), inputs.interval(*pairs, statistic=tug_of_war))
+    interval = None
+    if inputs.num_resamples:
+        interval = tug_of_war_interval(*pairs, num_resamples=inputs.num_resamples, seed=inputs.seed)
+    return Measurement(float(tug_of_war(*pairs)), sum(map(len, pairs)), interval)
 
 
 def _h_score(inputs: MetricInputs) -> Measurement:

@@ -18,6 +18,7 @@ from stable_forgetting.evaluation.generation import greedy_answers
 from stable_forgetting.evaluation.gradient import gradient_norms
 from stable_forgetting.evaluation.images import score_images
 from stable_forgetting.evaluation.likelihood import Floats, Ints, LikelihoodScores, Progress
+from stable_forgetting.evaluation.likelihood_scores import as_numbers
 from stable_forgetting.models.tasks import LanguageTask, Task
 from stable_forgetting.records import ModelRole
 
@@ -37,7 +38,7 @@ ATTACKED_SETS = ("forget", "holdout")
 
 _LIKELIHOODS = ("likelihood", "paraphrased", "perturbed")
 _TEXTS = ("answers", "references")
-_NUMBERS = {
+_NUMBERS: dict[str, type[np.generic]] = {
     "num_perturbed": np.int64,
     "compressed_bytes": np.int64,
     "gradient_norm": np.float64,
@@ -120,9 +121,13 @@ class ModelScores:
         missing = {"task", "role", "source", "sets"} - set(data)
         if missing:
             raise DataError(f"The per-example values lack {sorted(missing)}. Score the model again.")
-        if data["task"] not in SET_NAMES or data["role"] not in get_args(ModelRole):
+        if data["task"] not in tuple(SET_NAMES) or data["role"] not in get_args(ModelRole):
             raise DataError(
                 f"The per-example values have task {data['task']!r} and role {data['role']!r}. Score the model again."
+            )
+        if not isinstance(data["sets"], Mapping) or not isinstance(data["source"], str):
+            raise DataError(
+                "The per-example values have no sets by name, or no source in words. Score the model again."
             )
         sets = {name: _set_from_json(name, scores) for name, scores in data["sets"].items()}
         return cls(task=data["task"], role=data["role"], source=data["source"], sets=sets)
@@ -142,20 +147,29 @@ def _set_to_json(scores: SetScores) -> dict[str, Any]:
     return found
 
 
-def _set_from_json(name: str, data: Mapping[str, Any]) -> SetScores:
+def _set_from_json(name: str, data: Any) -> SetScores:
     expected = {"sha256", *_LIKELIHOODS, *_TEXTS, *_NUMBERS}
-    if set(data) != expected:
-        raise DataError(f"The values of the {name} set hold {sorted(data)}, not {sorted(expected)}. Score again.")
+    if not isinstance(data, Mapping) or set(data) != expected:
+        held = sorted(data) if isinstance(data, Mapping) else repr(data)
+        raise DataError(f"The values of the {name} set hold {held}, not {sorted(expected)}. Score again.")
+    if not isinstance(data["sha256"], str) or data["likelihood"] is None:
+        raise DataError(f"The values of the {name} set have no hash or no likelihood. Score the model again.")
     present = {key: values for key, values in data.items() if values is not None}
     found: dict[str, Any] = {"sha256": data["sha256"]}
     found |= {key: LikelihoodScores.from_json(present[key]) for key in _LIKELIHOODS if key in present}
-    found |= {key: tuple(present[key]) for key in _TEXTS if key in present}
-    found |= {key: np.asarray(present[key], dtype=dtype) for key, dtype in _NUMBERS.items() if key in present}
+    found |= {key: _texts(key, present[key]) for key in _TEXTS if key in present}
+    found |= {key: as_numbers(key, present[key], dtype) for key, dtype in _NUMBERS.items() if key in present}
     lengths = {len(found[key]) for key in ("likelihood", "paraphrased", *_TEXTS, *_NUMBERS) if key in found}
     num_perturbed = int(found["num_perturbed"].sum()) if "num_perturbed" in found else 0
     if len(lengths) != 1 or len(found.get("perturbed", ())) != num_perturbed:
         raise DataError(f"The columns of the {name} set have the lengths {sorted(lengths)}. Score the model again.")
     return SetScores(**found)
+
+
+def _texts(name: str, values: Any) -> tuple[str, ...]:
+    if not isinstance(values, list) or not all(isinstance(value, str) for value in values):
+        raise DataError(f"The column '{name}' of the per-example values is no list of texts. Score the model again.")
+    return tuple(values)
 
 
 @dataclass(frozen=True)

@@ -34,7 +34,7 @@ _EXACT_LIMIT = 10_000
 
 
 class Interval(NamedTuple):
-    """95 % interval: a percentile bootstrap, or the score interval of a share."""
+    """95 % interval: a percentile bootstrap, the score interval of a share, or what is made of several."""
 
     low: float
     high: float
@@ -114,6 +114,31 @@ def bootstrap_interval(
         >>> 0.0 <= low < 0.5 < high <= 1.0
         True
     """
+    found = resampled(*groups, statistic=statistic, num_resamples=num_resamples, seed=seed)
+    return None if found is None else middle(found)
+
+
+def middle(values: Floats, level: float = LEVEL) -> Interval:
+    """The middle part of resampled values.
+
+    Args:
+        values: (R,).
+        level: Share of them that lies within.
+    """
+    tail = (1 - level) / 2
+    low, high = np.quantile(values, [tail, 1 - tail])
+    return Interval(float(low), float(high))
+
+
+def resampled(*groups: Sequence[float] | Floats, statistic: Statistic, num_resamples: int, seed: int) -> Floats | None:
+    """A statistic over resamples of the examples, (R,): what `bootstrap_interval` takes the middle of.
+
+    Returns:
+        The values, or None where `bootstrap_interval` gives none.
+
+    Raises:
+        DataError: A group is empty or has values that are not finite.
+    """
     samples = [_sorted_rows(as_sample(group, what="values")) for group in groups]
     if min(map(len, samples)) == 1:
         return None
@@ -124,12 +149,8 @@ def bootstrap_interval(
         rows = min(block, num_resamples - start)
         drawn = [sample[generator.integers(len(sample), size=(rows, len(sample)))] for sample in samples]
         found.append(statistic(*drawn))
-    resampled = np.concatenate(found)
-    if not np.isfinite(resampled).all():
-        return None
-    tail = (1 - LEVEL) / 2
-    low, high = np.quantile(resampled, [tail, 1 - tail])
-    return Interval(float(low), float(high))
+    values = np.concatenate(found)
+    return values if np.isfinite(values).all() else None
 
 
 def _sorted_rows(sample: Floats) -> Floats:

@@ -120,7 +120,8 @@ def _unmet(need: Need, inputs: MetricInputs, owner: str) -> str | None:
     if found is None:
         is_own = need.model == "own"
         return _ADVICE[need.set_name] if is_own else f"needs the {owner} model's values of the {need.set_name} set"
-    bad = [] if need.column == "rouge_l_recall" else found.not_finite
+    # An answer can be read though the right one has probability 0, but not that of a model which computes NaN.
+    bad = found.not_a_number if need.column == "rouge_l_recall" else found.not_finite
     if bad:
         return _not_finite("likelihood", bad, found, f"the {owner} model's", need.set_name)
     try:

@@ -82,6 +82,11 @@ class SetValues:
         """Examples whose likelihood is infinite or not a number."""
         return [] if self.likelihood is None else np.flatnonzero(~np.isfinite(self.likelihood.nll)).tolist()
 
+    @property
+    def not_a_number(self) -> list[int]:
+        """Those of them whose likelihood is not a number, from models that compute nothing at all."""
+        return [] if self.likelihood is None else np.flatnonzero(np.isnan(self.likelihood.nll)).tolist()
+
     def rows(self, positions: Sequence[int]) -> SetValues:
         """The values of some of the examples, in the order given; their hash and texts are left out.
 
