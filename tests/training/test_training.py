@@ -184,6 +184,14 @@ def test_only_the_adapter_trains_and_forgetting_goes_the_right_way(tmp_path):
     assert outcome.history[-1].largest_entry <= outcome.history[-1].entry_limit
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+def test_a_training_over_float16_weights_warns(tmp_path, caplog, dtype):
+    model = get_peft_model(tiny_language_model().to(dtype), BoundedLoraConfig(init_seed=0))
+    objective = build_objective("gradient_difference")
+    train(model, TASK, objective, sets(), settings=settings(steps=1, save_every=1), output_dir=tmp_path)
+    assert ("small gradients are lost" in caplog.text) == (dtype == torch.float16)
+
+
 def test_a_resumed_training_ends_with_the_same_bits(tmp_path):
     found = sets(num_forget=7, reference_nll_sum=torch.full((7,), 20.0))
     objective = build_objective("npo")

@@ -38,7 +38,7 @@ from stable_forgetting.training.checkpoints import (
 )
 from stable_forgetting.training.history import TrainingOutcome, step_records, training_seconds
 from stable_forgetting.training.stop_rules import Stop, StopRules, wrong_peaks
-from stable_forgetting.training.surroundings import own_forward, own_verbosity
+from stable_forgetting.training.surroundings import own_forward, own_verbosity, warn_of_float16
 from stable_forgetting.training.trainer import ForgetConstants, UnlearnTrainer, Validation
 
 
@@ -102,6 +102,7 @@ def train(
         RunDirectoryError: `output_dir` holds checkpoints that are not to be resumed, or lacks the best one.
     """
     greater_is_better = _greater_is_better(settings, validation)
+    warn_of_float16(model)
     if not resume:
         check_no_checkpoints(output_dir)
     processes.wait_for_all()  # every process has looked at the folder before one writes to it
