@@ -16,10 +16,10 @@ from stable_forgetting.adapters import (
     adapter_statistics,
     certificate,
     effective_rank,
+    functional,
     rounding_steps,
 )
 from stable_forgetting.adapters import diagnostics as diagnostics_module
-from stable_forgetting.adapters import rounding as rounding_module
 from stable_forgetting.errors import ConfigError, ModelError
 
 pytestmark = pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")
@@ -49,7 +49,7 @@ def slow_facts(layer, bound, omega=3.0):
 @every_bound
 @pytest.mark.parametrize("block_bytes", [1, 2**20])
 def test_certificate_agrees_with_loops(bound, block_bytes, monkeypatch):
-    monkeypatch.setattr(diagnostics_module, "CACHE_BLOCK_BYTES", block_bytes)
+    monkeypatch.setattr(functional, "CACHE_BLOCK_BYTES", block_bytes)
     model = make_model(bound)
     certificates = certificate(model)
     assert [c.name for c in certificates] == ["0", "2"]
@@ -71,7 +71,7 @@ def test_certificate_agrees_with_loops(bound, block_bytes, monkeypatch):
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("is_merged", [False, True])
 def test_changes_below_half_a_step_of_the_weights_type_are_counted(dtype, is_merged, monkeypatch):
-    monkeypatch.setattr(rounding_module, "CACHE_BLOCK_BYTES", 100)
+    monkeypatch.setattr(functional, "CACHE_BLOCK_BYTES", 100)
     torch.manual_seed(0)
     base = nn.Sequential(Conv1D(300, 40), nn.Linear(300, 4)).to(dtype)
     nn.init.normal_(base[0].weight, std=0.02)
