@@ -17,6 +17,7 @@ from stable_forgetting.evaluation.likelihood import score_examples
 from stable_forgetting.evaluation.scores import ScoringOptions, score_model
 from stable_forgetting.models.load import LoadedModel
 from stable_forgetting.progress import SilentProgress
+from stable_forgetting.runs import scoring
 from stable_forgetting.runs.scoring import measuring_task, reference_scores, score
 from stable_forgetting.runs.sets import Sets
 from stable_forgetting.runs.target_values import base_likelihoods
@@ -142,6 +143,7 @@ def test_kept_values_of_one_protocol_are_not_taken_for_those_of_another(
     language_model, language_task, with_ends, tmp_path, monkeypatch
 ):
     monkeypatch.setenv("STABLE_FORGETTING_CACHE", str(tmp_path))
+    monkeypatch.setattr(scoring, "tokenizer_sha256", lambda _: "the same")
     loaded, sets = LoadedModel(language_model, language_task, "tiny"), Sets({"forget": with_ends, "retain": with_ends})
 
     def kept(compat):
