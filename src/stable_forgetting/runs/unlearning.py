@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from functools import partial
@@ -116,7 +116,8 @@ def unlearn(  # noqa: PLR0913  (one call with everything by name is the point of
             objective needs, the place to resume from.
         DataError: A set is empty or malformed, or two sets overlap.
         ModelError: The model is not one, has an adapter already, or has no layer to adapt.
-        RunDirectoryError: `output_dir` holds checkpoints, and `resume` is False or they are of another training.
+        RunDirectoryError: `output_dir` holds checkpoints, and `resume` is False or they are of another training; or
+            another process is at work in it.
     """
     check_model(model)
     check_surroundings(progress, resume=resume, output_dir=output_dir)
@@ -130,16 +131,11 @@ def unlearn(  # noqa: PLR0913  (one call with everything by name is the point of
     sets = make_sets(given, model, task, Reading(template, chat_template, max_length))
     validation = _validation(task, sets, settings)
     target = target or TargetConfig()
-    with ExitStack() as held:
-        if output_dir is None:
-            folder = Path(held.enter_context(tempfile.TemporaryDirectory()))
-        else:
-            folder = Path(output_dir)
-            held.enter_context(alone_in(folder))
-            claim(folder, training_identity(model, chosen, target, settings, config, sets), resume=resume)
+    identity = partial(training_identity, model, chosen, target, settings, config, sets)
+    with _checkpoint_folder(output_dir, identity, resume=resume) as folder, ExitStack() as attached:
         move_to_training_device(model)
         constants = _constants(model, task, chosen, target, sets, settings, progress)
-        peft_model = held.enter_context(_attached(model, config))
+        peft_model = attached.enter_context(_attached(model, config))
         outcome = train(
             peft_model,
             task,
@@ -153,6 +149,21 @@ def unlearn(  # noqa: PLR0913  (one call with everything by name is the point of
         )
     peft_model.eval()
     return Unlearned(peft_model, outcome, certificate(peft_model))
+
+
+@contextmanager
+def _checkpoint_folder(
+    output_dir: str | Path | None, identity: Callable[[], Mapping[str, str]], *, resume: bool
+) -> Iterator[Path]:
+    """Where checkpoints go: the folder that was given, this training's alone, or one that is deleted in the end."""
+    if output_dir is None:
+        with tempfile.TemporaryDirectory() as scratch:
+            yield Path(scratch)
+        return
+    folder = Path(output_dir)
+    with alone_in(folder):
+        claim(folder, identity(), resume=resume)
+        yield folder
 
 
 @contextmanager

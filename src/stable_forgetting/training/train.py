@@ -102,7 +102,6 @@ def train(
         RunDirectoryError: `output_dir` holds checkpoints that are not to be resumed, or lacks the best one.
     """
     greater_is_better = _greater_is_better(settings, validation)
-    warn_of_float16(model)
     if not resume:
         check_no_checkpoints(output_dir)
     processes.wait_for_all()  # every process has looked at the folder before one writes to it
@@ -159,6 +158,7 @@ def _train_or_go_back(trainer: UnlearnTrainer, checkpoint: Path | None, output_d
         The step gone back to and the reason; None if all went well.
     """
     model: Any = trainer.model
+    warn_of_float16(model)
     fresh = adapter_weights(model) if isinstance(model, PeftModel) else None
     try:
         with own_forward(model):
