@@ -234,7 +234,10 @@ def test_a_given_model_with_other_names_is_noted(compare: Any, tmp_path: Path) -
     assert "' 'fig')" in note
 
 
-def test_a_classifier_of_the_classes_is_no_pretrained_model(compare: Any, tmp_path: Path) -> None:
+def test_a_classifier_of_the_classes_is_no_pretrained_model(compare: Any, archive: Path, tmp_path: Path) -> None:
+    arrays = {name: array for name, array in np.load(archive).items() if name != "class_names"}
+    np.savez(tmp_path / "nameless.npz", **arrays)
+    nameless = {"data": str(tmp_path / "nameless.npz"), "forget": "2"}
     with pytest.raises(
         ConfigError, match=r"is a classifier of the classes in .*\(apple, beetle, crab \.\.\.\).*--finetuned"
     ):
@@ -242,8 +245,12 @@ def test_a_classifier_of_the_classes_is_no_pretrained_model(compare: Any, tmp_pa
     (note,) = compare(forget="crab", model=named_model(tmp_path / "more", [*CLASSES, "grape"])).notes
     assert "has labels of the names of all classes" in note
     (note,) = compare(forget="crab", model=str(make_model(tmp_path / "nameless", num_labels=6))).notes
-    assert "has a head for 6 classes without names" in note
-    assert compare(forget="crab", model=named_model(tmp_path / "others", ["one", "two", *"abcd"])).notes == []
+    assert "has a head for 6 classes whose names cannot be compared" in note
+    (note,) = compare(forget="crab", model=named_model(tmp_path / "others", [*CLASSES[:-1], "Feige"])).notes
+    assert "has a head for 6 classes of other names than the data's" in note
+    (note,) = compare(**nameless, model=named_model(tmp_path / "named", [*CLASSES])).notes
+    assert "whose names cannot be compared" in note
+    assert compare(forget="crab", model=named_model(tmp_path / "larger", ["one", "two", *"abcde"])).notes == []
 
 
 def test_the_default_methods_have_rates_of_their_own(compare: Any) -> None:
@@ -292,6 +299,17 @@ def test_listed_images_are_those(compare: Any, archive: Path, tmp_path: Path) ->
     rows = rows_of(only(compare(images=str(tmp_path / "asked.txt"))))
     images = np.load(archive)["x_train"]
     assert [row["image"].tolist() for row in rows["forget"]] == [images[1].tolist(), images[4].tolist()]
+
+
+def test_unseen_images_are_of_the_classes_of_the_listed_ones(compare: Any, archive: Path, tmp_path: Path) -> None:
+    crabs = np.flatnonzero(np.load(archive)["y_train"] == CLASSES.index("crab")).tolist()
+    rows, notes = asked_rows(compare, tmp_path, crabs[:2], objectives="calibrated")
+    for name in ("holdout", "targets"):
+        assert classes_in(rows[name]) == {"crab"}, name
+    assert not any("all classes' serve" in note for note in notes)
+    rows, notes = asked_rows(compare, tmp_path, crabs[-1:])  # the only crab that would have been held out
+    assert len(classes_in(rows["holdout"])) == len(CLASSES) - 1
+    assert "No unseen image of the listed ones' classes is left for membership tests: all classes' serve." in notes
 
 
 def asked_rows(compare: Any, tmp_path: Path, numbers: list[int], **options: Any) -> tuple[dict[str, Rows], list[str]]:
@@ -554,3 +572,72 @@ def test_a_given_classifier_is_not_finetuned(compare: Any, model: Path) -> None:
             ConfigError, match=r"'model\.finetune\.epochs' is set, but with finetuned or a retain model"
         ):
             compare(forget="crab", set={"model.finetune.epochs": 3}, **given)
+
+
+def folder_of(path: Path, **counts: int) -> str:
+    """A folder with so many images of each class."""
+    for label, (name, count) in enumerate(counts.items()):
+        for number in range(count):
+            pixels = np.random.default_rng([number, label]).integers(0, 256, (8, 8, 3)).astype(np.uint8)
+            place = path / name / f"{number}.png"
+            place.parent.mkdir(parents=True, exist_ok=True)
+            Image.fromarray(pixels).save(place)
+    return str(path)
+
+
+@pytest.mark.parametrize(
+    ("counts", "given", "said"),
+    [
+        (
+            {"a": 9, "bb": 1, "ccc": 9},
+            {"forget": "a,bb"},
+            r"Nothing of 'bb' is left to forget",
+        ),
+        ({"a": 9, "bb": 9}, {"forget": "a,bb", "sequence": True}, r"Nothing is left to keep when '2-bb' is forgotten"),
+        ({"a": 9, "bb": 9}, {"forget": "a,bb", "together": True}, r"Nothing is left to keep when 'a\+bb' is forgotten"),
+        ({"a": 9}, {"forget": "a"}, r"Nothing is left to keep when 'a' is forgotten"),
+        ({"a": 1}, {"forget": "a"}, r"Nothing of 'a' is left to forget"),
+        (
+            {"a": 6, "bb": 30},
+            {"forget": "a", "objectives": "calibrated"},
+            r"'a' has too few images: none is left",
+        ),
+    ],
+)
+def test_a_request_without_examples_is_refused_before_anything_runs(
+    compare: Any, tmp_path: Path, counts: dict[str, int], given: dict[str, Any], said: str
+) -> None:
+    with pytest.raises(DataError, match=said):
+        compare(data=folder_of(tmp_path / "small", **counts), **given)
+
+
+def test_names_of_requests_are_names_of_folders(compare: Any, tmp_path: Path) -> None:
+    names = [f"{letter}{'x' * 30}-{letter}" for letter in "abcde"]
+    data = folder_of(tmp_path / "long", **dict.fromkeys(names, 5))
+    request = only(compare(data=data, forget=",".join(names[:4]), together=True)).name.split("-gradient")[0]
+    other = only(compare(data=data, forget=",".join(names[1:]), together=True)).name.split("-gradient")[0]
+    assert len(request.encode()) <= 100
+    assert request.startswith("axxxx")
+    assert request != other
+    assert only(compare(data=data, forget=names[0])).name.startswith(f"a{'x' * 30}_a-")
+
+
+def test_classes_may_be_named_by_numbers_and_with_accents_of_both_kinds(
+    compare: Any, archive: Path, tmp_path: Path
+) -> None:
+    arrays = dict(np.load(archive))
+    np.savez(tmp_path / "numbered.npz", **{name: array for name, array in arrays.items() if name != "class_names"})
+    for given in (3, [3], "3"):
+        assert only(compare(data=str(tmp_path / "numbered.npz"), forget=given)).name.startswith("3-")
+    names = ["ge\u0301", "a,b", *CLASSES[2:]]  # e and an accent, as Apple's folders have it
+    np.savez(tmp_path / "named.npz", **arrays | {"class_names": np.array(names)})
+    assert len(rows_of(only(compare(data=str(tmp_path / "named.npz"), forget="g\u00e9")))["forget"]) == NUM_TRAIN
+    with pytest.raises(DataError, match=r"Unknown class 'a'.*A name with a comma can be given in an experiment file"):
+        compare(data=str(tmp_path / "named.npz"), forget="a,b")
+    assert len(rows_of(only(compare(data=str(tmp_path / "named.npz"), forget=["a,b"])))["forget"]) == NUM_TRAIN
+
+
+@pytest.mark.parametrize(("size", "said"), [("x", "a valid integer"), (0, "greater than or equal to 1")])
+def test_a_bad_size_of_images_is_said_before_images_are_scaled(compare: Any, size: Any, said: str) -> None:
+    with pytest.raises(ConfigError, match=rf"image_size.*{said}"):
+        compare(forget="crab", set={"model.image_size": size})

@@ -1,4 +1,5 @@
 import os
+import sys
 import time
 
 import numpy as np
@@ -11,6 +12,7 @@ from stable_forgetting.data.array_store import ArrayStore
 from stable_forgetting.data.examples import ExampleSet, ImageExample, pixels_sha256
 from stable_forgetting.data.pixel_hashes import PixelHashes
 from stable_forgetting.data.rows import Rows
+from stable_forgetting.data.sources import load_rows
 from stable_forgetting.data.vision import ImageColumns, image_examples, split_by_deleted_class
 from stable_forgetting.errors import DataError
 
@@ -216,3 +218,13 @@ def test_a_line_that_was_not_written_to_its_end_counts_for_nothing(tmp_path, dec
         (kept,) = (tmp_path / "kept").glob("*.txt")
         assert kept.read_bytes().count(b"\n") == 1
         kept.write_bytes(kept.read_bytes()[:-lost])
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="names of files are text here")
+def test_a_folder_whose_name_is_no_text_is_refused_before_the_run(tmp_path):
+    place = tmp_path / "g\udce9"  # the byte e9 of an old archive
+    place.mkdir()
+    Image.new("RGB", (8, 8)).save(tmp_path / "a.png")
+    (tmp_path / "a.png").rename(place / "a.png")
+    with pytest.raises(DataError, match=r"g\\udce9/a.png' is no UTF-8.*Rename it"):
+        load_rows(str(tmp_path))

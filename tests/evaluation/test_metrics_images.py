@@ -200,3 +200,11 @@ def test_classes_that_are_not_finite_give_a_reason():
     assert reason(own, "forget_js", retain) == (
         "the unlearned model's class_log_probabilities is not finite for 1 of 12 forget examples (first: 4)"
     )
+
+
+def test_where_no_class_is_deleted_no_test_image_is_of_what_is_forgotten():
+    scores = make_scores("image")
+    sets = {name: values for name, values in scores.sets.items() if name != "forget_test"}
+    assert "the classes of all forgotten images stay" in reason(replace(scores, sets=sets), "forget_test_accuracy")
+    sets.pop("retain_test", None)
+    assert "give data.test" in reason(replace(scores, sets=sets), "forget_test_accuracy")

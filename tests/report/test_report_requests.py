@@ -1,6 +1,7 @@
 """Methods over several requests: which runs are compared, their tables, and steps with base models of their own."""
 
 import io
+import itertools
 from statistics import fmean, stdev
 
 import pytest
@@ -190,3 +191,23 @@ def test_a_failed_seed_leaves_the_others_in_their_row(place):
     whole = [[method.status for method in row.methods if method is not None] for row in found.rows]
     assert whole == [["finished", "finished"], ["finished", "finished"], ["failed"]]
     assert [row.name for row in found.rows][:2] == METHODS
+
+
+def test_validation_images_and_test_images_are_no_two_requests():
+    """Choosing rates and the final run delete the same class; their numbers are of other images."""
+
+    def measured_on(record: RunRecord, test: dict[str, str]) -> RunRecord:
+        return record.model_copy(update={"config": record.config | {"data": record.config["data"] | {"test": test}}})
+
+    first, second = request_run("three", "sine", 0), request_run("eight", "sine", 0)
+    parts = [
+        {"split": "test"},
+        {"split": "train", "where": "0.8 < share_in(label) <= 1"},
+        {"where": "0.8 < share_in(label) <= 1"},
+        {"where": "0.6 < share_in(label) <= 0.8"},
+    ]
+    for part, other in itertools.permutations(parts, 2):
+        assert find_requests(summarize([measured_on(first, part), measured_on(second, other)]).groups) == []
+    later = {"where": "(not (label == 3)) and (0.6 < share_in(label) <= 0.8)"}
+    (found,) = find_requests(summarize([measured_on(first, parts[3]), measured_on(second, later)]).groups)
+    assert len(found.groups) == 2

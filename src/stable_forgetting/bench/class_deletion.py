@@ -8,11 +8,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from stable_forgetting.bench.comparison import Comparison
-from stable_forgetting.bench.division import Aside, Division, divide
+from stable_forgetting.bench.division import Aside, Division, divide, lacks_alike, refuse_empty_sets
 from stable_forgetting.bench.given_models import check_classifier, check_pretrained, model_config
 from stable_forgetting.bench.image_table import ImageTable, TableNames, read_image_table
 from stable_forgetting.bench.methods import PROBLEMS_DIR, Changes, method_changes, refuse_changes, refuse_finetuning
@@ -86,13 +87,18 @@ def class_deletion_comparison(options: ClassDeletionOptions, out_dir: Path, *, p
             "Leave --retain-model out, or name one class, or several with --together."
         )
     config = model_config(options, options.model)
-    num_taught = int(aside.share_taught * len(table.rows))
+    num_taught = max(1, int(aside.share_taught * len(table.rows)))
     shared = _shared_settings(options, table, template, config.model_type, num_taught)
     about_models = _check_labels(options, table, config, is_given=shared["model"].get("finetune") is None)
     copies = table.copies(_kept_hashes(options), progress=progress)
     asked = sorted({copies.get(row, row) for row in listed})
     division = divide(table, aside, leave_out=[*copies], keep=asked)
-    requests = requests or [image_request(options, table, asked, division.taught)]
+    others_serve = []
+    if options.names_images:
+        request = image_request(options, table, asked, division.taught)
+        others_serve = lacks_alike(request, table, division)
+        requests = [replace(request, alike=None) if others_serve else request]
+    refuse_empty_sets(requests, table, division)
     sets = {request.name: _sets(request, table, division) for request in requests}
     notes = [*about_models, *_notes(table, division, options)]
     if copies:
@@ -100,6 +106,8 @@ def class_deletion_comparison(options: ClassDeletionOptions, out_dir: Path, *, p
         notes.append(f"{which} are in an earlier row already and left out ({table.shown_copies(copies)}).")
     if repeated := len({*listed} & {*copies}):
         notes.append(f"{repeated} of the listed images are in an earlier row already, and forgotten there.")
+    said = "No unseen image of the listed ones' classes is left for"
+    notes += [f"{said} {purpose}: all classes' serve." for purpose in others_serve]
     if options.sequence:
         return _sequence(Comparison(shared, methods, notes=notes), sets, out_dir)
     found = {f"{name}-{method}": {**sets[name], **changes} for name in sets for method, changes in methods.items()}
@@ -141,7 +149,7 @@ def _sets(request: Request, table: ImageTable, division: Division) -> Changes:
         rules["forgotten_before"] = all_of(any_of(request.deleted_before), division.taught)
     for name, unseen in (("holdout", division.holdout), ("targets", division.targets)):
         if unseen is not None:
-            rules[name] = all_of(request.forget if request.deletes_classes else None, unseen)
+            rules[name] = all_of(request.alike, unseen)
     splits = {"test": division.test_split}
     found: Changes = {}
     for name, rule in rules.items():
@@ -234,9 +242,8 @@ def _notes(table: ImageTable, division: Division, options: ClassDeletionOptions)
             "For choosing settings: a fifth of each class's training images, none of those for testing, is measured in "
             "place of the test images."
         )
-    purposes = {"membership tests": division.holdout, "calibrated targets": division.targets}
     said = "A tenth of the training images of each class is taught to no model: it is for"
-    return notes + [f"{said} {purpose}." for purpose, unseen in purposes.items() if unseen is not None]
+    return notes + [f"{said} {purpose}." for purpose in division.unseen]
 
 
 def _sequence(base: Comparison, sets: Mapping[str, Changes], out_dir: Path) -> Comparison:

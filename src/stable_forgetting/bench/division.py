@@ -6,7 +6,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from stable_forgetting.bench.image_table import ImageTable
-from stable_forgetting.bench.requests import all_of, any_of, none_of
+from stable_forgetting.bench.requests import Request, all_of, any_of, none_of
+from stable_forgetting.data.rules import select_rows
+from stable_forgetting.errors import DataError
 
 TEST_SHARE = 0.2
 """Part of the images of each class that is set aside for validation, or for testing where there is no test split."""
@@ -32,6 +34,12 @@ class Division:
     targets: str | None
     test: str | None
     test_split: str | None
+
+    @property
+    def unseen(self) -> dict[str, str]:
+        """Rules of the images that no model is taught, by what they are for."""
+        found = {"membership tests": self.holdout, "calibrated targets": self.targets}
+        return {purpose: rule for purpose, rule in found.items() if rule is not None}
 
 
 @dataclass(frozen=True)
@@ -83,6 +91,51 @@ def divide(table: ImageTable, aside: Aside, *, leave_out: Sequence[int] = (), ke
     if taught is not None and kept is not None:
         taught = any_of([taught, kept])
     return Division(all_of(taught, once), unseen["holdout"], unseen["targets"], test, test_split)
+
+
+def lacks_alike(request: Request, table: ImageTable, division: Division) -> list[str]:
+    """For what there are unseen images, but none of the classes of what is forgotten.
+
+    Args:
+        request: What is to be forgotten.
+        table: The images.
+        division: Which of them are set aside.
+    """
+    return [purpose for purpose, rule in division.unseen.items() if not _count(table, all_of(request.alike, rule))]
+
+
+def refuse_empty_sets(requests: Sequence[Request], table: ImageTable, division: Division) -> None:
+    """Refuse what leaves nothing to forget, to retain or to compare with, before the first request runs.
+
+    Args:
+        requests: What is to be forgotten.
+        table: The images.
+        division: Which of them are taught, and which are set aside.
+
+    Raises:
+        DataError: A set of a request would be empty.
+    """
+    for request in requests:
+        gone = [*request.deleted_before, request.forget]
+        if not _count(table, all_of(request.forget, division.taught)):
+            raise DataError(
+                f"Nothing of '{request.name}' is left to forget: all its images are set aside for testing or copies of "
+                "others. Give more images of it, or leave it out."
+            )
+        if not _count(table, all_of(none_of(gone), division.taught)):
+            raise DataError(
+                f"Nothing is left to keep when '{request.name}' is forgotten: it is all that is taught. Name less."
+            )
+        for purpose, unseen in division.unseen.items():
+            if not _count(table, all_of(request.alike, unseen)):
+                raise DataError(
+                    f"'{request.name}' has too few images: none is left to set aside for {purpose}. Give more images "
+                    "of its classes."
+                )
+
+
+def _count(table: ImageTable, rule: str | None) -> int:
+    return len(table.rows if rule is None else select_rows(table.rows, rule))
 
 
 def _band(label: str, end: float, share: float) -> str:

@@ -6,10 +6,14 @@ from collections.abc import Mapping
 from typing import Any
 
 from stable_forgetting.bench.image_table import ImageTable
+from stable_forgetting.config import ModelConfig
 from stable_forgetting.config.benchmark_options import ClassDeletionOptions
+from stable_forgetting.config.settings import parse_section
 from stable_forgetting.errors import ConfigError
 from stable_forgetting.models.load import ModelSource, load_without_weights
 from stable_forgetting.runs.label_names import compare_label_names, label_names, numbers_by_name, plain_name
+
+_HOW_IT_IS_READ = ("image_size", "revision", "trust_remote_code")
 
 
 def model_config(options: ClassDeletionOptions, name: str) -> Any:
@@ -20,14 +24,17 @@ def model_config(options: ClassDeletionOptions, name: str) -> Any:
         name: The model.
 
     Raises:
+        ConfigError: How it is to be read is not allowed.
         ModelError: It cannot be found, or its config or image processor cannot be read.
     """
+    given = {part: options.set[f"model.{part}"] for part in _HOW_IT_IS_READ if f"model.{part}" in options.set}
+    how = parse_section(ModelConfig, {"name": name, **given}, source="the changes of model")
     source = ModelSource(
         name,
         "image",
-        image_size=options.set.get("model.image_size"),
-        revision=options.set.get("model.revision") if name == options.model else None,
-        trust_remote_code=bool(options.set.get("model.trust_remote_code")),
+        image_size=how.image_size,
+        revision=how.revision if name == options.model else None,
+        trust_remote_code=how.trust_remote_code,
     )
     return load_without_weights(source).model.config
 
@@ -78,10 +85,12 @@ def check_pretrained(name: str, config: Any, table: ImageTable) -> list[str]:
             "retain model, which is made of it, has seen what is to be forgotten."
         ]
     classifies = any("ImageClassification" in architecture for architecture in config.architectures or ())
-    if keeps_head and not own and classifies:
+    if keeps_head and classifies:
+        which = "of other names than the data's" if own and asked else "whose names cannot be compared"
         return [
-            f"The model '{name}' has a head for {table.num_classes} classes without names, which is kept and taught "
-            "on. If it knows these classes already, say --finetuned."
+            f"The model '{name}' has a head for {table.num_classes} classes {which}, which is kept and taught on. If "
+            "it knows these classes already, the retain model, which is made of it, has seen what is to be forgotten: "
+            "say --finetuned then."
         ]
     return []
 

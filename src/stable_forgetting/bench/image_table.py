@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import unicodedata
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property, partial
@@ -44,7 +45,7 @@ class ImageTable:
     @cached_property
     def _by_name(self) -> dict[str, Any]:
         """Value in the column class_name by the class's name as text."""
-        return {str(value): value for value in self._values("class_name")}
+        return self._named("class_name")
 
     def class_values(self, names: Sequence[str]) -> list[Any]:
         """What the column class_name has for some classes.
@@ -52,10 +53,7 @@ class ImageTable:
         Raises:
             DataError: There is no such class.
         """
-        for name in names:
-            if name not in self._by_name:
-                raise DataError(f"{self.path}: {unknown_name('class', name, self._by_name)}")
-        return [self._by_name[name] for name in names]
+        return self._found("class", names, self._by_name)
 
     def superclass_values(self, names: Sequence[str]) -> list[Any]:
         """What the column superclass has for some superclasses.
@@ -68,11 +66,7 @@ class ImageTable:
                 f"'{self.path}' has no superclasses: none of its columns ({', '.join(self.rows.columns)}) names them. "
                 "Give the classes with --forget A,B --together."
             )
-        by_name = {str(value): value for value in self._values("superclass")}
-        for name in names:
-            if name not in by_name:
-                raise DataError(f"{self.path}: {unknown_name('superclass', name, by_name)}")
-        return [by_name[name] for name in names]
+        return self._found("superclass", names, self._named("superclass"))
 
     def class_labels(self) -> dict[str, int]:
         """Label by the name of the class; empty where classes have no names, or not one for each label."""
@@ -134,9 +128,25 @@ class ImageTable:
             )
         return f"{POSITION} in {sorted(set(numbers))}"
 
+    def _found(self, kind: str, names: Sequence[str], by_name: Mapping[str, Any]) -> list[Any]:
+        for name in names:
+            if _composed(name) not in by_name:
+                with_comma = " A name with a comma can be given in an experiment file alone, in a list."
+                hint = with_comma if any("," in known for known in by_name) else ""
+                raise DataError(f"{self.path}: {unknown_name(kind, name, by_name)}{hint}")
+        return [by_name[_composed(name)] for name in names]
+
+    def _named(self, kind: str) -> dict[str, Any]:
+        return {_composed(str(value)): value for value in self._values(kind)}
+
     def _values(self, kind: str) -> set[Any]:
         found = {row.get(self.columns[kind]) for row in self.rows}
         return found - {None}
+
+
+def _composed(name: str) -> str:
+    """A name with its accents in one form: Apple's folders and keyboards have different ones for the same name."""
+    return unicodedata.normalize("NFC", name)
 
 
 @dataclass(frozen=True)

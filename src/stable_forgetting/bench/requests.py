@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -14,6 +15,9 @@ from stable_forgetting.data.row_places import random_places
 from stable_forgetting.data.rules import select_rows
 from stable_forgetting.errors import ConfigError, DataError
 
+_LONGEST_NAME = 100
+"""Bytes of a request's name: folders may have 255, and the method comes behind it."""
+
 
 @dataclass(frozen=True)
 class Request:
@@ -22,12 +26,14 @@ class Request:
     Args:
         name: In the names of its runs.
         forget: Rule of the images to be forgotten.
+        alike: Rule of what is of the same classes as what is forgotten; None: everything is.
         deletes_classes: Whether whole classes go, so that none of their images stays.
         deleted_before: Rules of what earlier requests of a sequence deleted: these images are in no set.
     """
 
     name: str
     forget: str
+    alike: str | None
     deletes_classes: bool = True
     deleted_before: tuple[str, ...] = ()
 
@@ -54,8 +60,8 @@ def class_requests(options: ClassDeletionOptions, table: ImageTable) -> list[Req
     if len({slug(name) for name in names}) < len(names):
         raise ConfigError(f"'{','.join(names)}' names something twice, or in a way that runs cannot be told apart by.")
     if options.together:
-        return [Request(slug("+".join(names)), among(column, values))]
-    requests = [Request(slug(name), among(column, [value])) for name, value in zip(names, values, strict=True)]
+        return [_deletion(slug("+".join(names)), among(column, values))]
+    requests = [_deletion(slug(name), among(column, [value])) for name, value in zip(names, values, strict=True)]
     if not options.sequence:
         return requests
     return [
@@ -109,7 +115,10 @@ def image_request(
         DataError: Fewer images are taught than are to be drawn, or rows cannot be named.
     """
     if options.images is not None:
-        return Request(slug(Path(options.images).stem), table.among_rows(asked), deletes_classes=False)
+        label = table.columns["label"]
+        classes = sorted({table.rows[number][label] for number in asked})
+        name, forget = slug(Path(options.images).stem), table.among_rows(asked)
+        return Request(name, forget, alike=among(label, classes), deletes_classes=False)
     assert options.random is not None
     return _random_request(options.random, table, trained_on)
 
@@ -138,8 +147,16 @@ def among(column: str, values: Sequence[Any]) -> str:
 
 
 def slug(name: str) -> str:
-    """A name that can be one of a folder."""
-    return re.sub(r"[^\w.+-]+", "_", name).strip("._-") or "class"
+    """A name that can be one of a folder, without the hyphens that stand between the parts of a run's name."""
+    found = re.sub(r"[^\w.+]+", "_", name).strip("._") or "class"
+    if len(found.encode()) <= _LONGEST_NAME:
+        return found
+    begin = found.encode()[: _LONGEST_NAME // 2].decode(errors="ignore")
+    return f"{begin}_{hashlib.sha256(name.encode()).hexdigest()[:8]}"
+
+
+def _deletion(name: str, rule: str) -> Request:
+    return Request(name, forget=rule, alike=rule)
 
 
 def _random_request(count: int, table: ImageTable, trained_on: str | None) -> Request:
@@ -153,4 +170,5 @@ def _random_request(count: int, table: ImageTable, trained_on: str | None) -> Re
             f"{count} random images are to be forgotten, but only {len(found)} are taught, of which some must stay. "
             "Give a smaller number with --random."
         )
-    return Request(f"random-{count}", f"random_place(0) < {found[count]}", deletes_classes=False)
+    forget = f"random_place(0) < {found[count]}"
+    return Request(f"random-{count}", forget, alike=None, deletes_classes=False)

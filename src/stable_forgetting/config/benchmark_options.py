@@ -24,6 +24,14 @@ def _listed(given: Any) -> Any:
     return found
 
 
+def _names(given: Any) -> Any:
+    """Names as text: classes may be named by numbers, which YAML reads as such."""
+    listed = _listed([given] if isinstance(given, int) and not isinstance(given, bool) else given)
+    if not isinstance(listed, list | tuple):
+        return listed
+    return [str(name) if isinstance(name, int) and not isinstance(name, bool) else name for name in listed]
+
+
 def _whole_numbers(given: Any) -> Any:
     try:
         return [int(number) for number in _listed(given)] if isinstance(given, str) else _listed(given)
@@ -31,7 +39,7 @@ def _whole_numbers(given: Any) -> Any:
         raise ValueError("give whole numbers with commas between them, such as 0,1,2") from error
 
 
-Names = Annotated[tuple[str, ...], BeforeValidator(_listed)]
+Names = Annotated[tuple[str, ...], BeforeValidator(_names)]
 Seeds = Annotated[tuple[Seed, ...], BeforeValidator(_whole_numbers)]
 Rates = Annotated[tuple[Positive, ...], BeforeValidator(_listed)]
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import logging
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -89,9 +89,22 @@ def read_image_folder(path: Path) -> list[dict[str, Any]]:
             f"The folder '{path}' holds no images of the form CLASS/IMAGE or train/CLASS/IMAGE "
             f"({' '.join(IMAGE_ENDINGS)}). Sort the images into one subfolder per class."
         )
+    _refuse_unreadable_names(rows)
     _say_what_is_left_out(path, splits or [path], rows)
     labels = {name: label for label, name in enumerate(sorted({row["class_name"] for row in rows}))}
     return [{**row, "label": labels[row["class_name"]]} for row in rows]
+
+
+def _refuse_unreadable_names(rows: Sequence[dict[str, Any]]) -> None:
+    """Names are written into records, which are UTF-8; those of an old archive may be none."""
+    for row in rows:
+        try:
+            str(row["image"]).encode()
+        except UnicodeEncodeError as error:
+            raise DataError(
+                f"The name of the image or folder {str(row['image'])!r} is no UTF-8, so it cannot be written into a "
+                "record. Rename it."
+            ) from error
 
 
 def _load_arrays(path: Path) -> dict[str, Array]:

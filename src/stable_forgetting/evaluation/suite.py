@@ -119,6 +119,8 @@ def _unmet(need: Need, inputs: MetricInputs, owner: str) -> str | None:
     found = inputs.sets(need.model).get(need.set_name)
     if found is None:
         is_own = need.model == "own"
+        if need.set_name == "forget_test" and "retain_test" in inputs.sets(need.model):
+            return "needs test images of what is forgotten, but the classes of all forgotten images stay"
         return _ADVICE[need.set_name] if is_own else f"needs the {owner} model's values of the {need.set_name} set"
     # An answer can be read though the right one has probability 0, but not that of a model which computes NaN.
     bad = found.not_a_number if need.column == "rouge_l_recall" else found.not_finite

@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 import hashlib
+import inspect
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
+import torch
 from PIL import Image
+from torch import Tensor
 from transformers import AutoImageProcessor, AutoTokenizer, ViTImageProcessorPil
 from transformers.image_utils import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 
-from stable_forgetting.errors import ConfigError, ModelError
+from stable_forgetting.errors import ConfigError, DataError, ModelError
+
+_TIMM_PROCESSOR = "TimmWrapperImageProcessor"
 
 
 def load_processor(
@@ -28,19 +33,64 @@ def load_processor(
         image_size: Pixels of a side that images are scaled to; None: as the processor's file says.
 
     Raises:
-        ModelError: The folder has no image processor, and no size was given.
+        ModelError: The folder has no image processor and no size was given, or timm says how images are scaled and a
+            size was given.
     """
     if kind == "language":
         return AutoTokenizer.from_pretrained(folder, **options)
-    if Path(folder).is_dir() and not (Path(folder) / "preprocessor_config.json").is_file():
+    has_own = not Path(folder).is_dir() or (Path(folder) / "preprocessor_config.json").is_file()
+    if not has_own and not _is_of_timm(Path(folder)):
         return _usual_processor(name, image_size)
     processor = AutoImageProcessor.from_pretrained(folder, **options)
     if image_size is None:
         return processor
+    if type(processor).__name__ == _TIMM_PROCESSOR:
+        raise ModelError(
+            f"The images of the timm model '{name}' are scaled as timm says, so model.image_size ({image_size}) would "
+            "count for nothing. Leave it out, or give the same model in transformers' own form."
+        )
     square = {"height": image_size, "width": image_size}
-    is_cut = bool(getattr(processor, "do_center_crop", False))
-    sizes = {"size": {"shortest_edge": image_size}, "crop_size": square} if is_cut else {"size": square}
+    by_edge = "shortest_edge" in (getattr(processor, "size", None) or {})  # ConvNeXt crops to it by itself
+    sizes: dict[str, Any] = {"size": {"shortest_edge": image_size} if by_edge else square}
+    if getattr(processor, "do_center_crop", False):
+        sizes["crop_size"] = square
     return AutoImageProcessor.from_pretrained(folder, **options, **sizes)
+
+
+def pixel_values(processor: Any, images: Sequence[Any]) -> Tensor:
+    """What a model is given of some images.
+
+    Args:
+        processor: Its image processor.
+        images: uint8, (H, W, 3) each.
+
+    Returns:
+        (E, C, H, W), float32.
+
+    Raises:
+        DataError: The processor leaves them at different sizes, so that no batch can hold them.
+    """
+    options: dict[str, Any] = {"return_tensors": "pt"}
+    accepted = inspect.signature(getattr(processor, "preprocess", processor)).parameters.values()
+    if any(part.name == "input_data_format" or part.kind == part.VAR_KEYWORD for part in accepted):
+        options["input_data_format"] = "channels_last"  # guessed otherwise, and wrongly for images three pixels high
+    try:
+        values = processor(images=list(images), **options)["pixel_values"]
+    except ValueError as error:
+        shapes = sorted({tuple(processor(images=[image], **options)["pixel_values"][0].shape) for image in images})
+        if len(shapes) < 2:
+            raise
+        raise DataError(
+            f"The model's image processor leaves images at different sizes (channels, height and width {shapes[0]} and "
+            f"{shapes[-1]}), which no batch can hold. Set model.image_size, or give images of one size."
+        ) from error
+    return torch.as_tensor(values, dtype=torch.float32)
+
+
+def _is_of_timm(folder: Path) -> bool:
+    """Whether a folder without an image processor needs none: timm's scaling is in the model's config."""
+    config = folder / "config.json"
+    return config.is_file() and "pretrained_cfg" in json.loads(config.read_text(encoding="utf-8"))
 
 
 def _usual_processor(name: str, image_size: int | None) -> Any:

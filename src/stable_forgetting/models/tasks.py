@@ -18,8 +18,10 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 
 from stable_forgetting.data.examples import Example, ImageExample, LanguageExample
+from stable_forgetting.errors import ModelError
 from stable_forgetting.models.packing import find_packing
 from stable_forgetting.models.predictions import Predictions
+from stable_forgetting.models.processors import pixel_values
 from stable_forgetting.models.trunk import FrozenTrunk
 
 Batch = dict[str, Tensor]
@@ -202,8 +204,20 @@ class ImageTask:
 
     @classmethod
     def of(cls, model: nn.Module, processor: Any) -> ImageTask:
-        """The task of a model and the image processor that it is used with."""
-        return cls(processor, interpolate=_has_to_interpolate(model, processor))
+        """The task of a model and the image processor that it is used with.
+
+        Raises:
+            ModelError: The model reads images of another number of channels than its processor gives.
+        """
+        config = getattr(model.config, "vision_config", model.config)  # CLIP and SigLIP: one for images, one for texts
+        size = pixel_values(processor, [np.zeros((64, 64, 3), dtype=np.uint8)]).shape[1:]
+        channels = getattr(config, "num_channels", size[0])
+        if channels != size[0]:
+            raise ModelError(
+                f"The model reads images of {channels} channels and its image processor gives {size[0]}: only models "
+                "of colour images can be used, which read grey ones as well."
+            )
+        return cls(processor, interpolate=_has_to_interpolate(model, config, size[1:]))
 
     def with_trunk(self, trunk: FrozenTrunk | None) -> ImageTask:
         """The same task with the outputs of a frozen part kept."""
@@ -238,14 +252,11 @@ class ImageTask:
         )
 
 
-def _has_to_interpolate(model: Any, processor: Any) -> bool:
-    """Whether the processor's images have another size than the model's position embeddings were made for."""
-    config = getattr(model.config, "vision_config", model.config)  # CLIP and SigLIP have one for images, one for texts
+def _has_to_interpolate(model: nn.Module, config: Any, found: Sequence[int]) -> bool:
+    """Whether images have another height and width than the model's position embeddings were made for."""
     expected = getattr(config, "image_size", None)
     if expected is None or not _can_interpolate(model):
         return False
-    square = np.zeros((64, 64, 3), dtype=np.uint8)
-    found = processor(images=[square], return_tensors="pt")["pixel_values"].shape[-2:]
     return tuple(found) != (tuple(expected) if isinstance(expected, Sequence) else (expected, expected))
 
 

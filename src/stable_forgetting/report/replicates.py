@@ -18,6 +18,7 @@ _SEEDED = ("model", "adapter", "training")
 """Sections whose seeds a method is repeated over; that of the evaluation draws what is measured."""
 
 _FOLDERS = re.compile(r"[\\/]")
+_SHARES = re.compile(r"[\d.]+ < share_in\([^)]*\) <= [\d.]+")
 _SEED_SUFFIX = re.compile(r"[-_. /]*seed[-_= ]?\d+$", re.IGNORECASE)
 
 
@@ -109,7 +110,15 @@ def key_of_model_and_source(record: RunRecord) -> str:
     named = [part for part in parts.values() if isinstance(part, dict) and part.get("path")]
     paths = sorted({(part["path"], part.get("subset") or "") for part in named})
     model = _settings_of_method(record).get("model")
-    return json.dumps([record.task, model, source, paths, _protocol(record)], sort_keys=True, default=str)
+    tested = _tested_on(parts.get("test"))
+    return json.dumps([record.task, model, source, paths, tested, _protocol(record)], sort_keys=True, default=str)
+
+
+def _tested_on(test: Any) -> Any:
+    """The images that stand for the unseen ones, whatever is forgotten: their split, and their share of each class."""
+    if not isinstance(test, dict):
+        return None
+    return [test.get("split"), sorted(set(_SHARES.findall(str(test.get("where")))))]
 
 
 def unusual_protocol(record: RunRecord) -> str:

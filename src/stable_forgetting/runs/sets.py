@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from itertools import combinations
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from stable_forgetting.config import MEASURED_ONLY, DataConfig, SourceConfig
@@ -20,6 +21,7 @@ from stable_forgetting.data.sources import load_rows
 from stable_forgetting.data.splits import SetRule, assign_rows, check_no_overlap
 from stable_forgetting.data.vision import ImageColumns, image_examples, split_by_deleted_class
 from stable_forgetting.errors import DataError
+from stable_forgetting.models.processors import pixel_values
 from stable_forgetting.models.tasks import LanguageTask, Task
 from stable_forgetting.records import SetIdentity
 
@@ -200,14 +202,9 @@ def _with_test_parts(sets: dict[str, ExampleSet[Any]]) -> dict[str, ExampleSet[A
     return sets
 
 
-def process_with(task: Any) -> Any:
+def process_with(task: Any) -> Callable[[Sequence[Any]], Tensor]:
     """The task's image processor as a function from uint8 images to pixel values."""
-
-    def process(images: Any) -> Tensor:
-        values = task.processor(images=list(images), return_tensors="pt")["pixel_values"]
-        return torch.as_tensor(values, dtype=torch.float32)
-
-    return process
+    return partial(pixel_values, task.processor)
 
 
 def _columns_of(data: DataConfig, name: str) -> SourceConfig:
