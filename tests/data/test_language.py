@@ -7,6 +7,7 @@ from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from data_paths import shared_data
 from reference.data_twins import tokens_of_answer
+from stable_forgetting.data.examples import LanguageExample
 from stable_forgetting.data.language import (
     LanguageColumns,
     answer_tokens,
@@ -392,3 +393,9 @@ def test_tofu_with_a_real_tokenizer():
     ]
     for example in found:
         assert tokenizer.decode(example.input_ids[example.num_prompt_tokens : -1]).strip() == example.answer.strip()
+
+
+@pytest.mark.parametrize("num_prompt_tokens", [0, 4, 5])
+def test_an_example_needs_a_label_and_a_token_before_it(num_prompt_tokens):
+    with pytest.raises(DataError, match=rf"has 4 tokens, of which {num_prompt_tokens} belong to the prompt \('q'\)"):
+        LanguageExample("q", "a", (1, 5, 9, 20), num_prompt_tokens)

@@ -13,6 +13,7 @@ from stable_forgetting.data.pairs import (
     PairCollator,
     PairedExamples,
 )
+from stable_forgetting.data.ragged import RaggedRows
 from stable_forgetting.errors import ConfigError
 
 
@@ -118,3 +119,14 @@ def test_draw_of_a_set_that_is_not_there():
     retain = ExampleSet("retain", [LanguageExample("", "a", (1, 2), 1)])
     with pytest.raises(IndexError, match="no examples"):
         PairedExamples(None, retain)[Draw(FORGET, 0)]
+
+
+def test_ragged_rows_are_those_of_a_padded_table_without_its_room():
+    lengths = torch.tensor([3, 1, 200, 2])
+    parts = [torch.randn(length, 4, generator=torch.Generator().manual_seed(length)) for length in lengths.tolist()]
+    ragged, padded = RaggedRows(torch.cat(parts), lengths), torch.nn.utils.rnn.pad_sequence(parts, batch_first=True)
+    for rows in ([0, 1], [3, 3, 0], [2]):
+        longest = int(lengths[rows].max())
+        assert torch.equal(ragged[torch.tensor(rows)], padded[rows, :longest])
+    assert ragged.values.numel() == 4 * lengths.sum()
+    assert ragged.device == torch.device("cpu")

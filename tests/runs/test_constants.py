@@ -127,3 +127,21 @@ def test_targets_need_what_they_come_from():
     for target in (TargetConfig(source="pretrained"), TargetConfig(places="pretrained")):
         with pytest.raises(ConfigError, match=r"need a config with pretrained_model or model\.finetune"):
             constants(target, before=None, before_holdout=None)
+
+
+def test_one_unseen_example_that_the_model_is_sure_of_is_no_mistake():
+    """An image classifier may be sure of an unseen image; a target of 0 has no term, and one near it outweighs all."""
+    holdout = [[0.0], [0.0], [30.0]]
+
+    def targets(holdout: list[list[float]]) -> torch.Tensor:
+        base = {"forget": scores_of([[0.1], [0.2], [0.3]]), "holdout": scores_of(holdout)}
+        objective = build_objective("calibrated")
+        return forget_constants(objective, base=base, pretrained={}, target=TargetConfig(), distributions=lambda _: {})[
+            "target"
+        ]
+
+    found = targets(holdout)
+    assert found.min() == pytest.approx(5e-4)
+    assert found.max() == pytest.approx(twins.quantile_targets([5 / 6], [5e-4, 5e-4, 30.0])[0], rel=1e-5)
+    with pytest.raises(ConfigError, match=r"targets of the examples are 0\.0005 nats on average"):
+        targets([[0.0], [1e-5], [0.0]])

@@ -1,28 +1,34 @@
 """The call from Python: what it refuses before it trains, a second request, and a resume of the same training only."""
 
 import copy
+import itertools
 import json
+import random
 import warnings
+from contextlib import nullcontext
 from dataclasses import replace
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
 from peft import LoraConfig, get_peft_model
 from safetensors.torch import load_file, save_file
 from torch import nn
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoModelForCausalLM, AutoTokenizer, ResNetConfig, ResNetForImageClassification
 from transformers.utils import logging
 
 from stable_forgetting.adapters import BoundedLoraConfig, BoundedLoraLinear
 from stable_forgetting.config import StopRule, TargetConfig, TrainingConfig
 from stable_forgetting.data.examples import ExampleSet
 from stable_forgetting.errors import ConfigError, DataError, ModelError, RunDirectoryError
+from stable_forgetting.models.tasks import ImageTask, LanguageTask
 from stable_forgetting.objectives import build_objective
 from stable_forgetting.runs import likelihoods, load_adapter, unlearn, unlearning
 from stable_forgetting.runs.cache import alone_in
 from stable_forgetting.runs.constants import forget_constants
-from stable_forgetting.training import surroundings
+from stable_forgetting.training import Sets as TrainingSets
+from stable_forgetting.training import surroundings, train
 from tiny_models import FakeTokenizer, image_set, language_set, tiny_image_model, tiny_language_model
 from tiny_problem import make_language_problem
 
@@ -114,6 +120,75 @@ def test_after_an_error_in_training_the_model_can_be_given_again(monkeypatch):
     assert same(call(model).model, call().model)
 
 
+@pytest.mark.parametrize("ends_in_step", [None, 2])
+def test_the_model_is_used_on_as_before(monkeypatch, ends_in_step):
+    """Random states, modes, the use of the cache and activation checkpointing are the caller's."""
+    model = tiny_language_model().train()
+    model.model.layers[0].eval()
+    modes = {name: module.training for name, module in model.named_modules()}
+    before = (torch.get_rng_state(), random.getstate(), np.random.get_state()[1].tolist())
+    original, steps = LanguageTask.predict, itertools.count(1)
+
+    def predict(self, given, batch):
+        assert given.config.use_cache is False, "transformers no longer changes it: drop _own_use_of_cache"
+        assert given.is_activation_checkpointing
+        if next(steps) == ends_in_step:
+            raise Killed
+        return original(self, given, batch)
+
+    monkeypatch.setattr(LanguageTask, "predict", predict)
+    training = TrainingConfig(steps=3, gradient_checkpointing=True)
+    with nullcontext() if ends_in_step is None else pytest.raises(Killed):
+        call(model, training=training)
+    assert model.config.use_cache is True
+    assert not model.is_activation_checkpointing
+    assert not getattr(model, "_require_grads_hooks", None)
+    after = (torch.get_rng_state(), random.getstate(), np.random.get_state()[1].tolist())
+    assert torch.equal(before[0], after[0])
+    assert before[1:] == after[1:]
+    if ends_in_step is not None:
+        assert {name: module.training for name, module in model.named_modules()} == modes
+
+
+def test_the_same_model_goes_on_after_an_interruption(tmp_path, monkeypatch):
+    model, original, steps = tiny_language_model(), LanguageTask.predict, itertools.count(1)
+
+    def predict(self, given, batch):
+        if next(steps) == 3:
+            raise Killed
+        return original(self, given, batch)
+
+    how = {"output_dir": tmp_path / "kept", "training": TrainingConfig(steps=4, save_every=1)}
+    with monkeypatch.context() as patch:
+        patch.setattr(LanguageTask, "predict", predict)
+        with pytest.raises(Killed):
+            call(model, **how)
+    assert same(call(model, **how, resume=True).model, call(training=how["training"]).model)
+
+
+def test_batch_normalisation_of_the_base_model_keeps_its_statistics(tmp_path):
+    """They are part of no adapter: a saved one would go with another model than the one that was measured."""
+
+    torch.manual_seed(0)
+    config = ResNetConfig(embedding_size=4, hidden_sizes=[4, 8], depths=[1, 1], layer_type="basic", num_labels=4)
+    model = ResNetForImageClassification(config)
+    before = {name: value.clone() for name, value in model.named_buffers()}
+    assert before
+    sets = TrainingSets(image_set("forget", 6), image_set("retain", 6, seed=1))
+    adapted = get_peft_model(model, BoundedLoraConfig(target_modules=["classifier.1"]))
+    settings = TrainingConfig(steps=2, forget_batch_size=3, retain_batch_size=3)
+    objective = build_objective("gradient_difference")
+    train(adapted, ImageTask(None), objective, sets, settings=settings, output_dir=tmp_path)
+    for name, value in before.items():
+        assert torch.equal(dict(model.named_buffers())[name], value), name
+
+
+@pytest.mark.filterwarnings("ignore:.torch.jit.script_method. is deprecated:DeprecationWarning")  # in torch itself
+def test_a_compiled_model_is_refused():
+    with pytest.raises(ModelError, match=r"is compiled .* compile the result"):
+        call(torch.compile(tiny_language_model()))
+
+
 @pytest.mark.parametrize(
     ("changes", "error", "message"),
     [
@@ -123,7 +198,14 @@ def test_after_an_error_in_training_the_model_can_be_given_again(monkeypatch):
         ({"objective": 3}, ConfigError, "objective is 3. Give the name"),
         ({"model": "gpt2"}, ModelError, "The model is 'gpt2', a str, but a loaded one is needed"),
         ({"model": nn.Linear(2, 2)}, ModelError, "a Linear without a config"),
-        ({"tokenizer": "gpt2"}, ConfigError, "tokenizer is the text 'gpt2'"),
+        ({"tokenizer": "gpt2"}, ConfigError, "tokenizer is 'gpt2', but a loaded one is needed"),
+        ({"tokenizer": 5}, ConfigError, "tokenizer is 5, but a loaded one is needed"),
+        ({"tokenizer": None, "image_processor": {}}, ConfigError, r"image_processor is \{\}, but a loaded one"),
+        ({"template": 5}, ConfigError, "template is 5. Give text with {prompt}"),
+        ({"max_length": "512"}, ConfigError, "max_length is '512'. Give a whole number"),
+        ({"max_length": None}, ConfigError, "max_length is None. Give a whole number"),
+        ({"max_length": 1}, ConfigError, "max_length is 1. Give a whole number of tokens of at least 2"),
+        ({"output_dir": 5}, ConfigError, "output_dir is 5. Give a path"),
         ({"tokenizer": None}, ConfigError, "not neither"),
         ({"adapter": LoraConfig()}, ConfigError, "adapter is a LoraConfig. Give BoundedLoraConfig"),
         ({"adapter": BoundedLoraConfig(modules_to_save=["lm_head"])}, ConfigError, r"modules_to_save is \['lm_head'\]"),
@@ -385,5 +467,5 @@ def test_an_adapter_is_put_on_whole_or_not_at_all(tmp_path, change, message):
 @pytest.mark.filterwarnings("ignore:.*torch.jit.script_method:DeprecationWarning")
 def test_an_adapter_of_a_plain_model_is_not_put_on_a_compiled_one(tmp_path):
     call(adapter=BoundedLoraConfig(r=2)).model.save_pretrained(tmp_path)
-    with pytest.raises(ModelError, match="it lacks weights of the adapted layers"):
+    with pytest.raises(ModelError, match=r"is compiled .* Give the model that was compiled"):
         load_adapter(torch.compile(tiny_language_model()), tmp_path)

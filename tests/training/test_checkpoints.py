@@ -101,7 +101,7 @@ def test_the_model_has_its_own_forward_after_bfloat16(tmp_path, fails):
         original, left = task.predict, iter(range(2))
 
         def predict(given, batch):
-            assert "_original_forward" in model.__dict__, "accelerate no longer patches forward: drop own_forward"
+            assert "_original_forward" in model.__dict__, "accelerate no longer patches forward: drop _own_forward"
             if next(left, None) is None:
                 raise NotFiniteError("the loss became nan")
             return original(given, batch)

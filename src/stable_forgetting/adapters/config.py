@@ -6,8 +6,10 @@ import math
 import re
 from dataclasses import dataclass, field
 from enum import Enum
+from numbers import Integral, Real
 from typing import Any
 
+import numpy as np
 from peft.config import PeftConfig
 
 from stable_forgetting.adapters.bounds import BOUNDS
@@ -23,6 +25,8 @@ class BoundedPeftType(str, Enum):  # noqa: UP042 -- PEFT reads str(type) as "cla
 
     BOUNDED_LORA = "BOUNDED_LORA"
 
+
+_LARGEST = float(np.finfo(np.float32).max)
 
 PEFT_TYPE = BoundedPeftType.BOUNDED_LORA
 """The only name of the method."""
@@ -82,6 +86,9 @@ class BoundedLoraConfig(PeftConfig):  # type: ignore[misc]
         problems = [*_adapter_problems(self), *_target_problems(self)]
         if problems:
             raise ConfigError(" ".join(problems))
+        for name in ("r", "omega", "scale", "lora_alpha"):
+            value = getattr(self, name)
+            setattr(self, name, value.item() if isinstance(value, np.generic) else value)  # as JSON can hold it
         for name in ("target_modules", "exclude_modules"):
             value = getattr(self, name)
             setattr(self, name, set(value) if isinstance(value, (list, tuple)) else value)
@@ -112,19 +119,21 @@ class BoundedLoraConfig(PeftConfig):  # type: ignore[misc]
 
 def _adapter_problems(config: BoundedLoraConfig) -> list[str]:
     problems = []
-    if not isinstance(config.r, int) or isinstance(config.r, bool) or config.r < 1:
+    if not isinstance(config.r, Integral) or isinstance(config.r, bool) or config.r < 1:
         problems.append(f"The rank r is {config.r!r}, a whole number of at least 1 is needed. Usual are 4 to 32.")
-    if config.bound not in BOUNDS:
+    if not isinstance(config.bound, str) or config.bound not in BOUNDS:
         problems.append(unknown_name("bound", str(config.bound), BOUNDS))
     if not _is_finite(config.omega) or config.omega == 0:
         problems.append(
-            f"omega is {config.omega!r}, a finite number other than 0 is needed: at 0 the adapter stays zero and gets "
-            "no gradient. The default is 100."
+            f"omega is {config.omega!r}, a number other than 0 that float32 can hold is needed: at 0 the adapter stays "
+            "zero and gets no gradient. The default is 100."
         )
     for name in ("scale", "lora_alpha"):
         value = getattr(config, name)
         if value is not None and not (_is_finite(value) and value > 0):
-            problems.append(f"{name} is {value!r}, a finite number above 0 is needed. Leave it out for the default.")
+            problems.append(
+                f"{name} is {value!r}, a number above 0 that float32 can hold is needed. The default is without."
+            )
     if config.scale is not None and config.lora_alpha is not None:
         problems.append(
             f"scale is {config.scale!r} and lora_alpha is {config.lora_alpha!r}, but lora_alpha only sets the default "
@@ -141,6 +150,10 @@ def _target_problems(config: BoundedLoraConfig) -> list[str]:
         )
     for name in ("target_modules", "exclude_modules"):
         pattern = getattr(config, name)
+        parts = [pattern] if isinstance(pattern, str) or not isinstance(pattern, (list, tuple, set)) else [*pattern]
+        if pattern is not None and not all(isinstance(part, str) for part in parts):
+            problems.append(f"{name} is {pattern!r}. Give names of layers in a list, or a text.")
+            continue
         try:
             re.compile(pattern if isinstance(pattern, str) else "")
         except re.error as error:
@@ -151,4 +164,4 @@ def _target_problems(config: BoundedLoraConfig) -> list[str]:
 
 
 def _is_finite(value: Any) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+    return isinstance(value, Real) and not isinstance(value, bool) and abs(float(value)) <= _LARGEST

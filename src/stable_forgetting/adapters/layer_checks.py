@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Mapping, Sequence
 
 from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import nn
 from torch.distributed.tensor import DTensor
+from torch.nn.modules.linear import NonDynamicallyQuantizableLinear
 from torch.nn.utils import parametrize
 from transformers.pytorch_utils import Conv1D
 
@@ -25,8 +26,8 @@ def check_layer(name: str, layer: nn.Module) -> None:
         layer: The layer.
 
     Raises:
-        ModelError: If it is not a Linear or Conv1D, has another method's adapter, is parametrised, or is quantised in
-            another way than by bitsandbytes.
+        ModelError: If it is not a Linear or Conv1D, has another method's adapter, is parametrised, is never called but
+            read, or is quantised in another way than by bitsandbytes.
     """
     kind = type(layer).__name__
     if isinstance(layer, BaseTunerLayer):
@@ -49,6 +50,11 @@ def check_layer(name: str, layer: nn.Module) -> None:
         raise ModelError(
             f"Layer '{name}' is a {kind}, which has a forward pass of its own, so that it is not known what a change "
             "of its weight does. Choose other target_modules, or name it in exclude_modules."
+        )
+    if isinstance(layer, NonDynamicallyQuantizableLinear):
+        raise ModelError(
+            f"Layer '{name}' belongs to an nn.MultiheadAttention, which reads its weight and never calls it: an "
+            "adapter would do nothing before it is merged. Choose other target_modules, or name it in exclude_modules."
         )
     if parametrize.is_parametrized(layer):
         raise ModelError(f"Layer '{name}' has a parametrised weight. Remove the parametrisation before adapting it.")
@@ -78,22 +84,63 @@ def check_mergeable(name: str, layer: nn.Module) -> None:
         )
 
 
-def check_not_tied(name: str, layer: nn.Module, model: Any) -> None:
-    """Refuse an output layer that shares its weight with the input embeddings.
+def weight_places(model: nn.Module) -> dict[int, list[str]]:
+    """Names of the modules that hold each weight, by the weight's identity.
 
-    Trained, the adapter would change what the layer does; merged, the embeddings with it, and so another model.
+    A module that is part of one parent counts once, wherever that parent stands: what replaces it there is seen from
+    all places.
+
+    Args:
+        model: The model, before anything in it is replaced.
+    """
+    modules = dict(model.named_modules(remove_duplicate=False))
+    found: dict[int, dict[tuple[int, str], str]] = {}
+    for name, module in modules.items():
+        weight = module._parameters.get("weight")
+        if weight is not None and name:
+            parent, _, own = name.rpartition(".")
+            found.setdefault(id(weight), {}).setdefault((id(modules[parent]), own), name)
+    return {weight: list(names.values()) for weight, names in found.items()}
+
+
+def check_not_shared(name: str, layer: nn.Module, places: Mapping[int, Sequence[str]]) -> None:
+    """Refuse a layer whose weight another module has as well, as an output layer may have that of the embeddings.
+
+    Trained, the adapter would change what the layer does; merged, the other module with it, and so another model.
 
     Args:
         name: Name of the layer, for the message.
         layer: The layer.
-        model: The model that it is in.
+        places: What `weight_places` found in its model.
 
     Raises:
         ModelError: If it does.
     """
-    embeddings = model.get_input_embeddings() if hasattr(model, "get_input_embeddings") else None
-    if embeddings is not None and getattr(layer, "weight", None) is getattr(embeddings, "weight", layer):
+    others = [place for place in places.get(id(layer._parameters.get("weight")), ()) if place != name]
+    if others:
         raise ModelError(
-            f"Layer '{name}' shares its weight with the input embeddings (tie_word_embeddings), which a merged adapter "
-            "would change as well. Leave it out of target_modules."
+            f"Layer '{name}' shares its weight with '{others[0]}', which a merged adapter would change as well. Leave "
+            "it out of target_modules, or load the model with weights of their own (such as tie_word_embeddings=False)."
+        )
+
+
+_READ_IN_MAMBA = ("x_proj", "dt_proj", "out_proj")
+_MAMBA = ("mamba", "mamba2", "falcon_mamba", "falcon_h1", "nemotron_h")
+
+
+def check_called(name: str, model: nn.Module) -> None:
+    """Refuse a layer of a Mamba model whose weight its kernels read: an adapter on it would do nothing on a GPU.
+
+    Args:
+        name: Name of the layer.
+        model: The model that it is in.
+
+    Raises:
+        ModelError: If it is one.
+    """
+    family = getattr(getattr(model, "config", None), "model_type", None)
+    if family in _MAMBA and name.rpartition(".")[2] in _READ_IN_MAMBA:
+        raise ModelError(
+            f"Layer '{name}' of a {family} model is read by its kernels and never called there, so that an adapter "
+            "would do nothing before it is merged. Choose other target_modules, such as in_proj."
         )

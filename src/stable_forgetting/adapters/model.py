@@ -6,8 +6,8 @@ import copy
 from typing import Any, ClassVar
 
 from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING, PEFT_TYPE_TO_PREFIX_MAPPING, PEFT_TYPE_TO_TUNER_MAPPING
-from peft.tuners.tuners_utils import BaseTuner
-from peft.utils.constants import DUMMY_TARGET_MODULES, INCLUDE_LINEAR_LAYERS_SHORTHAND
+from peft.tuners.tuners_utils import BaseTuner, _maybe_include_all_linear_layers
+from peft.utils.constants import DUMMY_TARGET_MODULES
 from torch import Tensor, nn
 
 from stable_forgetting.adapters.bounds import get_bound
@@ -26,7 +26,13 @@ from stable_forgetting.adapters.layer import (
     layer_shape,
     seeded_generator,
 )
-from stable_forgetting.adapters.layer_checks import check_layer, check_mergeable, check_not_tied
+from stable_forgetting.adapters.layer_checks import (
+    check_called,
+    check_layer,
+    check_mergeable,
+    check_not_shared,
+    weight_places,
+)
 from stable_forgetting.errors import ModelError
 
 _COMPILED_PREFIX = "_orig_mod."
@@ -68,6 +74,7 @@ class BoundedLoraModel(BaseTuner):  # type: ignore[misc]
         self.peft_config[adapter_name] = config
         if state_dict is None and config.target_modules != DUMMY_TARGET_MODULES:
             _resolve_group(config, model)
+            _maybe_include_all_linear_layers(config, model)  # named here, so that they are checked like all others
             _check_names(config, model)
             self._resolve_blocks(config, model)
             self._check_targets(config, model)
@@ -92,10 +99,7 @@ class BoundedLoraModel(BaseTuner):  # type: ignore[misc]
         rule = pattern if isinstance(pattern, str) else "|".join(pattern)
         _check_blocks(wanted, rule, model)
         config.layers_to_transform = config.layers_pattern = None
-        if config.target_modules == INCLUDE_LINEAR_LAYERS_SHORTHAND:
-            targets = set(list_linear_layers(model))
-        else:
-            targets = {name for name, _ in _layers_of(model) if self._check_target_module_exists(config, name)}
+        targets = {name for name, _ in _layers_of(model) if self._check_target_module_exists(config, name)}
         names = {name for name in targets if block_number(name, rule) in wanted}
         if not names:
             raise ModelError(
@@ -105,18 +109,18 @@ class BoundedLoraModel(BaseTuner):  # type: ignore[misc]
         config.target_modules = names
 
     def _check_targets(self, config: BoundedLoraConfig, model: nn.Module) -> None:
-        if config.target_modules == INCLUDE_LINEAR_LAYERS_SHORTHAND:
-            return
         matched = {name: module for name, module in _layers_of(model) if self._check_target_module_exists(config, name)}
         if not matched:
             raise ModelError(
                 f"No layer is left to adapt: target_modules={_as_text(config.target_modules)}, exclude_modules="
                 f"{_as_text(config.exclude_modules)}. Linear layers: {describe_layers(list_linear_layers(model))}."
             )
+        places = weight_places(model)
         for name, module in matched.items():
             if not isinstance(module, BoundedLoraLinear):
                 check_layer(name, module)
-                check_not_tied(name, module, model)
+                check_not_shared(name, module, places)
+                check_called(name, model)
         _resolve_scales(config, matched)
 
     def _check_merge_allowed(self) -> None:

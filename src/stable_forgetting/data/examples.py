@@ -65,6 +65,14 @@ class LanguageExample:
     paraphrased: LanguageExample | None = None
     perturbed: tuple[LanguageExample, ...] = ()
 
+    def __post_init__(self) -> None:
+        """Check that there is a label, and something before it."""
+        if not 1 <= self.num_prompt_tokens < len(self.input_ids):
+            raise DataError(
+                f"An example has {len(self.input_ids)} tokens, of which {self.num_prompt_tokens} belong to the prompt "
+                f"({self.prompt[:60]!r}). There has to be at least one of each: a label, and a token that it follows."
+            )
+
     @property
     def key(self) -> str:
         """Hash of prompt and answer without surrounding white space."""

@@ -31,6 +31,9 @@ Data = ExampleSet[Any] | Sequence[Mapping[str, Any]]
 """Examples, or rows: {"prompt", "answer"}, {"messages"} or {"text"} for language, {"image", "label"} for images."""
 
 
+_LEAST_LENGTH = 2
+
+
 @dataclass(frozen=True)
 class Reading:
     """How rows of texts are read.
@@ -45,17 +48,32 @@ class Reading:
     chat_template: bool | None = None
     max_length: int = 512
 
+    def __post_init__(self) -> None:
+        """Check what is not checked where it is used."""
+        if not isinstance(self.template, str):
+            raise ConfigError(f"template is {self.template!r}. Give text with {{prompt}} and, at its end, {{answer}}.")
+        if not isinstance(self.max_length, int) or isinstance(self.max_length, bool) or self.max_length < _LEAST_LENGTH:
+            raise ConfigError(
+                f"max_length is {self.max_length!r}. Give a whole number of tokens of at least {_LEAST_LENGTH}: one of "
+                "the prompt and one of the answer."
+            )
+
 
 def check_model(model: Any) -> None:
     """Check that this is a model that can be unlearned.
 
     Raises:
-        ModelError: It is something else, or has an adapter.
+        ModelError: It is something else, is compiled, or has an adapter.
     """
     if not isinstance(model, nn.Module):
         raise ModelError(
             f"The model is {model!r}, a {type(model).__name__}, but a loaded one is needed. Load it first, with "
             "from_pretrained of AutoModelForCausalLM or AutoModelForImageClassification."
+        )
+    if hasattr(model, "_orig_mod"):
+        raise ModelError(
+            "The model is compiled (torch.compile), and a saved adapter would name layers that the model itself does "
+            "not have. Give the model that was compiled, and compile the result."
         )
     if isinstance(model, PeftModel) or any(isinstance(module, BaseTunerLayer) for module in model.modules()):
         raise ModelError(
@@ -78,11 +96,10 @@ def make_task(model: Any, tokenizer: Any, image_processor: Any) -> Task:
     if (tokenizer is None) == (image_processor is None):
         given = "neither" if tokenizer is None else "both"
         raise ConfigError(f"Give either tokenizer or image_processor, not {given}: they say what the model reads.")
+    is_one = {"tokenizer": hasattr(tokenizer, "pad_token_id"), "image_processor": callable(image_processor)}
     for what, value in (("tokenizer", tokenizer), ("image_processor", image_processor)):
-        if isinstance(value, str):
-            raise ConfigError(
-                f"{what} is the text '{value}', but a loaded one is needed. Load it with from_pretrained."
-            )
+        if value is not None and not is_one[what]:
+            raise ConfigError(f"{what} is {value!r}, but a loaded one is needed. Load it with from_pretrained.")
     if image_processor is not None:
         return ImageTask.of(model, image_processor)
     return LanguageTask(with_pad_token(tokenizer))
@@ -121,10 +138,12 @@ def check_surroundings(progress: Progress | None, *, resume: bool, output_dir: s
     """Check what the training is shown with and gone on from.
 
     Raises:
-        ConfigError: `progress` shows nothing, or there is no place to resume from.
+        ConfigError: `progress` shows nothing, `output_dir` is no path, or there is no place to resume from.
     """
     if progress is not None and not hasattr(progress, "track"):
         raise ConfigError(f"progress is {progress!r}. Give RichProgress() of this package, or leave it out.")
+    if output_dir is not None and not isinstance(output_dir, str | Path):
+        raise ConfigError(f"output_dir is {output_dir!r}. Give a path, or leave it out.")
     if resume and output_dir is None:
         raise ConfigError("resume is True, but output_dir is not given. Give the folder that holds the checkpoints.")
 

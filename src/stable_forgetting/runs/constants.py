@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from stable_forgetting.config import TargetConfig
+from stable_forgetting.data.ragged import RowValues
 from stable_forgetting.errors import ConfigError
 from stable_forgetting.evaluation import LikelihoodScores
 from stable_forgetting.evaluation.likelihood_scores import Floats, Ints
@@ -22,6 +23,9 @@ _LEAST_NLL = 1e-7
 _LEAST_MEAN = 1e-3
 """Targets below it are of data that a model knows by heart."""
 
+_LEAST_OF_EXAMPLE = _LEAST_MEAN / 2
+"""Lower targets of single examples are raised to it: their term is divided by them, and would outweigh all others."""
+
 _ALL = -1
 """All kinds of labels together."""
 
@@ -31,7 +35,7 @@ _LEAST_OF_A_KIND = 20
 Likelihoods = Mapping[str, LikelihoodScores]
 """Of the sets ``forget`` and ``holdout``, as far as they are needed and there."""
 
-Distributions = Callable[[Floats], dict[str, Tensor]]
+Distributions = Callable[[Floats], Mapping[str, RowValues]]
 """From the targets of all labels, example after example, to constants of whole distributions."""
 
 
@@ -42,7 +46,7 @@ def forget_constants(
     pretrained: Likelihoods,
     target: TargetConfig,
     distributions: Distributions,
-) -> dict[str, Tensor]:
+) -> dict[str, RowValues]:
     """Constants by name, each with a row for each forget example.
 
     Args:
@@ -54,7 +58,7 @@ def forget_constants(
 
     Returns:
         The constants that the objective's forget term needs; no others. What there is for each label is a row of an
-        example, with zeros behind the last.
+        example, with zeros behind the last where a batch is taken.
 
     Raises:
         ConfigError: What the targets come from is missing, or makes no targets.
@@ -63,15 +67,15 @@ def forget_constants(
     if "reference_nll_sum" in objective.needs:
         constants["reference_nll_sum"] = base["forget"].nll_sum
     if "target" in objective.needs:
-        of_examples = ({name: scores.nll for name, scores in model.items()} for model in (base, pretrained))
-        constants["target"] = _targets(*of_examples, target=target)
+        of_examples = ({name: _of_examples(scores) for name, scores in model.items()} for model in (base, pretrained))
+        constants["target"] = _far_enough(_targets(*of_examples, target=target), "examples")
     if "label_targets" not in objective.needs:
-        return _tensors(constants)
+        return {**_tensors(constants)}
     targets = _label_targets(base, pretrained, target)
     constants["label_targets"] = _padded(targets, base["forget"].num_labels)
     constants["mean_target"] = np.full(len(base["forget"]), targets.mean())
     whole = distributions(targets) if "target_probabilities" in objective.needs else {}
-    return _tensors(constants) | whole
+    return {**_tensors(constants), **whole}
 
 
 def _tensors(constants: Mapping[str, Floats]) -> dict[str, Tensor]:
@@ -98,10 +102,16 @@ def _label_targets(base: Likelihoods, pretrained: Likelihoods, target: TargetCon
             for model in (base, pretrained)
         )
         targets[_are(kind, base["forget"])] = _targets(*of_kind, target=target)
+    return _far_enough(targets, "labels")
+
+
+def _far_enough(targets: Floats, whose: str) -> Floats:
+    """The targets, unless they are so low that nothing would be forgotten."""
     if targets.mean() < _LEAST_MEAN:
         raise ConfigError(
-            f"The targets of the labels are {targets.mean():.2g} nats on average; they must be at least {_LEAST_MEAN}, "
-            "or nothing is forgotten. Give a holdout set that the base model has not seen, or another pretrained_model."
+            f"The targets of the {whose} are {targets.mean():.2g} nats on average; they must be at least "
+            f"{_LEAST_MEAN}, or nothing is forgotten. Give a holdout set that the base model has not seen, or another "
+            "pretrained_model."
         )
     return targets
 
@@ -143,6 +153,11 @@ def _targets(base: Mapping[str, Floats], pretrained: Mapping[str, Floats], *, ta
     is_placed = target.places == "pretrained"
     places = places_among(pretrained["forget"], pretrained["holdout"]) if is_placed else ranks(base["forget"])
     return holdout_targets(places, base["holdout"])
+
+
+def _of_examples(scores: LikelihoodScores) -> Floats:
+    """NLL of each example; one that a model is sure of is a little above 0, as targets have to be."""
+    return np.maximum(scores.nll, _LEAST_OF_EXAMPLE)
 
 
 def _of_labels(scores: LikelihoodScores) -> Floats:

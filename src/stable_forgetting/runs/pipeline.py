@@ -10,11 +10,10 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from torch import Tensor
-
 from stable_forgetting import processes
 from stable_forgetting.adapters import attach, certificate
 from stable_forgetting.config import RunConfig
+from stable_forgetting.data.ragged import RowValues
 from stable_forgetting.errors import ConfigError, StableForgettingError
 from stable_forgetting.evaluation import ModelScores, evaluate_scores, verdicts
 from stable_forgetting.evaluation.values import Definitions, ModelValues
@@ -275,7 +274,7 @@ def _train_adapter(
     models: RunModels,
     objective: Objective,
     scores: Mapping[ModelRole, ModelScores],
-    constants: dict[str, Tensor],
+    constants: Mapping[str, RowValues],
     directory: RunDirectory,
     resume: bool,
 ) -> tuple[LoadedModel, TrainingOutcome]:

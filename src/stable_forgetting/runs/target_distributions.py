@@ -14,9 +14,9 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.nn.utils.rnn import pad_sequence
 
 from stable_forgetting.data.examples import ExampleSet
+from stable_forgetting.data.ragged import RaggedRows
 from stable_forgetting.evaluation.likelihood import POSITIONS_AT_ONCE, inference, plain_batches
 from stable_forgetting.evaluation.likelihood_scores import Floats
 from stable_forgetting.models.tasks import Task
@@ -30,8 +30,8 @@ them, and all others together are one more group."""
 
 def target_distributions(
     targets: Floats, *, model: nn.Module, task: Task, forget: ExampleSet[Any], batch_size: int, progress: Progress
-) -> dict[str, Tensor]:
-    """What the forget term takes: a row for each example, with zeros behind its last label.
+) -> dict[str, RaggedRows]:
+    """What the forget term takes: a row for each example.
 
     Args:
         targets: (P,), NLL that each label of the forget set is to get, example after example, in nats.
@@ -42,8 +42,8 @@ def target_distributions(
         progress: Where a bar is shown.
 
     Returns:
-        ``target_tokens``, (N, most labels, K), int32: the label and the tokens that are likeliest beside it;
-        ``target_probabilities``, (N, most labels, K + 1): of each of them and, last, of all others together.
+        ``target_tokens``, (N, labels of the example, K), int32: the label and the tokens that are likeliest beside it;
+        ``target_probabilities``, (N, labels of the example, K + 1): of each of them and, last, of all others together.
     """
     of_example = np.split(targets, np.cumsum([example.num_labels for example in forget])[:-1])
     found: dict[int, tuple[Tensor, Tensor]] = {}
@@ -56,13 +56,16 @@ def target_distributions(
                 _groups(predictions.logits[chunk].float(), predictions.labels[chunk, None], wanted[chunk, None])
                 for chunk in torch.split(torch.arange(len(wanted)), POSITIONS_AT_ONCE)
             ]
-            lengths = predictions.num_labels.tolist()
-            rows = [torch.split(torch.cat(values).cpu(), lengths) for values in zip(*parts, strict=True)]
+            counts = predictions.num_labels.tolist()
+            rows = [torch.split(torch.cat(values).cpu(), counts) for values in zip(*parts, strict=True)]
             found |= dict(zip(numbers, zip(*rows, strict=True), strict=True))
             advance(len(numbers))
-    in_order = [found[number] for number in range(len(forget))]
-    names = ("target_tokens", "target_probabilities")
-    return {name: pad_sequence([row[place] for row in in_order], batch_first=True) for place, name in enumerate(names)}
+    tokens, probabilities = zip(*(found[number] for number in range(len(forget))), strict=True)
+    lengths = torch.tensor([len(row) for row in tokens])
+    return {
+        "target_tokens": RaggedRows(torch.cat(tokens), lengths),
+        "target_probabilities": RaggedRows(torch.cat(probabilities), lengths),
+    }
 
 
 def _groups(logits: Tensor, labels: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:

@@ -5,9 +5,8 @@ from __future__ import annotations
 from functools import partial
 from typing import Any
 
-from torch import Tensor
-
 from stable_forgetting.data.examples import ExampleSet
+from stable_forgetting.data.ragged import RowValues
 from stable_forgetting.evaluation import LikelihoodScores, ModelScores
 from stable_forgetting.models.load import LoadedModel
 from stable_forgetting.objectives import Objective
@@ -24,7 +23,7 @@ Likelihoods = dict[str, LikelihoodScores]
 
 def constants_of_run(
     models: RunModels, objective: Objective, base: LoadedModel, scores: ModelScores, sha256: str
-) -> dict[str, Tensor]:
+) -> dict[str, RowValues]:
     """Constants of each forget example; see `forget_constants`.
 
     Args:

@@ -11,13 +11,13 @@ from pathlib import Path
 from typing import Any
 
 from peft import PeftModel
-from torch import Tensor
 
 from stable_forgetting import processes
 from stable_forgetting.adapters import BoundedLoraConfig, LayerCertificate, attach, certificate
 from stable_forgetting.config import TargetConfig, TrainingConfig
 from stable_forgetting.data.examples import ExampleSet
 from stable_forgetting.data.language import DEFAULT_TEMPLATE
+from stable_forgetting.data.ragged import RowValues
 from stable_forgetting.evaluation import validation_data
 from stable_forgetting.models.tasks import Task
 from stable_forgetting.objectives import Objective
@@ -191,7 +191,7 @@ def _constants(
     sets: Mapping[str, ExampleSet[Any]],
     settings: TrainingConfig,
     progress: Progress,
-) -> dict[str, Tensor]:
+) -> dict[str, RowValues]:
     """What the forget term needs of the base model, which is measured for it as far as that takes."""
     names = ["forget"] if objective.needs_targets or "reference_nll_sum" in objective.needs else []
     names += ["holdout"] if objective.needs_targets and "holdout" in sets else []

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import random
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from logging import getLogger
 from typing import Any
 
+import numpy as np
 import torch
+from peft import PeftModel
 from torch import nn
 from torch.distributed.tensor import DTensor
+from transformers import PreTrainedModel
 from transformers.utils import logging
 
 logger = getLogger(__name__)
@@ -66,8 +70,24 @@ def _is_movable(model: nn.Module) -> bool:
 
 
 @contextmanager
-def own_forward(model: nn.Module) -> Iterator[None]:
-    """Give the model its own `forward` back: accelerate replaces it under bfloat16 and leaves the replacement there."""
+def as_it_was(model: nn.Module) -> Iterator[None]:
+    """Put back what transformers' Trainer leaves changed, also after an error: the model may be used on.
+
+    That is its `forward`, which accelerate replaces under bfloat16; the modes of its modules, `config.use_cache` and
+    activation checkpointing; and the random states of Python, NumPy and torch, which the Trainer seeds.
+
+    Args:
+        model: The model, with or without an adapter.
+    """
+    with ExitStack() as stack:
+        for part in (_own_forward(model), _own_modes(model), _own_use_of_cache(model), _own_checkpointing(model)):
+            stack.enter_context(part)
+        stack.enter_context(_own_random_states())
+        yield
+
+
+@contextmanager
+def _own_forward(model: nn.Module) -> Iterator[None]:
     names = ("forward", "_original_forward")
     own = {name: model.__dict__[name] for name in names if name in model.__dict__}
     try:
@@ -76,6 +96,55 @@ def own_forward(model: nn.Module) -> Iterator[None]:
         for name in names:
             model.__dict__.pop(name, None)
         model.__dict__.update(own)
+
+
+@contextmanager
+def _own_modes(model: nn.Module) -> Iterator[None]:
+    modes = {module: module.training for module in model.modules()}
+    try:
+        yield
+    finally:
+        for module, mode in modes.items():
+            module.training = mode
+
+
+@contextmanager
+def _own_use_of_cache(model: nn.Module) -> Iterator[None]:
+    config: Any = getattr(model, "config", None)
+    own = getattr(config, "use_cache", None)
+    try:
+        yield
+    finally:
+        if own is not None:
+            config.use_cache = own
+
+
+@contextmanager
+def _own_checkpointing(model: nn.Module) -> Iterator[None]:
+    base = model.get_base_model() if isinstance(model, PeftModel) else model
+    if not isinstance(base, PreTrainedModel):
+        yield
+        return
+    is_on, has_hooks = base.is_activation_checkpointing, bool(getattr(base, "_require_grads_hooks", None))
+    try:
+        yield
+    finally:
+        if base.is_activation_checkpointing and not is_on:
+            base.activation_checkpointing_disable()
+        if not has_hooks:
+            base.disable_input_require_grads()
+
+
+@contextmanager
+def _own_random_states() -> Iterator[None]:
+    states = random.getstate(), np.random.get_state()
+    devices = [torch.cuda.current_device()] if torch.cuda.is_available() else []
+    with torch.random.fork_rng(devices):
+        try:
+            yield
+        finally:
+            random.setstate(states[0])
+            np.random.set_state(states[1])
 
 
 @contextmanager

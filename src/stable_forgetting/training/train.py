@@ -38,7 +38,7 @@ from stable_forgetting.training.checkpoints import (
 )
 from stable_forgetting.training.history import TrainingOutcome, step_records, training_seconds
 from stable_forgetting.training.stop_rules import Stop, StopRules, wrong_peaks
-from stable_forgetting.training.surroundings import own_forward, own_verbosity, warn_of_float16
+from stable_forgetting.training.surroundings import as_it_was, own_verbosity, warn_of_float16
 from stable_forgetting.training.trainer import ForgetConstants, UnlearnTrainer, Validation
 
 
@@ -75,7 +75,7 @@ def train(
 
     A loss or gradient that is not finite ends the training; a model with an adapter then gets back the best or else the
     last complete checkpoint before the weights that gave it (or the fresh adapter), and the outcome says so. Afterwards
-    the model's `forward` is its own again, without the autocast of bfloat16, and transformers logs as before.
+    all but the trained weights is as it was (`as_it_was` says what that is), and transformers logs as before.
 
     Several processes divide every batch, so that their number changes results by rounding only.
 
@@ -109,35 +109,36 @@ def train(
     rules = StopRules([Stop.of(rule) for rule in settings.stop])
     bar = ProgressBar(progress if progress and processes.is_main_process() else SilentProgress(), description)
     adapters = adapter_callbacks(model, settings.max_weight)
-    trainer = UnlearnTrainer(
-        model,
-        training_arguments(settings, output_dir, greater_is_better),
-        task=task,
-        objective=objective,
-        examples=PairedExamples(sets.forget, sets.retain),
-        batches=batches,
-        constants=sets.constants,
-        validation=validation if settings.evaluate_every else None,
-        callbacks=[CompleteCheckpoints(), FiniteGradients(), TrainingTime(), rules, bar, *adapters],
-    )
-    checkpoint = processes.agree(last_complete_checkpoint(output_dir)) if resume else None
-    keeps_best = settings.best_metric is not None
-    if checkpoint is not None:
-        per_epoch = math.ceil(len(batches) / settings.gradient_accumulation)
-        length = settings.steps or math.ceil(settings.epochs * per_epoch)
-        finished = finished_earlier(checkpoint, rules.rules, num_steps=length, keeps_best=keeps_best)
-        if finished is not None:
-            load_weights(model, finished[1])
-            return finished[0]
-    gone_back = None
-    try:
-        gone_back = _train_or_go_back(trainer, checkpoint, output_dir)
-    finally:
-        bar.close()
-    state = trainer.state
-    best_step = state.best_global_step if keeps_best else None
-    kept_step, stopped = gone_back or (best_step or state.global_step, rules.reason)
-    return TrainingOutcome(kept_step, step_records(state.log_history), stopped, training_seconds(state.log_history))
+    with as_it_was(model):
+        trainer = UnlearnTrainer(
+            model,
+            training_arguments(settings, output_dir, greater_is_better),
+            task=task,
+            objective=objective,
+            examples=PairedExamples(sets.forget, sets.retain),
+            batches=batches,
+            constants=sets.constants,
+            validation=validation if settings.evaluate_every else None,
+            callbacks=[CompleteCheckpoints(), FiniteGradients(), TrainingTime(), rules, bar, *adapters],
+        )
+        checkpoint = processes.agree(last_complete_checkpoint(output_dir)) if resume else None
+        keeps_best = settings.best_metric is not None
+        if checkpoint is not None:
+            per_epoch = math.ceil(len(batches) / settings.gradient_accumulation)
+            length = settings.steps or math.ceil(settings.epochs * per_epoch)
+            finished = finished_earlier(checkpoint, rules.rules, num_steps=length, keeps_best=keeps_best)
+            if finished is not None:
+                load_weights(model, finished[1])
+                return finished[0]
+        gone_back = None
+        try:
+            gone_back = _train_or_go_back(trainer, checkpoint, output_dir)
+        finally:
+            bar.close()
+        state = trainer.state
+        best_step = state.best_global_step if keeps_best else None
+        kept_step, stopped = gone_back or (best_step or state.global_step, rules.reason)
+        return TrainingOutcome(kept_step, step_records(state.log_history), stopped, training_seconds(state.log_history))
 
 
 def _batches(objective: Objective, sets: Sets, settings: TrainingConfig) -> ForgetRetainBatches:
@@ -161,8 +162,7 @@ def _train_or_go_back(trainer: UnlearnTrainer, checkpoint: Path | None, output_d
     warn_of_float16(model)
     fresh = adapter_weights(model) if isinstance(model, PeftModel) else None
     try:
-        with own_forward(model):
-            trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+        trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
     except NotFiniteError as error:
         if fresh is None:
             raise

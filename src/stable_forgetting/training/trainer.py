@@ -15,6 +15,7 @@ import torch
 from accelerate.data_loader import prepare_data_loader
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
+from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils.data import DataLoader
 from transformers import PrinterCallback, Trainer, TrainerControl, TrainingArguments
 
@@ -27,12 +28,13 @@ from stable_forgetting.data.pairs import (
     PairedExamples,
     ShareOfBatches,
 )
+from stable_forgetting.data.ragged import RowValues
 from stable_forgetting.errors import NotFiniteError
 from stable_forgetting.models.predictions import Predictions
 from stable_forgetting.models.tasks import Batch, Task
 from stable_forgetting.objectives import Objective, Term, term_value
 
-ForgetConstants = Mapping[str, Tensor]
+ForgetConstants = Mapping[str, RowValues]
 """What the forget term needs of each forget example, by name, in the order of the forget set: constants of the base
 model, computed once."""
 
@@ -109,6 +111,7 @@ class UnlearnTrainer(Trainer):  # type: ignore[misc]  # transformers is not type
         self.constants = constants
         self.validation = validation
         self._logged: dict[str, float] = {}
+        self._frozen_norms = _frozen_norms(model)
 
     def get_train_dataloader(self) -> DataLoader[Any]:
         """Batches of forget examples with retain examples beside them: this process's share of them."""
@@ -148,6 +151,8 @@ class UnlearnTrainer(Trainer):  # type: ignore[misc]  # transformers is not type
             NotFiniteError: The loss is infinite or not a number.
         """
         counts = _count(inputs) if num_items_in_batch is None else num_items_in_batch
+        for norm in self._frozen_norms:
+            norm.eval()  # the Trainer sets the mode of the whole model anew in each step
         predictions = self.task.predict(model, inputs)
         values = self._term_values(model, inputs, predictions, counts)
         total = self._note(values)
@@ -226,6 +231,17 @@ class UnlearnTrainer(Trainer):  # type: ignore[misc]  # transformers is not type
         self.log(dict(metrics))
         self.control: TrainerControl = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
         return metrics
+
+
+def _frozen_norms(model: nn.Module) -> list[nn.Module]:
+    """Batch normalisations that are not trained: in training mode they would still take the batches' statistics.
+
+    The base model would then change beside its adapter, and a saved adapter would lack that part of the change.
+    """
+    if all(weight.requires_grad for weight in model.parameters()):
+        return []
+    norms = [module for module in model.modules() if isinstance(module, _BatchNorm)]
+    return [norm for norm in norms if not any(weight.requires_grad for weight in norm.parameters(recurse=False))]
 
 
 def _trains_whole_tensors(model: nn.Module) -> bool:
