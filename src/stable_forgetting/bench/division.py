@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from stable_forgetting.bench.image_table import ImageTable
 from stable_forgetting.bench.requests import Request, all_of, any_of, none_of
+from stable_forgetting.data.rows import Rows
 from stable_forgetting.data.rules import select_rows
 from stable_forgetting.errors import DataError
 
@@ -101,7 +102,7 @@ def lacks_alike(request: Request, table: ImageTable, division: Division) -> list
         table: The images.
         division: Which of them are set aside.
     """
-    return [purpose for purpose, rule in division.unseen.items() if not _count(table, all_of(request.alike, rule))]
+    return [purpose for purpose, rule in division.unseen.items() if not _rows(table, all_of(request.alike, rule))]
 
 
 def refuse_empty_sets(requests: Sequence[Request], table: ImageTable, division: Division) -> None:
@@ -115,27 +116,41 @@ def refuse_empty_sets(requests: Sequence[Request], table: ImageTable, division: 
     Raises:
         DataError: A set of a request would be empty.
     """
+    parts = {"": division.taught, **division.unseen}
+    kinds = {part: _one_of_each_class(table, rule) for part, rule in parts.items()}
+
+    def is_empty(request: Request, rule: str | None, part: str = "") -> bool:
+        if request.deletes_classes:  # their rules ask for classes alone, and there may be many requests
+            some = kinds[part]
+            return not len(select_rows(some, rule) if len(some) and rule is not None else some)
+        return not len(_rows(table, all_of(rule, parts[part])))
+
     for request in requests:
-        gone = [*request.deleted_before, request.forget]
-        if not _count(table, all_of(request.forget, division.taught)):
+        if is_empty(request, request.forget):
             raise DataError(
                 f"Nothing of '{request.name}' is left to forget: all its images are set aside for testing or copies of "
                 "others. Give more images of it, or leave it out."
             )
-        if not _count(table, all_of(none_of(gone), division.taught)):
+        if is_empty(request, none_of([*request.deleted_before, request.forget])):
             raise DataError(
                 f"Nothing is left to keep when '{request.name}' is forgotten: it is all that is taught. Name less."
             )
-        for purpose, unseen in division.unseen.items():
-            if not _count(table, all_of(request.alike, unseen)):
+        for purpose in division.unseen:
+            if is_empty(request, request.alike, purpose):
                 raise DataError(
                     f"'{request.name}' has too few images: none is left to set aside for {purpose}. Give more images "
                     "of its classes."
                 )
 
 
-def _count(table: ImageTable, rule: str | None) -> int:
-    return len(table.rows if rule is None else select_rows(table.rows, rule))
+def _rows(table: ImageTable, rule: str | None) -> Rows:
+    return table.rows if rule is None else select_rows(table.rows, rule)
+
+
+def _one_of_each_class(table: ImageTable, rule: str | None) -> Rows:
+    columns = [table.columns[kind] for kind in ("class_name", "superclass") if kind in table.columns]
+    found = {tuple(row.get(column) for column in columns): row for row in _rows(table, rule)}
+    return replace(table.rows, rows=list(found.values()))
 
 
 def _band(label: str, end: float, share: float) -> str:
