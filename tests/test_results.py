@@ -6,8 +6,11 @@ from typing import Any
 
 import pytest
 
+from data_paths import shared_data
+from stable_forgetting.bench import class_deletion_comparison
 from stable_forgetting.bench.tofu import tofu_comparison
-from stable_forgetting.config.benchmark_options import TofuOptions, load_experiment
+from stable_forgetting.config.benchmark_options import ClassDeletionOptions, TofuOptions, load_experiment
+from stable_forgetting.progress import SilentProgress
 
 ROOT = Path(__file__).parents[1]
 CHECKED = ("adapter.", "evaluation.", "model.finetune", "objective.", "training.")
@@ -30,9 +33,20 @@ def tofu_settings(experiment: str) -> dict[str, dict[str, Any]]:
     return {name: flat(config.model_dump(mode="json")) for name, config in configs.items()}
 
 
-@pytest.mark.parametrize(("experiment", "results"), [("tofu/tofu-20.yaml", "tofu/tofu-20-change-kept.json")])
-def test_stored_runs_have_the_settings_of_their_experiment(experiment, results):
-    declared = tofu_settings(experiment)
+def class_deletion_settings(experiment: str, cache: Path) -> dict[str, dict[str, Any]]:
+    """The same of a class deletion, whose model and images have to be there."""
+    given = {
+        "model": str(shared_data("models/dinov2-small-backbone")),
+        "data": str(shared_data("cifar100/cifar100_120.npz")),
+    }
+    options = load_experiment(ROOT / "experiments" / "class_deletion" / experiment, given)
+    assert isinstance(options, ClassDeletionOptions)
+    comparison = class_deletion_comparison(options, cache / "runs", progress=SilentProgress())
+    return {name: flat(config.model_dump(mode="json")) for name, config in comparison.configs().items()}
+
+
+def check_stored(results: str, declared: dict[str, dict[str, Any]]) -> None:
+    """Each stored run has the settings of the declared run of its name."""
     stored = json.loads((ROOT / "results" / results).read_text())
     assert stored["runs"]
     for run in stored["runs"]:
@@ -42,3 +56,15 @@ def test_stored_runs_have_the_settings_of_their_experiment(experiment, results):
         by_checkpoint = CHOSEN_BY_CHECKPOINT if measured.get("training.best_metric") else set()
         differing = {n: (measured.get(n), expected.get(n)) for n in names if measured.get(n) != expected.get(n)}
         assert not differing.keys() - by_checkpoint, f"{run['name']}: stored, declared: {differing}"
+
+
+@pytest.mark.parametrize(("experiment", "results"), [("tofu/tofu-20.yaml", "tofu/tofu-20-change-kept.json")])
+def test_stored_runs_have_the_settings_of_their_experiment(experiment, results):
+    check_stored(results, tofu_settings(experiment))
+
+
+@pytest.mark.parametrize("part", ["", "-superclass"])
+def test_stored_class_deletions_have_the_settings_of_their_experiment(part, tmp_path, monkeypatch):
+    monkeypatch.setenv("STABLE_FORGETTING_CACHE", str(tmp_path))
+    name = f"dinov2-small-cpu{part}"
+    check_stored(f"class_deletion/{name}.json", class_deletion_settings(f"{name}.yaml", tmp_path))
