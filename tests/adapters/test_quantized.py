@@ -16,8 +16,21 @@ from torch.autograd.graph import saved_tensors_hooks
 from transformers import AutoModelForCausalLM, BitsAndBytesConfig, LlamaConfig, LlamaForCausalLM
 
 from reference.adapter_twins import naive_linear
-from stable_forgetting.adapters import BoundedLoraConfig, LowRankChange, bounded_linear, certificate, get_bound
-from stable_forgetting.adapters.base_weight import check_quantized, quantization_of, quantized_weight
+from stable_forgetting.adapters import (
+    BoundedLoraConfig,
+    LowRankChange,
+    base_weight,
+    bounded_linear,
+    certificate,
+    get_bound,
+)
+from stable_forgetting.adapters.base_weight import (
+    check_quantized,
+    keep_quantized_layout,
+    quantization_of,
+    quantized_weight,
+    reads_rows_right,
+)
 from stable_forgetting.adapters.diagnostics import adapter_statistics
 from stable_forgetting.adapters.functional import effective_rows
 from stable_forgetting.adapters.layer import BoundedLoraLinear
@@ -55,16 +68,21 @@ def eight_bit(num_in, num_out, **options):
     return layer.to("cpu").requires_grad_(False)
 
 
-def make_layer(kind, num_in=96, num_out=40, **options):
+def make_layer(kind, num_in=128, num_out=40, **options):
     return eight_bit(num_in, num_out) if kind == "int8" else four_bit(num_in, num_out, *FOUR_BIT[kind], **options)
 
 
 def dense_weight(layer):
-    """The whole weight by bitsandbytes' own words."""
+    """The whole weight, entry by entry: bitsandbytes' own kernel for AVX-512 is wrong for rows of broken blocks."""
     if isinstance(layer, bnb.nn.Linear4bit):
-        state = copy.copy(layer.weight.quant_state)
-        state.dtype = torch.float32
-        return bnb_functional.dequantize_4bit(layer.weight.data, state).reshape(state.shape)
+        state = layer.weight.quant_state
+        scales = state.absmax
+        if state.nested:
+            scales = bnb_functional.dequantize_blockwise(scales, state.state2) + state.offset
+        codes = layer.weight.data.cpu().reshape(-1).view(torch.uint8)
+        entries = torch.stack([codes >> 4, codes & 15], dim=1).reshape(-1)[: state.shape.numel()].long()
+        each = scales.cpu().float().repeat_interleave(state.blocksize)[: state.shape.numel()]
+        return (state.code.cpu()[entries] * each).reshape(state.shape).to(layer.weight.device)
     scales = layer.weight.SCB if layer.state.SCB is None else layer.state.SCB
     return bnb_functional.int8_vectorwise_dequant(layer.weight.data, scales)
 
@@ -104,7 +122,7 @@ def test_any_rows_are_those_of_the_whole_weight(kind, width):
 @pytest.mark.parametrize("storage", [torch.uint8, torch.bfloat16, torch.float32])
 @pytest.mark.parametrize("blocksize", [64, 1024])
 def test_storage_type_and_blocksize_make_no_difference(storage, blocksize):
-    layer = four_bit(96, 40, storage=storage, blocksize=blocksize)
+    layer = four_bit(128, 40, storage=storage, blocksize=blocksize)
     weight = quantized_weight(layer, torch.float32)
     assert torch.equal(weight.read(weight.stored)[11:17], dense_weight(layer)[11:17])
 
@@ -134,8 +152,8 @@ def test_product_and_gradients_agree_with_the_slow_twin(kind, tokens, num_in, nu
 @every_kind
 def test_only_codes_input_and_factors_are_kept_between_the_passes(kind):
     layer = make_layer(kind)
-    x = torch.randn(10, 96, requires_grad=True)
-    change = make_change(96, 40)
+    x = torch.randn(10, 128, requires_grad=True)
+    change = make_change(128, 40)
     saved = {}
 
     def pack(tensor):
@@ -144,7 +162,7 @@ def test_only_codes_input_and_factors_are_kept_between_the_passes(kind):
 
     with saved_tensors_hooks(pack, lambda tensor: tensor):
         bounded_linear(x, quantized_weight(layer, x.dtype), layer.bias, [change])
-    code_bytes = 96 * 40 // (1 if kind == "int8" else 2)
+    code_bytes = 128 * 40 // (1 if kind == "int8" else 2)
     assert sum(saved.values()) == code_bytes + 4 * (x.numel() + change.lora_a.numel() + change.lora_b.numel())
     assert layer.weight.data_ptr() in saved
 
@@ -185,7 +203,7 @@ def test_no_pass_reads_more_rows_at_once_than_the_blocks_allow():
 def test_fresh_adapter_has_the_bits_of_the_four_bit_layer(kind, dtype):
     layer = make_layer(kind, dtype=dtype)
     for input_dtype in {dtype, torch.float32}:
-        x = torch.randn(2, 5, 96).to(input_dtype)
+        x = torch.randn(2, 5, 128).to(input_dtype)
         expected = layer(x)
         adapted = attach(nn.Sequential(copy.deepcopy(layer)), target_modules=["0"])
         output = adapted(x)
@@ -194,17 +212,17 @@ def test_fresh_adapter_has_the_bits_of_the_four_bit_layer(kind, dtype):
 
 
 def test_a_compute_type_that_is_not_given_is_that_of_the_input():
-    layer = four_bit(96, 40)
+    layer = four_bit(128, 40)
     layer.compute_dtype, layer.compute_type_is_set = None, False
-    x = torch.randn(3, 96, dtype=torch.bfloat16)
+    x = torch.randn(3, 128, dtype=torch.bfloat16)
     adapted = attach(nn.Sequential(copy.deepcopy(layer)), target_modules=["0"])
     assert torch.equal(adapted(x), layer(x))
 
 
 def test_autocast_computes_like_the_four_bit_layer():
-    layer = four_bit(96, 40, bias=False)
+    layer = four_bit(128, 40, bias=False)
     adapted = attach(nn.Sequential(copy.deepcopy(layer)), target_modules=["0"])
-    x = torch.randn(3, 96)
+    x = torch.randn(3, 128)
     with torch.autocast("cpu", torch.bfloat16):
         expected, output = layer(x), adapted(x)
     assert output.dtype == expected.dtype == torch.float32
@@ -213,8 +231,8 @@ def test_autocast_computes_like_the_four_bit_layer():
 
 def test_eight_bit_layer_without_adapter_is_its_own_and_with_one_dequantised():
     """The layer's own product rounds the input to 8 bits too; training it on a CPU does not."""
-    layer = eight_bit(96, 40)
-    x = torch.randn(7, 96)
+    layer = eight_bit(128, 40)
+    x = torch.randn(7, 128)
     adapted = attach(nn.Sequential(copy.deepcopy(layer)), target_modules=["0"]).eval()
     exact = F.linear(x, dense_weight(layer), layer.bias)
     torch.testing.assert_close(adapted(x), exact, rtol=1e-5, atol=1e-5)
@@ -232,7 +250,7 @@ def attach(model, **options):
 @pytest.fixture(scope="module")
 def llama_folder(tmp_path_factory):
     torch.manual_seed(0)
-    sizes = {"hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 2, "num_attention_heads": 2}
+    sizes = {"hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2, "num_attention_heads": 2}
     config = LlamaConfig(vocab_size=32, max_position_embeddings=32, bos_token_id=1, eos_token_id=2, **sizes)
     folder = tmp_path_factory.mktemp("llama")
     LlamaForCausalLM(config).save_pretrained(folder)
@@ -249,7 +267,9 @@ def load_llama(folder, bits=4):
             bnb_4bit_use_double_quant=True,
             bnb_4bit_compute_dtype=torch.float32,
         )
-    return AutoModelForCausalLM.from_pretrained(folder, quantization_config=config, dtype=torch.float32)
+    model = AutoModelForCausalLM.from_pretrained(folder, quantization_config=config, dtype=torch.float32)
+    keep_quantized_layout(model)  # as `load_model` does: CPUs with AVX512-BF16 would repack it in its first pass
+    return model
 
 
 def randomize(model):
@@ -335,7 +355,7 @@ def test_merging_is_refused_and_the_change_stays(llama_folder, bits, merge):
 
 
 def test_a_model_with_some_quantised_layers_is_not_merged_by_half():
-    model = attach(nn.Sequential(nn.Linear(96, 96), four_bit(96, 40)), target_modules=["0", "1"])
+    model = attach(nn.Sequential(nn.Linear(128, 128), four_bit(128, 40)), target_modules=["0", "1"])
     before = model.base_model.model[0].base_layer.weight.clone()
     with pytest.raises(ModelError, match="Layer '1' has 4bit weights"):
         model.merge_adapter()
@@ -375,7 +395,7 @@ def test_diagnostics_measure_the_change_whatever_holds_the_weight(llama_folder):
 
 
 def test_effective_rows_of_a_quantised_weight_are_the_sum():
-    layer, change = four_bit(96, 40), make_change(96, 40)
+    layer, change = four_bit(128, 40), make_change(128, 40)
     weight = quantized_weight(layer, torch.float32)
     result = effective_rows(weight.read(weight.stored), [change], dtype=torch.float32)
     torch.testing.assert_close(result, dense_weight(layer) + change.delta().detach())
@@ -427,11 +447,22 @@ def test_adapters_work_without_bitsandbytes():
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU with CUDA")
 @every_kind
 def test_layers_on_a_gpu_agree_with_the_slow_twin(kind):
-    layer, change = make_layer(kind).cuda(), make_change(96, 40)
-    x = torch.randn(5, 96).cuda().requires_grad_()
+    layer, change = make_layer(kind).cuda(), make_change(128, 40)
+    x = torch.randn(5, 128).cuda().requires_grad_()
     change = LowRankChange(change.lora_a.detach().cuda(), change.lora_b.detach().cuda(), change.bound, 1.5, 0.3)
     leaves = [x, change.lora_a.requires_grad_(), change.lora_b.requires_grad_()]
     fast = bounded_linear(x, quantized_weight(layer, x.dtype), layer.bias, [change], max_block_bytes=4000)
     slow = naive_output(x, layer, change)
     torch.testing.assert_close(fast, slow, rtol=1e-3, atol=1e-3)
     torch.testing.assert_close(gradients_of(fast, leaves), gradients_of(slow, leaves), rtol=1e-3, atol=1e-2)
+
+
+def test_a_layer_that_bitsandbytes_computes_wrongly_here_is_refused(monkeypatch):
+    """Its kernel for AVX-512 takes wrong scales where rows are broken blocks; other processors have another kernel."""
+    layer = four_bit(96, 40)
+    own = bnb_functional.dequantize_4bit(layer.weight.data, layer.weight.quant_state).reshape(40, 96)
+    assert reads_rows_right(96, 64) == torch.allclose(own.float(), dense_weight(layer), rtol=1e-5)
+    assert reads_rows_right(128, 64)
+    monkeypatch.setattr(base_weight, "reads_rows_right", lambda *_: False)
+    with pytest.raises(ModelError, match=r"'up' has rows of 96 weights, which are no whole blocks of 64: .* wrongly"):
+        check_quantized("up", layer)

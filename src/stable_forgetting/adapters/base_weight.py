@@ -9,7 +9,7 @@ import math
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import partial
+from functools import cache, partial
 from typing import Any, Literal, Protocol
 
 import torch
@@ -55,7 +55,8 @@ class FourBitRows:
 
     A block of entries that share a scale may begin and end inside a row. The rows are then dequantised from the last
     row that begins together with a block, at most ``blocksize - 1`` rows earlier, none if the width is a multiple of
-    the blocksize.
+    the blocksize. bitsandbytes is asked for whole blocks: its rows are wrong on some processors, see
+    `reads_rows_right`.
 
     Attributes:
         codes: Two codes a byte, row after row, flat.
@@ -79,15 +80,18 @@ class FourBitRows:
         start, stop, _ = rows.indices(num_rows)
         aligned = start - start % (self.blocksize // math.gcd(self.blocksize, width))
         first, last = aligned * width, stop * width
+        scales = self.scales[first // self.blocksize : -(-last // self.blocksize)]
         state = QuantState(
-            absmax=self.scales[first // self.blocksize : -(-last // self.blocksize)],
-            shape=torch.Size((stop - aligned, width)),
+            absmax=scales,
+            shape=torch.Size((len(scales), self.blocksize)),
             dtype=torch.float32,
             blocksize=self.blocksize,
             quant_type=self.quant_type,
         )
-        dense: Tensor = dequantize_4bit(self.codes[first // 2 : -(-last // 2)], state)
-        return dense.reshape(stop - aligned, width)[start - aligned :]
+        codes = self.codes[first // 2 : (first + len(scales) * self.blocksize) // 2]
+        codes = nn.functional.pad(codes, (0, len(scales) * self.blocksize // 2 - len(codes)))  # of the last block
+        dense: Tensor = dequantize_4bit(codes, state)
+        return dense.flatten()[: last - first].reshape(stop - aligned, width)[start - aligned :]
 
 
 @dataclass(frozen=True)
@@ -134,7 +138,8 @@ def check_quantized(name: str, layer: Any) -> None:
         layer: A layer of bitsandbytes.
 
     Raises:
-        ModelError: If it is not quantised yet, quantises anew in every pass, or was repacked for inference.
+        ModelError: If it is not quantised yet, quantises anew in every pass, was repacked for inference, or is computed
+            wrongly by bitsandbytes on this processor.
     """
     if quantization_of(layer) == "8bit":
         if layer.state.has_fp16_weights:
@@ -150,11 +155,40 @@ def check_quantized(name: str, layer: Any) -> None:
                 f"Layer '{name}' was repacked by bitsandbytes for inference on the CPU, with rounded scales. Load the "
                 "model again and attach the adapter before its first forward pass."
             )
+        state = _four_bit_state(layer)
+        if is_quantized and layer.weight.device.type == "cpu" and not reads_rows_right(state.shape[1], state.blocksize):
+            raise ModelError(
+                f"Layer '{name}' has rows of {state.shape[1]} weights, which are no whole blocks of {state.blocksize}: "
+                "bitsandbytes computes such layers wrongly on this processor (AVX-512). Load the model without "
+                "quantisation, or use a GPU."
+            )
     if not is_quantized:
         raise ModelError(
             f"Layer '{name}' is a {type(layer).__name__} that is not quantised yet (weights of type "
             f"{layer.weight.dtype}). Move the model to its device first, which quantises it."
         )
+
+
+@cache
+def reads_rows_right(width: int, blocksize: int) -> bool:
+    """Whether bitsandbytes makes the right rows of a 4-bit weight on the CPU, found out on a few.
+
+    Its kernel for AVX-512 (0.50) takes wrong scales where rows of an even width are no whole blocks.
+
+    Args:
+        width: Entries of a row.
+        blocksize: Entries that share a scale.
+    """
+    from bitsandbytes.functional import QuantState, dequantize_4bit
+
+    shape = torch.Size(
+        (blocksize // math.gcd(blocksize, width), width)
+    )  # then a row begins together with a block again
+    codes = torch.arange(shape.numel() // 2).mul(37).remainder(256).to(torch.uint8)
+    scales = torch.arange(1.0, 1 + shape.numel() // blocksize)
+    state = QuantState(absmax=scales, shape=shape, dtype=torch.float32, blocksize=blocksize, quant_type="nf4")
+    rows = FourBitRows(codes, scales, shape, blocksize, "nf4")[:]
+    return torch.allclose(dequantize_4bit(codes, state).reshape(shape), rows, rtol=1e-5, atol=0)
 
 
 def quantized_weight(layer: Any, input_dtype: torch.dtype) -> QuantizedWeight:
