@@ -124,8 +124,7 @@ def train(
         checkpoint = processes.agree(last_complete_checkpoint(output_dir)) if resume else None
         keeps_best = settings.best_metric is not None
         if checkpoint is not None:
-            per_epoch = math.ceil(len(batches) / settings.gradient_accumulation)
-            length = settings.steps or math.ceil(settings.epochs * per_epoch)
+            length = _num_steps(batches, settings)
             finished = finished_earlier(checkpoint, rules.rules, num_steps=length, keeps_best=keeps_best)
             if finished is not None:
                 load_weights(model, finished[1])
@@ -135,10 +134,14 @@ def train(
             gone_back = _train_or_go_back(trainer, checkpoint, output_dir)
         finally:
             bar.close()
-        state = trainer.state
-        best_step = state.best_global_step if keeps_best else None
-        kept_step, stopped = gone_back or (best_step or state.global_step, rules.reason)
-        return TrainingOutcome(kept_step, step_records(state.log_history), stopped, training_seconds(state.log_history))
+    state = trainer.state
+    best_step = state.best_global_step if keeps_best else None
+    kept_step, stopped = gone_back or (best_step or state.global_step, rules.reason)
+    return TrainingOutcome(kept_step, step_records(state.log_history), stopped, training_seconds(state.log_history))
+
+
+def _num_steps(batches: ForgetRetainBatches, settings: TrainingConfig) -> int:
+    return settings.steps or math.ceil(settings.epochs * math.ceil(len(batches) / settings.gradient_accumulation))
 
 
 def _batches(objective: Objective, sets: Sets, settings: TrainingConfig) -> ForgetRetainBatches:
