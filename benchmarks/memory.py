@@ -173,7 +173,7 @@ class MarkedTrainer(UnlearnTrainer):
 def make_trainer(case: Case, model: Any, folder: str) -> MarkedTrainer:
     """The trainer of a run, without the callbacks that write and measure."""
     sets, settings = make_sets(case, model), case.config().training
-    arguments = training_arguments(settings, Path(folder))
+    arguments = training_arguments(settings, Path(folder), settings.steps)
     arguments.save_strategy = "no"
     half = case.rows // 2
     return MarkedTrainer(

@@ -43,7 +43,7 @@ def make_trainer(tmp_path, model, objective, found: Sets, **changes) -> UnlearnT
     chosen = settings(**changes)
     return UnlearnTrainer(
         model,
-        training_arguments(chosen, tmp_path),
+        training_arguments(chosen, tmp_path, chosen.steps),
         task=TASK,
         objective=objective,
         examples=PairedExamples(found.forget, found.retain),
@@ -182,6 +182,16 @@ def test_only_the_adapter_trains_and_forgetting_goes_the_right_way(tmp_path):
     assert outcome.history[-1].forget_term < outcome.history[0].forget_term
     assert outcome.history[-1].adapter_norm > 0
     assert outcome.history[-1].largest_entry <= outcome.history[-1].entry_limit
+
+
+def test_a_single_step_changes_the_adapter(tmp_path):
+    model = adapted_model()
+    before = adapter_state(model)
+    objective = build_objective("gradient_difference")
+    changes = {"steps": None, "epochs": 1, "forget_batch_size": 9, "save_every": 1}
+    outcome = train(model, TASK, objective, sets(num_forget=9), settings=settings(**changes), output_dir=tmp_path)
+    assert outcome.num_steps == 1
+    assert any(not torch.equal(value, before[name]) for name, value in adapter_state(model).items())
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])

@@ -106,13 +106,14 @@ def train(
         check_no_checkpoints(output_dir)
     processes.wait_for_all()  # every process has looked at the folder before one writes to it
     batches = _batches(objective, sets, settings)
+    num_steps = _num_steps(batches, settings)
     rules = StopRules([Stop.of(rule) for rule in settings.stop])
     bar = ProgressBar(progress if progress and processes.is_main_process() else SilentProgress(), description)
     adapters = adapter_callbacks(model, settings.max_weight)
     with as_it_was(model):
         trainer = UnlearnTrainer(
             model,
-            training_arguments(settings, output_dir, greater_is_better),
+            training_arguments(settings, output_dir, num_steps, greater_is_better),
             task=task,
             objective=objective,
             examples=PairedExamples(sets.forget, sets.retain),
@@ -124,8 +125,7 @@ def train(
         checkpoint = processes.agree(last_complete_checkpoint(output_dir)) if resume else None
         keeps_best = settings.best_metric is not None
         if checkpoint is not None:
-            length = _num_steps(batches, settings)
-            finished = finished_earlier(checkpoint, rules.rules, num_steps=length, keeps_best=keeps_best)
+            finished = finished_earlier(checkpoint, rules.rules, num_steps=num_steps, keeps_best=keeps_best)
             if finished is not None:
                 load_weights(model, finished[1])
                 return finished[0]
@@ -230,9 +230,9 @@ def finetune(
 
 
 def training_arguments(
-    settings: TrainingConfig, output_dir: Path, greater_is_better: bool | None = None
+    settings: TrainingConfig, output_dir: Path, num_steps: int, greater_is_better: bool | None = None
 ) -> TrainingArguments:
-    """The settings in transformers' words."""
+    """The settings in transformers' words, for a training of `num_steps` steps."""
     evaluate_every = settings.evaluate_every
     keep_best = settings.best_metric is not None
     length = {"max_steps": settings.steps} if settings.steps else {"num_train_epochs": settings.epochs}
@@ -243,7 +243,8 @@ def training_arguments(
         weight_decay=settings.weight_decay,
         max_grad_norm=settings.max_grad_norm,
         lr_scheduler_type=settings.schedule,
-        warmup_steps=settings.warmup_share,
+        # The first step of a warmup has the rate 0: a single step with one would change nothing.
+        warmup_steps=settings.warmup_share if num_steps > 1 else 0,
         gradient_accumulation_steps=settings.gradient_accumulation,
         use_cpu=not torch.cuda.is_available(),
         bf16=settings.bf16,
