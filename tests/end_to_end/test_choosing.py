@@ -93,6 +93,14 @@ def test_validations_change_nothing_of_the_training(tofu, chosen, tmp_path):
     assert losses == [step.loss for step in plain.history][: len(losses)]
 
 
+def test_alternative_answers_are_read_only_where_one_of_them_decides(tofu, tmp_path):
+    rule = {"metric": "forget_nll", "above": 1e3}
+    record = run(tofu(training__steps=2, training__evaluate_every=1, training__stop=[rule]), tmp_path / "run")
+    validations = [step.validation for step in record.history if step.validation]
+    left_out = {"forget_quality", "forget_quality_and_utility", "retain_truth_ratio", "retain_utility"}
+    assert [set(VALIDATION_NAMES["language"]) - set(found) for found in validations] == [left_out, left_out]
+
+
 def test_base_weights_are_the_same_bits_after_a_validation(tofu):
     models = prepare(tofu(), SilentProgress())
     model = get_peft_model(models.loaded.model, BoundedLoraConfig(r=2, target_modules=["up_proj", "down_proj"]))

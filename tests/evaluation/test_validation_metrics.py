@@ -15,7 +15,7 @@ from stable_forgetting.evaluation.metrics import METRICS
 from stable_forgetting.evaluation.metrics_validation import VALIDATION_METRICS, VALIDATION_NAMES, missing
 from stable_forgetting.evaluation.scores import ScoringOptions, score_model
 from stable_forgetting.evaluation.suite import evaluate_scores
-from stable_forgetting.evaluation.validation import validation_data, validation_metrics
+from stable_forgetting.evaluation.validation import validation_data, validation_metrics, without_alternatives
 from stable_forgetting.evaluation.values import Definitions, values_of
 
 OPTIONS = ScoringOptions(batch_size=4, generate=False, max_new_tokens=1)
@@ -150,6 +150,22 @@ def test_utility_of_answers_without_alternatives_is_their_probability(language_m
     sets = {"forget": make_language_set("forget", seed=1), "retain": make_language_set("retain", seed=2)}
     found = validation_metrics(language_model, language_task, validation_data(sets, size=64, seed=0), 4)
     assert found["retain_utility"] == pytest.approx(found["retain_probability"])
+
+
+def test_without_alternatives_the_other_metrics_stay_as_they_are(language_model, language_task, tofu_sets, scored):
+    values = values_of(scored(language_model, tofu_sets)).sets
+    whole = validation_data(tofu_sets, size=7, seed=3, base=values, retain=values)
+    data = without_alternatives(whole)
+    assert set(whole.names) - set(data.names) == {*OF_ALTERNATIVES, "retain_utility"}
+    assert not any(example.alternatives for part in data.parts.values() for example in part)
+    found, before = (validation_metrics(language_model, language_task, part, 4) for part in (data, whole))
+    assert found == pytest.approx({name: before[name] for name in data.names}, rel=1e-5)
+
+
+def test_without_alternatives_nothing_is_left_out_where_there_are_none(make_language_set):
+    sets = {"forget": make_language_set("forget", seed=1), "retain": make_language_set("retain", seed=2)}
+    data = validation_data(sets, size=64, seed=0)
+    assert without_alternatives(data) is data
 
 
 def test_the_retain_model_sees_the_examples_that_are_measured(language_model, language_task, tofu_sets, scored):

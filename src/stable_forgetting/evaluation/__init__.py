@@ -17,7 +17,12 @@ from stable_forgetting.evaluation.scores import SET_NAMES, ModelScores, ScoringO
 from stable_forgetting.evaluation.statistics import Interval, KsResult, bootstrap_interval, ks_test
 from stable_forgetting.evaluation.suite import check_same_examples, described, evaluate_scores, gap
 from stable_forgetting.evaluation.text import exact_memorization, extraction_strength, rouge_l_recall
-from stable_forgetting.evaluation.validation import ValidationData, validation_data, validation_metrics
+from stable_forgetting.evaluation.validation import (
+    ValidationData,
+    validation_data,
+    validation_metrics,
+    without_alternatives,
+)
 from stable_forgetting.evaluation.verdicts import verdicts
 
 __all__ = [
@@ -54,4 +59,5 @@ __all__ = [
     "validation_data",
     "validation_metrics",
     "verdicts",
+    "without_alternatives",
 ]

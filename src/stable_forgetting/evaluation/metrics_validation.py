@@ -32,12 +32,12 @@ VALIDATED_SETS = ("forget", "retain")
 """Sets of which validations measure a part."""
 
 _UTILITY_COLUMNS = tuple(name for name in UTILITY_PARTS["retain"] if name != "rouge_l_recall")
-_ALTERNATIVES = frozenset({"truth_ratio", "truth_ratio_score"})
+ALTERNATIVES = frozenset({"truth_ratio", "truth_ratio_score"})
 """Columns that need a paraphrased answer and wrong ones beside every right one."""
 
 _WORDS = {
     "correct": "the predicted class of each image",
-    **dict.fromkeys(_ALTERNATIVES, "a paraphrased answer and wrong (perturbed) ones beside every right one"),
+    **dict.fromkeys(ALTERNATIVES, "a paraphrased answer and wrong (perturbed) ones beside every right one"),
 }
 """What a column is made from, where a set may be without it."""
 
@@ -167,6 +167,12 @@ VALIDATION_NAMES: dict[TaskName, tuple[str, ...]] = {
 """Validation metrics of each task."""
 
 
+def reads_alternatives(name: str) -> bool:
+    """Whether a metric is made from paraphrased and wrong answers, where examples have them."""
+    needs = VALIDATION_METRICS[name].needs
+    return name == "retain_utility" or any(need.column in ALTERNATIVES for need in needs)
+
+
 def columns_of_examples(example_set: ExampleSet[ImageExample] | ExampleSet[LanguageExample]) -> frozenset[str]:
     """Columns of the table that every model gives of a set."""
     found = frozenset({"nll", "probability"})
@@ -174,7 +180,7 @@ def columns_of_examples(example_set: ExampleSet[ImageExample] | ExampleSet[Langu
         return found | {"correct"}
     examples = [example for example in example_set if isinstance(example, LanguageExample)]
     has_all = all(example.paraphrased is not None and example.perturbed for example in examples)
-    return found | _ALTERNATIVES if has_all else found
+    return found | ALTERNATIVES if has_all else found
 
 
 def columns_of_values(values: SetValues) -> frozenset[str]:

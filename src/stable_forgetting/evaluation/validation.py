@@ -5,13 +5,13 @@ Test images, real authors and world facts are not looked at: no checkpoint is ch
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
 from typing import Any
 
 from torch import nn
 
-from stable_forgetting.data.examples import ExampleSet
+from stable_forgetting.data.examples import ExampleSet, LanguageExample
 from stable_forgetting.data.splits import subset, subset_positions
 from stable_forgetting.errors import NotFiniteError
 from stable_forgetting.evaluation.alternatives import score_answers
@@ -26,6 +26,7 @@ from stable_forgetting.evaluation.metrics_validation import (
     columns_of_examples,
     columns_of_values,
     missing,
+    reads_alternatives,
     retain_utility,
 )
 from stable_forgetting.evaluation.scores import ModelScores, SetScores, TaskName
@@ -90,6 +91,29 @@ def validation_data(
         retain={name: references[name].rows(positions[name]) for name in of_retain},
         base_utility=base_utility,
     )
+
+
+def without_alternatives(data: ValidationData) -> ValidationData:
+    """The same without paraphrased and wrong answers, most of the work where there are any, and what is made from them.
+
+    Where there are none nothing is left out.
+    """
+    if not any(isinstance(example, LanguageExample) and example.alternatives for example in _examples(data)):
+        return data
+    parts = {
+        name: replace(part, examples=[replace(example, paraphrased=None, perturbed=()) for example in part])
+        for name, part in data.parts.items()
+    }
+    return replace(
+        data,
+        parts=parts,
+        names=tuple(name for name in data.names if not reads_alternatives(name)),
+        columns={name: columns_of_examples(part) for name, part in parts.items()},
+    )
+
+
+def _examples(data: ValidationData) -> Iterator[Any]:
+    return (example for part in data.parts.values() for example in part)
 
 
 def validation_metrics(model: nn.Module, task: Task, data: ValidationData, batch_size: int) -> dict[str, float]:

@@ -8,7 +8,13 @@ from torch import nn
 
 from stable_forgetting.config import RunConfig, TrainingConfig
 from stable_forgetting.errors import ConfigError, unknown_name
-from stable_forgetting.evaluation import ModelScores, ValidationData, validation_data, validation_metrics
+from stable_forgetting.evaluation import (
+    ModelScores,
+    ValidationData,
+    validation_data,
+    validation_metrics,
+    without_alternatives,
+)
 from stable_forgetting.evaluation.metrics_validation import (
     VALIDATED_SETS,
     VALIDATION_METRICS,
@@ -16,6 +22,7 @@ from stable_forgetting.evaluation.metrics_validation import (
     columns_of_examples,
     columns_of_values,
     missing,
+    reads_alternatives,
 )
 from stable_forgetting.evaluation.scores import TaskName
 from stable_forgetting.evaluation.values import ModelValues, SetValues, values_of
@@ -115,9 +122,11 @@ def _retain_values(logged: ModelValues | None, scores: ModelScores | None) -> Ma
 def validation_on(task: Task, data: ValidationData, training: TrainingConfig, batch_size: int) -> Validation:
     """Measure models in training, with their adapters merged meanwhile, as at the end.
 
+    If metrics decide something and none of them is made from paraphrased and wrong answers, these are not read.
+
     Args:
         task: The model's task.
-        data: What is measured.
+        data: What can be measured.
         training: Says which metrics decide something.
         batch_size: Answers per forward pass.
 
@@ -127,9 +136,12 @@ def validation_on(task: Task, data: ValidationData, training: TrainingConfig, ba
     wrong = wrong_metrics(training, task.name)
     if wrong:
         raise ConfigError(" ".join(wrong))
-    for name in named_metrics(training):
+    deciding = named_metrics(training)
+    for name in deciding:
         if name not in data.names:
             raise _not_available(name, _why_not(name, data))
+    if deciding and not any(reads_alternatives(name) for name in deciding):
+        data = without_alternatives(data)
 
     def measure(model: nn.Module) -> dict[str, float]:
         with merged_adapters(model):
