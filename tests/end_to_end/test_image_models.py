@@ -192,7 +192,18 @@ def test_the_trunk_is_used_only_below_the_adapter(problem):
         return task.trunk
 
     assert trunk_of() is None
-    assert trunk_of(adapter__blocks=[1], training__bf16=True) is None
     trunk = trunk_of(adapter__blocks=[1])
     assert trunk is not None
     assert len(trunk.blocks) == 1
+
+
+def test_a_training_under_autocast_is_the_same_with_and_without_a_kept_trunk(problem, cache, tmp_path):
+    """What is measured reads the kept outputs; the training passes through the blocks below in its own precision."""
+    losses = {}
+    for room in (0, 1):
+        config = problem.config(
+            data__num_classes=4, adapter__blocks=[1], training__bf16=True, model__disk_cache_gib=room
+        )
+        losses[room] = [step.loss for step in run(config, tmp_path / str(room)).history]
+        assert (cache / "activations").exists() == bool(room)
+    assert losses[0] == losses[1]

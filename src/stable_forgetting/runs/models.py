@@ -135,8 +135,6 @@ class RunModels:
         return kept if self.config.task == "image" or (trunk is not None and trunk.has_outputs) else loaded
 
     def _with_kept_trunk(self, loaded: LoadedModel) -> LoadedModel:
-        if self.config.training.bf16:  # a trunk's kept outputs are those of a pass in the model's own precision
-            return loaded
         limit = self.config.model.disk_cache_gib
         count = sum(inputs_of(part, with_alternatives=True) for part in self.sets.by_name.values())
         return with_kept_trunk(loaded, self.num_frozen_blocks, count, limit)

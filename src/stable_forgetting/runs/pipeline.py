@@ -280,9 +280,11 @@ def _train_adapter(
 ) -> tuple[LoadedModel, TrainingOutcome]:
     config, sets = models.config, models.sets
     model = attach(base.model, bounded_config(config.adapter))
+    # A trunk's kept outputs are those of a pass in the model's own precision.
+    task = base.task.with_trunk(None) if config.training.bf16 else base.task
     outcome = train(
         model,
-        base.task,
+        task,
         objective,
         TrainingSets(sets.forget, sets.retain, constants),
         settings=config.training,
