@@ -148,6 +148,12 @@ def test_places_that_nothing_asks_for_are_refused():
             parse_config(SMALLEST | {"objective": objective})
 
 
+def test_a_target_of_what_is_known_by_heart_is_refused():
+    objective = {"name": "calibrated", "target": {"source": "number", "nll": 0.0005}}
+    with pytest.raises(ConfigError, match=r"objective\.target\.nll = 0\.0005.*0\.001"):
+        parse_config(SMALLEST | {"objective": objective})
+
+
 @pytest.mark.parametrize("source", ["holdout", "pretrained"])
 def test_a_number_that_is_not_the_target_is_refused(source):
     message = f"nll is 3.0, but source is '{source}', which gives the target; set source to 'number', or leave nll out"

@@ -1,6 +1,7 @@
 import hashlib
 import math
 
+import numpy as np
 import pytest
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
@@ -300,6 +301,27 @@ def test_alternative_answers_of_messages_and_under_other_names():
     assert example.paraphrased is None
     assert tokenizer.decode(example.perturbed[0].input_ids) == "<|turn|>user\nHi<|end|>\n<|turn|>assistant\nBye<|end|>"
     assert example.metadata == {"paraphrased_answer": "kept"}
+
+
+@pytest.mark.parametrize("nothing", [None, float("nan"), "", "  ", np.float64("nan")])
+def test_a_row_without_alternative_answers_among_others_has_none(nothing):
+    rows = [{**PAIRS[0], **ALTERNATIVES}, {**PAIRS[1], "paraphrased_answer": nothing, "perturbed_answer": nothing}]
+    assert [len(example.alternatives) for example in examples_of(rows, tiny_tokenizer())] == [3, 0]
+
+
+def test_rows_of_numpy_values_are_those_of_plain_ones():
+    rows = [{"prompt": "When?", "answer": 3, "perturbed_answer": ["x", "y"]}]
+    of_numpy = [{"prompt": "When?", "answer": np.int64(3), "perturbed_answer": np.array(["x", "y"])}]
+    assert examples_of(of_numpy, tiny_tokenizer()).sha256 == examples_of(rows, tiny_tokenizer()).sha256
+
+
+def test_a_list_that_a_table_holds_as_text_is_refused():
+    for text in ("['x', 'y']", '["x", "y"]', " ['It\\'s x'] "):
+        with pytest.raises(DataError, match=r"'perturbed_answer' in row 0 of the forget set holds a list .* as text"):
+            examples_of([{**PAIRS[0], "perturbed_answer": text}], tiny_tokenizer())
+    for text in ("[sic]", "[1, 2]", "[]", "['x', 3]"):
+        example = examples_of([{**PAIRS[0], "perturbed_answer": text}], tiny_tokenizer())[0]
+        assert [answer.answer for answer in example.perturbed] == [text]
 
 
 def test_bad_alternative_answers():

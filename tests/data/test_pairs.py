@@ -128,5 +128,8 @@ def test_ragged_rows_are_those_of_a_padded_table_without_its_room():
     for rows in ([0, 1], [3, 3, 0], [2]):
         longest = int(lengths[rows].max())
         assert torch.equal(ragged[torch.tensor(rows)], padded[rows, :longest])
+    none = ragged[torch.tensor([], dtype=torch.long)]  # a process's share of a batch with fewer examples than processes
+    assert none.shape == (0, 0, 4)
+    assert none.dtype == ragged.values.dtype
     assert ragged.values.numel() == 4 * lengths.sum()
     assert ragged.device == torch.device("cpu")

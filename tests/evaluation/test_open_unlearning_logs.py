@@ -182,6 +182,15 @@ def test_written_and_read_again(tmp_path):
             assert totals[entry] == pytest.approx(first.metric(metric).value), metric
 
 
+def test_attacks_on_values_that_are_not_finite_are_left_out_of_a_log(tmp_path):
+    scores = make_scores("language")
+    scores.sets["forget"].likelihood.nll_sum[1] = np.inf
+    log, _ = write_log(values_of(scores), tmp_path)
+    entries = json.loads(log.read_text())
+    assert {"forget_Q_A_Prob", "retain_Q_A_Prob", "mia_min_k"} <= entries.keys()
+    assert not {"mia_loss", "mia_zlib"} & entries.keys()
+
+
 def test_a_log_is_not_written_against_a_retain_model_of_other_examples(tmp_path):
     own, other = values_of(make_scores("language")), values_of(make_scores("language", "retain", count=5))
     with pytest.raises(DataError, match="different forget examples"):

@@ -6,10 +6,11 @@ import torch
 
 from reference import objective_twins as twins
 from stable_forgetting.config import TargetConfig
+from stable_forgetting.data.examples import ExampleSet, LanguageExample
 from stable_forgetting.errors import ConfigError
 from stable_forgetting.evaluation.likelihood_scores import LikelihoodScores, TokenScores
 from stable_forgetting.objectives import build_objective
-from stable_forgetting.runs.constants import forget_constants
+from stable_forgetting.runs.constants import ends_of, forget_constants
 
 
 def scores_of(nlls: list[list[float]], *, with_tokens: bool = True) -> LikelihoodScores:
@@ -27,8 +28,8 @@ PRETRAINED = [[2.0, 3.0, 0.5], [0.0], [4.0, 1.0]]
 PRETRAINED_HOLDOUT = [[0.5, 5.0], [2.5, 3.5, 1.0]]
 
 
-def constants(target: TargetConfig, **given: object) -> dict[str, torch.Tensor]:
-    """Constants of calibrated_labels; sets may be changed, or left out with None."""
+def constants(target: TargetConfig, cut: tuple[str, ...] = (), **given: object) -> dict[str, torch.Tensor]:
+    """Constants of calibrated_labels; sets may be changed, or left out with None; the answers of some may be cut."""
     sets = {"forget": FORGET, "holdout": HOLDOUT, "before": PRETRAINED, "before_holdout": PRETRAINED_HOLDOUT} | given
     scores = {name: scores_of(found) if isinstance(found, list) else found for name, found in sets.items()}
     base = {name: scores[name] for name in ("forget", "holdout") if scores[name] is not None}
@@ -40,6 +41,7 @@ def constants(target: TargetConfig, **given: object) -> dict[str, torch.Tensor]:
         base=base,
         pretrained=pretrained,
         distributions=lambda targets: {},
+        ends={name: np.full(len(found), name not in cut) for name, found in base.items()},
     )
 
 
@@ -87,6 +89,36 @@ def test_first_and_last_labels_are_compared_with_first_and_last_ones_if_there_ar
     assert not np.allclose(fewer, rows, atol=1e-2)  # all labels together
 
 
+def test_the_last_label_of_an_answer_that_was_cut_is_a_word_like_others():
+    """An end is certain in unseen answers; a word that had its target would not be forgotten."""
+    words = np.random.default_rng(0).uniform(2, 6, size=(30, 5)).tolist()
+    whole = [[*own, 0.03] for own in words]
+    forget = [[0.01, 0.2, 0.3, 0.4], [0.02, 0.1, 0.5, 0.6]]
+
+    def targets(holdout: list[list[float]], *cut: str) -> torch.Tensor:
+        given = constants(TargetConfig(), cut=cut, forget=forget, holdout=holdout, before=None, before_holdout=None)
+        return given["label_targets"]
+
+    assert targets(whole)[:, -1].tolist() == pytest.approx([0.03, 0.03])
+    assert targets(whole, "forget")[:, 1:].min() > 1.9
+    between = [value for own in words for value in own[1:]]
+    expected = twins.quantile_targets(twins.places_by_rank([0.2, 0.3, 0.4, 0.1, 0.5, 0.6]), between)
+    found = targets(whole, "forget")[:, 1:].flatten().tolist()
+    assert found == pytest.approx(expected, rel=1e-5)
+    together = twins.quantile_targets(twins.places_by_rank(flat(forget)), flat(words))
+    found = targets(words, "holdout").flatten().tolist()  # no end to compare with: all labels together
+    assert found == pytest.approx(together, rel=1e-5)
+
+
+def test_ends_of_answers():
+    tokens = {"prompt": "a", "answer": "b", "num_prompt_tokens": 1}
+    whole = LanguageExample(**tokens, input_ids=(5, 6, 2), end_token=2)
+    cut = LanguageExample(**tokens, input_ids=(5, 6), end_token=2)
+    text = LanguageExample(**tokens, input_ids=(5, 6, 2))
+    found = ends_of({"forget": ExampleSet("forget", [whole, cut, text])})
+    assert {name: ends.tolist() for name, ends in found.items()} == {"forget": [True, False, False]}
+
+
 def test_labels_get_their_likelihood_under_the_pretrained_model():
     found = constants(TargetConfig(source="pretrained"), holdout=None, before_holdout=None)
     rows = [[2.0, 3.0, 0.5], [0.0, 0, 0], [4.0, 1.0, 0]]
@@ -101,7 +133,7 @@ def test_labels_get_the_same_number():
 def test_an_image_has_its_likelihood_as_its_only_label():
     one_label = [[0.5], [0.25]]
     forget, holdout = scores_of(one_label, with_tokens=False), scores_of([[1.0], [3.0]], with_tokens=False)
-    found = constants(TargetConfig(), forget=forget, holdout=holdout)
+    found = constants(TargetConfig(), forget=forget, holdout=holdout, before=None, before_holdout=None)
     assert found["label_targets"].tolist() == [[2.5], [1.5]]
 
 
@@ -112,13 +144,13 @@ def test_values_of_labels_that_were_not_kept_are_refused():
 
 def test_targets_of_what_is_known_by_heart_are_refused():
     with pytest.raises(ConfigError, match=r"1e-07 nats on average; they must be at least 0\.001"):
-        constants(TargetConfig(), holdout=[[0.0, 0.0], [0.0]])
+        constants(TargetConfig(), holdout=[[0.0, 0.0], [0.0]], before=None, before_holdout=None)
 
 
-@pytest.mark.parametrize("name", ["before", "before_holdout"])
-def test_places_need_numbers(name):
+@pytest.mark.parametrize(("name", "like"), [("before", FORGET), ("before_holdout", HOLDOUT)])
+def test_places_need_numbers(name, like):
     with pytest.raises(ConfigError, match="has the NLL nan under the pretrained model"):
-        constants(TargetConfig(places="pretrained"), **{name: [[2.0, float("nan"), 0.5], [0.0], [4.0, 1.0]]})
+        constants(TargetConfig(places="pretrained"), **{name: [[float("nan"), *like[0][1:]], *like[1:]]})
 
 
 def test_targets_need_what_they_come_from():
@@ -136,9 +168,8 @@ def test_one_unseen_example_that_the_model_is_sure_of_is_no_mistake():
     def targets(holdout: list[list[float]]) -> torch.Tensor:
         base = {"forget": scores_of([[0.1], [0.2], [0.3]]), "holdout": scores_of(holdout)}
         objective = build_objective("calibrated")
-        return forget_constants(objective, base=base, pretrained={}, target=TargetConfig(), distributions=lambda _: {})[
-            "target"
-        ]
+        given = {"base": base, "pretrained": {}, "target": TargetConfig(), "ends": {}}
+        return forget_constants(objective, distributions=lambda _: {}, **given)["target"]
 
     found = targets(holdout)
     assert found.min() == pytest.approx(5e-4)

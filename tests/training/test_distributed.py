@@ -3,6 +3,7 @@
 Both processes are started once and do everything in turn; each test looks at one piece of what they left.
 """
 
+import math
 import os
 import shutil
 import socket
@@ -25,7 +26,9 @@ from stable_forgetting import processes
 from stable_forgetting.adapters import BoundedLoraConfig, zero3
 from stable_forgetting.adapters.layer import BoundedLoraLinear
 from stable_forgetting.config import RunConfig, StopRule, TrainingConfig
+from stable_forgetting.data.examples import ExampleSet, LanguageExample
 from stable_forgetting.data.pairs import ForgetRetainBatches, ShareOfBatches
+from stable_forgetting.data.ragged import RaggedRows, RowValues
 from stable_forgetting.errors import ConfigError
 from stable_forgetting.models.tasks import LanguageTask
 from stable_forgetting.objectives import build_objective
@@ -47,6 +50,7 @@ TRAININGS = {
     "uneven": ("gradient_difference", {"forget_batch_size": 3, "retain_batch_size": 2}),
     "idle": ("ascent", {"forget_batch_size": 2, "retain_batch_size": 1}),
     "kl": ("kl", {"forget_batch_size": 2, "retain_batch_size": 1}),
+    "whole distributions": ("calibrated_distribution", {"forget_batch_size": 2, "retain_batch_size": 1}),
     "clipped": ("gradient_difference", {"max_weight": 0.02}),
     "retain": ("retain_only", {"forget_batch_size": 2, "retain_batch_size": 3}),
     "accumulated": ("gradient_difference", {"gradient_accumulation": 2}),
@@ -96,16 +100,34 @@ def whole_state(model: nn.Module) -> dict[str, torch.Tensor]:
     return get_model_state_dict(model, options=StateDictOptions(full_state_dict=True, cpu_offload=True))
 
 
+def constants_of(objective: str, forget: ExampleSet[LanguageExample]) -> dict[str, RowValues]:
+    """Every label at 2 nats, two other tokens in its place."""
+    if objective != "calibrated_distribution":
+        return {}
+    labels = [torch.tensor(example.input_ids[example.num_prompt_tokens :]) for example in forget]
+    tokens = torch.cat([torch.stack([own, (own + 1) % 23, (own + 2) % 23], dim=1) for own in labels])
+    right = math.exp(-2)
+    probabilities = torch.tensor([right, 0.3, 0.2, 0.5 - right]).expand(len(tokens), 4)
+    lengths = torch.tensor([len(own) for own in labels])
+    return {
+        "label_targets": torch.full((len(forget), int(lengths.max())), 2.0),
+        "mean_target": torch.full((len(forget),), 2.0),
+        "target_tokens": RaggedRows(tokens, lengths),
+        "target_probabilities": RaggedRows(probabilities, lengths),
+    }
+
+
 def train_once(name: str, folder: Path) -> tuple[dict[str, torch.Tensor], object]:
     objective, changes = TRAININGS[name]
     model = get_peft_model(tiny_language_model(), BoundedLoraConfig(init_seed=0))
     base = {"steps": 5, "learning_rate": 1e-2, "save_every": 1}
     rank = processes.process_index()
+    forget = language_set("forget", 5, 1)
     outcome = train(
         model,
         TASK,
         build_objective(objective),
-        Sets(language_set("forget", 5, 1), language_set("retain", 7, 2)),
+        Sets(forget, language_set("retain", 7, 2), constants_of(objective, forget)),
         settings=TrainingConfig(**base | changes),
         output_dir=folder / name,
         # What the other process measures must not count.

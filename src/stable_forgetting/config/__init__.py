@@ -3,6 +3,7 @@
 from stable_forgetting.config.data_options import DataConfig, SourceConfig
 from stable_forgetting.config.model_options import AdapterConfig, FinetuneConfig, ModelConfig
 from stable_forgetting.config.options import (
+    LEAST_TARGET,
     EvaluationConfig,
     ObjectiveConfig,
     RunConfig,
@@ -21,6 +22,7 @@ from stable_forgetting.config.settings import (
 )
 
 __all__ = [
+    "LEAST_TARGET",
     "MEASURED_ONLY",
     "WITH_TARGETS",
     "AdapterConfig",

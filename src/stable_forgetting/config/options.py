@@ -24,6 +24,9 @@ from stable_forgetting.config.section import (
     Whole,
 )
 
+LEAST_TARGET = 1e-3
+"""NLL per label in nats that a target has at least: less is of what a model knows by heart, and forgets nothing."""
+
 
 class TargetConfig(Section):
     """Where calibrated forgetting gets the likelihood to stop at."""
@@ -35,7 +38,7 @@ class TargetConfig(Section):
     places: Literal["base", "pretrained"] = "base"
     """With holdout and quantiles: which quantile a forget example or label gets. base: that of its rank in the forget
     set under the base model. pretrained: that of its place in the holdout set under the pretrained model."""
-    nll: Positive | None = None
+    nll: Annotated[Finite, Field(ge=LEAST_TARGET)] | None = None
     """With number: the target in nats per label."""
 
     @model_validator(mode="after")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
@@ -10,6 +9,7 @@ from typing import Any
 
 from jinja2 import TemplateError
 
+from stable_forgetting.data.cells import is_missing, plain_value
 from stable_forgetting.data.rows import Row, Rows
 from stable_forgetting.errors import DataError
 
@@ -159,15 +159,6 @@ def _check_names(rows: Rows, columns: LanguageColumns, name: str) -> None:
             )
 
 
-def alternative_answers(row: Row, columns: LanguageColumns) -> tuple[Any, list[Any]]:
-    """The paraphrased answer of a row, None if it has none, and its wrong answers, possibly none."""
-    values = (row.get(name) for name in (columns.paraphrased, columns.perturbed))
-    right, wrong = (None if _is_missing(value) else value for value in values)
-    if wrong is None:
-        return right, []
-    return right, list(wrong) if isinstance(wrong, list | tuple) else [wrong]
-
-
 def _with_answer(row: Row, answer: Any, *, columns: LanguageColumns) -> Row:
     return {**row, columns.answer: answer}
 
@@ -178,15 +169,10 @@ def _with_last_message(row: Row, answer: Any, *, columns: LanguageColumns) -> Ro
 
 
 def _field(row: Row, column: str, place: str) -> str:
-    value = row.get(column)
-    if isinstance(value, bool) or not isinstance(value, str | int | float) or _is_missing(value):
+    value = plain_value(row.get(column))
+    if isinstance(value, bool) or not isinstance(value, str | int | float) or is_missing(value):
         raise DataError(f"Column '{column}' in {place} holds {value!r}, which is not text. Give a text.")
     return str(value)
-
-
-def _is_missing(value: Any) -> bool:
-    """Whether there is nothing: tables of numbers write that as NaN."""
-    return value is None or (isinstance(value, float) and math.isnan(value))
 
 
 def _filled(value: str, what: str, place: str) -> str:

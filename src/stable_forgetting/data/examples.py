@@ -84,6 +84,11 @@ class LanguageExample:
         return hashlib.sha256(f"{self.key} {self.num_prompt_tokens} {self.input_ids}".encode()).hexdigest()
 
     @property
+    def has_end(self) -> bool:
+        """Whether its last token ends the answer: not where it was cut, nor in plain text."""
+        return self.end_token is not None and self.input_ids[-1] == self.end_token
+
+    @property
     def input_sha256(self) -> str:
         """Hash of the tokens alone: what a model reads."""
         return hashlib.sha256(f"{self.input_ids}".encode()).hexdigest()

@@ -19,9 +19,9 @@ from stable_forgetting.data.annotation import (
     Annotator,
     LanguageColumns,
     Span,
-    alternative_answers,
     annotator,
 )
+from stable_forgetting.data.cells import is_blank, is_list_as_text, is_missing, plain_value
 from stable_forgetting.data.examples import ExampleSet, LanguageExample
 from stable_forgetting.data.rows import Row, Rows
 from stable_forgetting.errors import DataError
@@ -84,7 +84,7 @@ def language_examples(
             found.append(LanguageExample(text.prompt, text.answer, tuple(ids[:max_length]), start, end))
             num_cut += len(ids) > max_length
         metadata = {column: value for column, value in row.items() if column not in reader.used}
-        has_paraphrase = alternative_answers(row, columns)[0] is not None
+        has_paraphrase = alternative_answers(row, columns, place)[0] is not None
         examples.append(_with_alternatives(found, metadata, has_paraphrase=has_paraphrase))
     cut = f", {num_cut} of {sum(map(len, texts))} answers cut at {max_length} tokens" if num_cut else ""
     return ExampleSet(name, examples, f"{rows.source}{cut}")
@@ -138,12 +138,32 @@ def _answers(row: Row, reader: Annotator, columns: LanguageColumns, place: str) 
     found = [_annotated(row, reader, place)]
     if reader.with_answer is None:
         return found
-    paraphrased, perturbed = alternative_answers(row, columns)
+    paraphrased, perturbed = alternative_answers(row, columns, place)
     if paraphrased is not None:
         found.append(_annotated(reader.with_answer(row, paraphrased), reader, f"{place} ({columns.paraphrased})"))
     return found + [
         _annotated(reader.with_answer(row, answer), reader, f"{place} ({columns.perturbed})") for answer in perturbed
     ]
+
+
+def alternative_answers(row: Row, columns: LanguageColumns, place: str) -> tuple[Any, list[Any]]:
+    """The paraphrased answer of a row, None if it has none, and its wrong answers, possibly none.
+
+    An empty cell is none: tables as text have no other word for it.
+
+    Raises:
+        DataError: The wrong answers are the text of a list, which would be read as a single one.
+    """
+    values = (plain_value(row.get(name)) for name in (columns.paraphrased, columns.perturbed))
+    right, wrong = (None if is_missing(value) or is_blank(value) else value for value in values)
+    if is_list_as_text(wrong):
+        raise DataError(
+            f"Column '{columns.perturbed}' in {place} holds a list that was written as text, {str(wrong)[:60]!r}: it "
+            "would be read as one wrong answer. Give the rows as JSON or Parquet, which have lists."
+        )
+    if wrong is None:
+        return right, []
+    return right, list(wrong) if isinstance(wrong, list | tuple) else [wrong]
 
 
 def _annotated(row: Row, reader: Annotator, place: str) -> AnnotatedText:

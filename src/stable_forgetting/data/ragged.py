@@ -31,7 +31,9 @@ class RaggedRows:
         return self.values.device
 
     def __getitem__(self, rows: Tensor) -> Tensor:
-        """Some rows, (rows, longest of them, ...), with zeros behind the end of each."""
+        """Some rows, (rows, longest of them, ...), with zeros behind the end of each; possibly none."""
+        if not len(rows):  # a process's share of a small batch
+            return self.values.new_zeros((0, 0, *self.values.shape[1:]))
         chosen = [self.values[self._starts[row] : self._starts[row + 1]] for row in rows.tolist()]
         return pad_sequence(chosen, batch_first=True)
 

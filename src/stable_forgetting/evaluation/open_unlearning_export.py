@@ -115,9 +115,9 @@ def _attack_entries(sets: Mapping[str, SetValues], retain: ModelValues | None) -
 
 
 def _of_both_sides(sets: Mapping[str, SetValues], name: str) -> dict[str, Floats] | None:
-    """A column of the members and of the others; None if one of them is not known."""
+    """A column of the members and of the others; None if one of them is not known, or not finite."""
     found = {side: _column(sets[side], name) for side in ("forget", "holdout") if side in sets}
-    known = {side: scores for side, scores in found.items() if scores is not None}
+    known = {side: scores for side, scores in found.items() if scores is not None and np.isfinite(scores).all()}
     return known if len(known) == 2 else None
 
 

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from stable_forgetting.config import TargetConfig
+from stable_forgetting.config import LEAST_TARGET, TargetConfig
+from stable_forgetting.data.examples import ExampleSet, LanguageExample
 from stable_forgetting.data.ragged import RowValues
 from stable_forgetting.errors import ConfigError
 from stable_forgetting.evaluation import LikelihoodScores
@@ -20,10 +22,7 @@ from stable_forgetting.objectives.targets import holdout_targets, places_among, 
 _LEAST_NLL = 1e-7
 """About what single precision makes of a probability that is not quite 1."""
 
-_LEAST_MEAN = 1e-3
-"""Targets below it are of data that a model knows by heart."""
-
-_LEAST_OF_EXAMPLE = _LEAST_MEAN / 2
+_LEAST_OF_EXAMPLE = LEAST_TARGET / 2
 """Lower targets of single examples are raised to it: their term is divided by them, and would outweigh all others."""
 
 _ALL = -1
@@ -34,6 +33,9 @@ _LEAST_OF_A_KIND = 20
 
 Likelihoods = Mapping[str, LikelihoodScores]
 """Of the sets ``forget`` and ``holdout``, as far as they are needed and there."""
+
+Ends = Mapping[str, npt.NDArray[np.bool_]]
+"""Of each example of a set, whether its last label ends the answer, by the name of the set."""
 
 Distributions = Callable[[Floats], Mapping[str, RowValues]]
 """From the targets of all labels, example after example, to constants of whole distributions."""
@@ -46,6 +48,7 @@ def forget_constants(
     pretrained: Likelihoods,
     target: TargetConfig,
     distributions: Distributions,
+    ends: Ends,
 ) -> dict[str, RowValues]:
     """Constants by name, each with a row for each forget example.
 
@@ -55,6 +58,7 @@ def forget_constants(
         pretrained: The pretrained model's likelihoods; may be empty if targets do not come from it.
         target: Where calibrated targets come from.
         distributions: Makes the constants of whole distributions from the targets of all labels, if it is asked.
+        ends: What the last labels of the sets are; may be empty if there are no targets of labels.
 
     Returns:
         The constants that the objective's forget term needs; no others. What there is for each label is a row of an
@@ -71,7 +75,7 @@ def forget_constants(
         constants["target"] = _far_enough(_targets(*of_examples, target=target), "examples")
     if "label_targets" not in objective.needs:
         return {**_tensors(constants)}
-    targets = _label_targets(base, pretrained, target)
+    targets = _label_targets(base, pretrained, target, ends)
     constants["label_targets"] = _padded(targets, base["forget"].num_labels)
     constants["mean_target"] = np.full(len(base["forget"]), targets.mean())
     whole = distributions(targets) if "target_probabilities" in objective.needs else {}
@@ -82,52 +86,55 @@ def _tensors(constants: Mapping[str, Floats]) -> dict[str, Tensor]:
     return {name: torch.tensor(values, dtype=torch.float32) for name, values in constants.items()}
 
 
-def _label_targets(base: Likelihoods, pretrained: Likelihoods, target: TargetConfig) -> Floats:
+def ends_of(sets: Mapping[str, ExampleSet[Any]]) -> Ends:
+    """What the last labels of some sets are, by the name of the set."""
+    return {
+        name: np.array([isinstance(example, LanguageExample) and example.has_end for example in examples])
+        for name, examples in sets.items()
+    }
+
+
+def _label_targets(base: Likelihoods, pretrained: Likelihoods, target: TargetConfig, ends: Ends) -> Floats:
     """Targets of all labels of the forget set.
 
-    First and last labels have targets of their own: a model that never saw a fact still knows how answers begin and
+    First labels and ends have targets of their own: a model that never saw a fact still knows how answers begin and
     that they end, and one before finetuning knows neither.
 
     Raises:
         ConfigError: They are so low that nothing would be forgotten.
     """
-    kinds = _kinds(base["forget"])
-    apart = "holdout" not in base or all(
-        (_kinds(base["holdout"]) == kind).sum() >= _LEAST_OF_A_KIND for kind in np.unique(kinds)
-    )
-    targets = np.empty(len(kinds))
-    for kind in np.unique(kinds) if apart else (_ALL,):
+    kinds = {name: _kinds(scores, ends[name]) for name, scores in base.items()}
+    asked = np.unique(kinds["forget"])
+    apart = "holdout" not in base or all((kinds["holdout"] == kind).sum() >= _LEAST_OF_A_KIND for kind in asked)
+    targets = np.empty(len(kinds["forget"]))
+    for kind in asked if apart else (_ALL,):
+        chosen = {name: (found == kind) | (kind == _ALL) for name, found in kinds.items()}
         of_kind = (
-            {name: _of_labels(scores)[_are(kind, scores)] for name, scores in model.items()}
+            {name: _of_labels(model[name])[labels] for name, labels in chosen.items() if name in model}
             for model in (base, pretrained)
         )
-        targets[_are(kind, base["forget"])] = _targets(*of_kind, target=target)
+        targets[chosen["forget"]] = _targets(*of_kind, target=target)
     return _far_enough(targets, "labels")
 
 
 def _far_enough(targets: Floats, whose: str) -> Floats:
     """The targets, unless they are so low that nothing would be forgotten."""
-    if targets.mean() < _LEAST_MEAN:
+    if targets.mean() < LEAST_TARGET:
         raise ConfigError(
             f"The targets of the {whose} are {targets.mean():.2g} nats on average; they must be at least "
-            f"{_LEAST_MEAN}, or nothing is forgotten. Give a holdout set that the base model has not seen, or another "
+            f"{LEAST_TARGET}, or nothing is forgotten. Give a holdout set that the base model has not seen, or another "
             "pretrained_model."
         )
     return targets
 
 
-def _kinds(scores: LikelihoodScores) -> Ints:
-    """Kind of each label, example after example: 1 for the first one of an example, 2 for its last, 0 between."""
-    ends = np.cumsum(scores.num_labels)
-    kinds = np.zeros(ends[-1], dtype=np.int64)
-    kinds[ends - 1] = 2
-    kinds[ends - scores.num_labels] = 1
+def _kinds(scores: LikelihoodScores, has_end: npt.NDArray[np.bool_]) -> Ints:
+    """Kind of each label, example after example: 1 for the first one of an example, 2 for its end, 0 for all others."""
+    lasts = np.cumsum(scores.num_labels) - 1
+    kinds = np.zeros(lasts[-1] + 1, dtype=np.int64)
+    kinds[lasts[has_end]] = 2
+    kinds[lasts + 1 - scores.num_labels] = 1
     return kinds
-
-
-def _are(kind: int, scores: LikelihoodScores) -> npt.NDArray[np.bool_]:
-    kinds = _kinds(scores)
-    return np.ones(len(kinds), dtype=bool) if kind == _ALL else kinds == kind
 
 
 def _targets(base: Mapping[str, Floats], pretrained: Mapping[str, Floats], *, target: TargetConfig) -> Floats:

@@ -10,10 +10,10 @@ from stable_forgetting.data.ragged import RowValues
 from stable_forgetting.evaluation import LikelihoodScores, ModelScores
 from stable_forgetting.models.load import LoadedModel
 from stable_forgetting.objectives import Objective
-from stable_forgetting.runs.constants import forget_constants
+from stable_forgetting.runs.constants import ends_of, forget_constants
 from stable_forgetting.runs.likelihoods import Measuring, reference_likelihoods
 from stable_forgetting.runs.models import RunModels
-from stable_forgetting.runs.sets import TARGETS, Sets
+from stable_forgetting.runs.sets import TARGETS
 from stable_forgetting.runs.target_distributions import target_distributions
 from stable_forgetting.training.surroundings import set_aside
 
@@ -49,6 +49,7 @@ def constants_of_run(
             batch_size=models.config.evaluation.batch_size,
             progress=models.progress,
         ),
+        ends=ends_of(_sources(models, objective)),
     )
 
 
@@ -66,16 +67,14 @@ def base_likelihoods(
         scores: Its values on the measured sets.
         sha256: Its hash.
     """
-    sets, settings = models.sets.by_name, models.config.evaluation
     found: Likelihoods = {}
     missing: dict[str, ExampleSet[Any]] = {}
-    for name in ("forget", "holdout"):
-        if settings.compat is None and name in scores.sets:
-            found[name] = scores.sets[name].likelihood
-        elif name in sets and objective.needs:
-            missing[name] = sets[name]
-    if objective.needs_targets and TARGETS in sets and models.config.objective.target.source == "holdout":
-        missing["holdout"] = sets[TARGETS]
+    measured = scores.sets if models.config.evaluation.compat is None else {}
+    for name, examples in _sources(models, objective).items():
+        if name in measured and examples is models.sets.by_name.get(name):
+            found[name] = measured[name].likelihood
+        elif objective.needs:
+            missing[name] = examples
     if missing:
         found |= reference_likelihoods(lambda: base, missing, _how(models, objective, "base model"), model=sha256)
     return found
@@ -86,9 +85,9 @@ def pretrained_likelihoods(models: RunModels, objective: Objective) -> Likelihoo
     target = models.config.objective.target
     if not objective.needs_targets or not target.needs_pretrained:
         return {}
-    sets = {"forget": models.sets.forget}
-    if target.source == "holdout":
-        sets["holdout"] = _unseen(models.sets)
+    sets = _sources(models, objective)
+    if target.source != "holdout":
+        sets.pop("holdout", None)
     how = _how(models, objective, "pretrained model")
     return reference_likelihoods(models.pretrained, sets, how, model=models.pretrained_sha256)
 
@@ -98,6 +97,9 @@ def _how(models: RunModels, objective: Objective, description: str) -> Measuring
     return Measuring(by_label, models.config.evaluation.batch_size, models.progress, description)
 
 
-def _unseen(sets: Sets) -> ExampleSet[Any]:
-    """The unseen examples that targets come from."""
-    return sets.by_name[TARGETS if TARGETS in sets.by_name else "holdout"]
+def _sources(models: RunModels, objective: Objective) -> dict[str, ExampleSet[Any]]:
+    """What targets come from: ``forget``, and the unseen examples, if there are any, by the name ``holdout``."""
+    sets = models.sets.by_name
+    asked = objective.needs_targets and models.config.objective.target.source == "holdout"
+    unseen = sets[TARGETS] if asked and TARGETS in sets else sets.get("holdout")
+    return {"forget": models.sets.forget, **({} if unseen is None else {"holdout": unseen})}

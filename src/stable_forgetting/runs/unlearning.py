@@ -34,7 +34,7 @@ from stable_forgetting.runs.arguments import (
     make_task,
 )
 from stable_forgetting.runs.cache import alone_in
-from stable_forgetting.runs.constants import forget_constants
+from stable_forgetting.runs.constants import ends_of, forget_constants
 from stable_forgetting.runs.likelihoods import Measuring, set_likelihoods
 from stable_forgetting.runs.target_distributions import target_distributions
 from stable_forgetting.runs.training_directory import claim, training_identity
@@ -195,16 +195,18 @@ def _constants(
     """What the forget term needs of the base model, which is measured for it as far as that takes."""
     names = ["forget"] if objective.needs_targets or "reference_nll_sum" in objective.needs else []
     names += ["holdout"] if objective.needs_targets and "holdout" in sets else []
+    measured = {name: sets[name] for name in names}
     size = settings.forget_batch_size + settings.retain_batch_size
     how = Measuring("label_targets" in objective.needs, size, progress, "base model")
     return forget_constants(
         objective,
-        base=set_likelihoods(model, task, {name: sets[name] for name in names}, how),
+        base=set_likelihoods(model, task, measured, how),
         pretrained={},
         target=target,
         distributions=partial(
             target_distributions, model=model, task=task, forget=sets["forget"], batch_size=size, progress=progress
         ),
+        ends=ends_of(measured),
     )
 
 
