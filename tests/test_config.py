@@ -246,6 +246,22 @@ def test_epochs_may_be_left_out_with_null():
         TrainingConfig(epochs=0)
 
 
+def test_a_change_of_an_alias_leaves_the_section_that_it_stands_for(tmp_path):
+    path = tmp_path / "c.yaml"
+    path.write_text(
+        "task: language\nmodel: {name: x}\n"
+        "data: {forget: {path: f.jsonl}, retain: &kept {path: r.jsonl}, retain_evaluation: *kept}\n"
+    )
+    config, _ = load_config(path, [("data.retain_evaluation.limit", 3)])
+    assert (config.data.retain.limit, config.data.retain_evaluation.limit) == (None, 3)
+
+
+def test_settings_that_hold_themselves_are_refused(tmp_path):
+    (tmp_path / "c.yaml").write_text("task: &again [*again]\n")
+    with pytest.raises(ConfigError, match="nested too deeply, or in itself"):
+        load_config(tmp_path / "c.yaml")
+
+
 def test_changes_replace_what_the_file_says(tmp_path):
     path = tmp_path / "config.yaml"
     path.write_text(yaml.safe_dump(SMALLEST | {"training": {"steps": 3}}))

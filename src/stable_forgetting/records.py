@@ -271,6 +271,8 @@ def read_record(run_dir: Path) -> RunRecord:
         data = json.loads(path.read_text(encoding="utf-8"))
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
         raise RunDirectoryError(f"The record '{path}' is damaged ({error}). {_REPAIR}") from error
+    except OSError as error:
+        raise RunDirectoryError(f"The record '{path}' cannot be read: {error.strerror}.") from error
     found = data.get("format") if isinstance(data, dict) else None
     if found != FORMAT:
         raise RunDirectoryError(

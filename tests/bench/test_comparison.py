@@ -102,3 +102,27 @@ def test_a_change_that_methods_undo_is_refused(problem, tmp_path, place, of):
         load_comparison(path, [(place, "tanh")])
     changed = load_comparison(path, [("training.steps", 3)])
     assert {config.training.steps for config in changed.configs().values()} == {3}
+
+
+def test_a_wrong_name_in_a_later_method_is_found_before_anything_runs(problem, tmp_path):
+    methods = {**METHODS, "typo": {"objective.name": "gradient_diference"}}
+    with pytest.raises(ConfigError, match=r"The method 'typo': Unknown objective 'gradient_diference'"):
+        run_all(Comparison(problem.changed(training__steps=2), methods), tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_section_of_a_method_keeps_the_settings_that_it_does_not_name(problem, tmp_path):
+    settings = problem.changed(adapter__rank=3) | {"methods": {1: {"adapter": {"bound": "tanh"}}}}
+    (tmp_path / "c.yaml").write_text(yaml.safe_dump(settings))
+    config = load_comparison(tmp_path / "c.yaml").configs()["1"]
+    assert (config.adapter.bound, config.adapter.rank) == ("tanh", 3)
+
+
+def test_methods_do_not_change_what_they_share(problem):
+    shared = problem.changed(training__steps=2)
+    shared["data"]["retain_evaluation"] = shared["data"]["retain"]  # one object, as a YAML alias gives it
+    changes = {"data.retain_evaluation.limit": 3}
+    configs = Comparison(shared, {"limited": changes, "other": {"adapter.rank": 1}}).configs()
+    assert configs["limited"].data.retain_evaluation.limit == 3
+    assert configs["limited"].data.retain.limit is None
+    assert configs["other"].data.retain_evaluation.limit is None

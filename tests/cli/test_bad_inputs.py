@@ -379,7 +379,7 @@ def test_a_run_with_many_other_settings(refused, language, tmp_path):
     (out / "config.yaml").write_text((out / "config.yaml").read_text() + "no_such_option: 3\n")
     refused("run", given, "--out", out, "--resume", naming=[*naming[:1], "and 3 more"])
     (out / "config.yaml").write_text("just words")
-    refused("run", given, "--out", out, "--resume", naming=["are damaged"])
+    refused("run", given, "--out", out, "--resume", naming=["is damaged"])
 
 
 def test_records(refused, tmp_path):

@@ -56,7 +56,7 @@ def test_an_exported_run_gives_the_numbers_of_the_run(forget, run_dir, tmp_path)
     assert summary["privleak"] == again["privacy_leakage"]["value"]
 
 
-def test_a_run_with_a_retain_log_is_compared_with_that_log(forget, run_dir, tmp_path):
+def test_a_run_with_a_retain_log_is_compared_with_that_log(forget, run_dir, tmp_path, monkeypatch):
     before = json.loads(forget("score", "tofu", "--log", run_dir, "--json").out)["metrics"]
     log = run_dir / "per_example" / "retain.json"
     used = log.rename(tmp_path / "retain.json")
@@ -64,6 +64,9 @@ def test_a_run_with_a_retain_log_is_compared_with_that_log(forget, run_dir, tmp_
     assert json.loads(forget("score", "tofu", "--log", run_dir, "--json").out)["metrics"] == before
     assert forget("export", run_dir, "--out", tmp_path / "own").code == 0
     assert {"forget_quality", "privleak"} <= json.loads((tmp_path / "own" / "TOFU_SUMMARY.json").read_text()).keys()
+    monkeypatch.setenv("HOME", str(tmp_path))
+    write_record(record_of({"retain_log": "~/retain.json"}), run_dir)
+    assert json.loads(forget("score", "tofu", "--log", run_dir, "--json").out)["metrics"] == before
     moved = used.rename(tmp_path / "moved.json")
     gone = forget("export", run_dir, "--out", tmp_path / "own")
     assert (gone.code, "which is gone" in gone.err) == (2, True)

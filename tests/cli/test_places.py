@@ -4,10 +4,12 @@ import shutil
 
 import pytest
 
+from sample_scores import make_run_values
 from stable_forgetting.config import parse_config
 from stable_forgetting.errors import ConfigError
 from stable_forgetting.records import RunRecord, write_record
 from stable_forgetting.runs.environment import environment
+from tiny_problem import make_language_problem
 
 
 @pytest.mark.parametrize(
@@ -104,3 +106,87 @@ def test_a_folder_is_no_file_for_metrics(forget, language, tmp_path):
     ended = forget("eval", language.write(tmp_path / "c.yaml"), "--out", tmp_path)
     assert ended.code == 2
     assert "is a folder" in ended.err
+
+
+def test_a_file_in_the_way_of_an_export(forget, tmp_path):
+    run_dir = make_run_values(tmp_path / "run")
+    (tmp_path / "file").write_text("")
+    for out in (tmp_path / "file", tmp_path / "file" / "deep"):
+        ended = forget("export", run_dir, "--out", out)
+        assert ended.code == 2, ended
+        assert f"'{tmp_path}/file' is a file" in ended.err
+
+
+@pytest.mark.parametrize("file", ["inputs.json", "base_model.json"])
+def test_a_damaged_file_of_a_run_is_one_sentence_on_resume(forget, language, tmp_path, file):
+    config, out = language.write(tmp_path / "c.yaml", training__steps=1), tmp_path / "run"
+    assert forget("run", config, "--out", out).code == 0
+    (out / file).write_text("{")
+    (out / "record.json").unlink()
+    ended = forget("run", config, "--out", out, "--resume")
+    assert ended.code == 2, ended
+    assert f"'{out}/{file}' of the run is damaged" in ended.err
+    assert ended.err.count("\n") == 1
+
+
+def test_a_damaged_list_of_files_is_made_anew(forget, language, tmp_path):
+    config, out = language.write(tmp_path / "c.yaml", training__steps=1), tmp_path / "run"
+    assert forget("run", config, "--out", out).code == 0
+    (out / "files.json").write_text("{")
+    assert forget("run", config, "--out", out, "--resume").code == 0
+
+
+def test_what_may_not_be_read_is_one_sentence(forget, language, tmp_path, monkeypatch):
+    def denied(path, *_, **__):
+        raise PermissionError(13, "Permission denied", str(path))
+
+    record, config = _record(tmp_path), language.write(tmp_path / "c.yaml")
+    with monkeypatch.context() as patched:
+        patched.setattr(type(record), "read_text", denied)
+        ended = forget("report", record, "--out", tmp_path / "r.html")
+    assert (ended.code, ended.err.count("\n")) == (2, 1)
+    assert "cannot be read: Permission denied" in ended.err
+    monkeypatch.setattr("stable_forgetting.data.sources._read_local", denied)
+    ended = forget("run", config, "--out", tmp_path / "run")
+    assert (ended.code, ended.err.count("\n")) == (2, 1)
+    assert "no right to read" in ended.err
+
+
+@pytest.mark.parametrize("name", ["../x", "a/b", "a\\\\b", "..", "", "x" * 201, '"a\\0b"'])
+def test_a_name_is_that_of_one_folder(forget, language, tmp_path, name):
+    ended = forget("run", language.write(tmp_path / "c.yaml"), "--set", f"name={name}", "--out", tmp_path / "run")
+    assert (ended.code, ended.err.count("\n")) == (2, 1)
+    assert "name" in ended.err
+    assert "folder" in ended.err or "string" in ended.err
+
+
+def test_merge_of_a_run_needs_no_data_where_its_model_was_given(forget, tmp_path):
+    (tmp_path / "problem").mkdir()
+    problem = make_language_problem(tmp_path / "problem")
+    config, out = problem.write(tmp_path / "c.yaml", training__steps=1, model__finetune=None), tmp_path / "run"
+    assert forget("run", config, "--out", out).code == 0
+    for file in problem.folder.glob("*.jsonl"):
+        file.unlink()
+    ended = forget("merge", out, "--out", tmp_path / "merged")
+    assert ended.code == 0, ended.err
+    assert (tmp_path / "merged" / "config.json").is_file()
+
+
+def test_merge_of_a_finetuned_run_without_its_data_says_what_to_give(forget, tmp_path):
+    (tmp_path / "problem").mkdir()
+    problem = make_language_problem(tmp_path / "problem")
+    finetune = {"epochs": 1, "batch_size": 4, "learning_rate": 1e-3}
+    config, out = problem.write(tmp_path / "c.yaml", training__steps=1, model__finetune=finetune), tmp_path / "run"
+    assert forget("run", config, "--out", out).code == 0
+    for file in problem.folder.glob("*.jsonl"):
+        file.unlink()
+    ended = forget("merge", out, "--out", tmp_path / "merged")
+    assert (ended.code, ended.err.count("\n")) == (2, 1)
+    assert "give the base model with --base" in ended.err
+
+
+@pytest.mark.parametrize("size", ["inf", "nan", "0", "-1"])
+def test_memory_that_no_gpu_has(forget, language, tmp_path, size):
+    ended = forget("check", language.write(tmp_path / "c.yaml"), "--gpu-memory", size)
+    assert ended.code == 2, ended
+    assert "gpu-memory" in ended.err

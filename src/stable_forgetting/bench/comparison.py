@@ -7,14 +7,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from stable_forgetting.bench.methods import refuse_changes
-from stable_forgetting.config import RunConfig, apply_change, parse_config, read_yaml
+from stable_forgetting.config import RunConfig, apply_change, copied, parse_config, read_yaml
 from stable_forgetting.errors import ConfigError, RunDirectoryError, StableForgettingError
 from stable_forgetting.progress import Progress
 from stable_forgetting.records import RECORD_NAME, RunRecord, read_record
 from stable_forgetting.runs import RunDirectory, run
+from stable_forgetting.runs.check import check_names
 
 PROBLEMS = {"language": "people.yaml", "vision": "digits.yaml"}
 """The built-in comparisons by the name that `forget demo` takes."""
@@ -46,10 +45,10 @@ class Comparison:
 
     def settings(self, method: str) -> dict[str, Any]:
         """The settings of one method as given."""
-        merged: dict[str, Any] = yaml.safe_load(yaml.safe_dump(dict(self.shared)))
+        merged: dict[str, Any] = copied(self.shared)
         merged["name"] = method
         for path, value in self.methods[method].items():
-            apply_change(merged, path, value)
+            apply_change(merged, path, copied(value))
         return merged
 
 
@@ -66,11 +65,21 @@ def load_comparison(path: Path, changes: Sequence[tuple[str, Any]] = ()) -> Comp
             f"The comparison '{path}' needs a section 'methods' with the changes of each method by its name, such as "
             "'sine: {adapter.bound: sine}'. For a single method use `forget run`."
         )
+    methods = {str(name): _by_path(chosen, given) for name, chosen in methods.items()}
     for name, chosen in methods.items():
         refuse_changes(dict(changes), ["name", *chosen], f"the method '{name}'", f"the file '{path}'")
     for place, value in changes:
         apply_change(given, place, value)
     return Comparison(given, methods)
+
+
+def _by_path(changes: Mapping[str, Any], shared: Mapping[str, Any]) -> dict[str, Any]:
+    """A method's changes by their paths: one of a section leaves the section's other settings as they are."""
+    found: dict[str, Any] = {}
+    for name, value in changes.items():
+        is_section = isinstance(value, dict) and value and isinstance(shared.get(name), dict)
+        found |= {f"{name}.{path}": setting for path, setting in value.items()} if is_section else {name: value}
+    return found
 
 
 def problem_path(name: str) -> Path:
@@ -95,6 +104,10 @@ def run_comparison(comparison: Comparison, out_dir: Path, *, progress: Progress)
     """
     configs = comparison.configs()
     for name, config in configs.items():
+        try:
+            check_names(config)
+        except ConfigError as error:
+            raise ConfigError(f"The method '{name}': {error}") from error
         RunDirectory(out_dir / name).check(config, resume=True)
     missing: set[str] = set()
     for name, config in configs.items():

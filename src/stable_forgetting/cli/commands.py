@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-import os
+import math
 import shutil
 import warnings
 from collections.abc import Sequence
@@ -25,11 +25,12 @@ from stable_forgetting.bench import (
     problem_path,
     run_comparison,
 )
+from stable_forgetting.cli.places import check_file, check_new_folder, check_place
 from stable_forgetting.cli.progress import Notes, RichProgress
 from stable_forgetting.cli.shown import say, show_tables, tell
 from stable_forgetting.config import RunConfig, load_config, parse_change
 from stable_forgetting.config.benchmark_options import ClassDeletionOptions, TofuOptions
-from stable_forgetting.errors import ConfigError, ModelError, RunDirectoryError
+from stable_forgetting.errors import ConfigError, ModelError
 from stable_forgetting.evaluation import ModelScores, evaluate_scores
 from stable_forgetting.evaluation.values import Definitions, ModelValues
 from stable_forgetting.models.load import save_model, weights_sha256
@@ -66,34 +67,11 @@ def _read(path: Path, changes: Sequence[str]) -> tuple[RunConfig, dict[str, Any]
     return load_config(path, [parse_change(change) for change in changes])
 
 
-def _check_place(place: Path, option: str = "--out") -> None:
-    """Whether a file or folder can be made where the option says; nothing is written."""
-    nearest = next((parent for parent in place.absolute().parents if parent.exists()), None)
-    if nearest is None or not nearest.is_dir():
-        raise RunDirectoryError(f"Nothing can be written to '{place}': '{nearest}' is a file. Choose another {option}.")
-    if not os.access(nearest, os.W_OK | os.X_OK):
-        raise RunDirectoryError(
-            f"Nothing can be written to '{place}': no right to write in '{nearest}'. Choose another {option}."
-        )
-
-
-def _check_file(path: Path) -> None:
-    _check_place(path)
-    if path.is_dir():
-        raise RunDirectoryError(f"'{path}' is a folder, not a file to be written. Give the path of a file with --out.")
-
-
-def _check_new_folder(out: Path) -> None:
-    _check_place(out)
-    if out.exists():
-        raise RunDirectoryError(f"The folder '{out}' exists already. Choose another with --out, or remove it.")
-
-
 def run_config(path: Path, changes: Sequence[str], out: Path | None, *, resume: bool) -> None:
     """`forget run`."""
     config, given = _read(path, changes)
     run_dir = out or Path("runs") / config.name
-    _check_place(run_dir)
+    check_place(run_dir / "report.html" if run_dir.is_dir() else run_dir)
     start = datetime.now(UTC)
     record = run_unlearning(config, run_dir, given=given, resume=resume, progress=RichProgress(console))
     directory = RunDirectory(run_dir)
@@ -115,7 +93,7 @@ def compare(path: Path, changes: Sequence[str], out: Path | None) -> None:
 def run_benchmark(options: TofuOptions | ClassDeletionOptions, out: Path) -> None:
     """`forget bench`."""
     _quiet()
-    _check_file(out / "report.html")
+    check_file(out / "report.html")
     _end(_compare(make_comparison(options, out, progress=RichProgress(console)), out))
 
 
@@ -135,17 +113,20 @@ def demo(problem: str, out: Path) -> None:
 
 
 def _compare(comparison: Comparison, out_dir: Path) -> list[RunRecord]:
-    _check_file(out_dir / "report.html")
+    check_file(out_dir / "report.html")
     for note in comparison.notes:
         tell(console, f"Note: {note}")
     records, start = [], datetime.now(UTC)
-    for record in run_comparison(comparison, out_dir, progress=RichProgress(console)):
-        records.append(record)
-        write_report([record], RunDirectory(out_dir / record.name).report)
-        before = f"finished before ({_when(record)}). " if _is_earlier(record, start) else ""
-        found = " ".join(record.verdicts) or record.error or record.status
-        tell(console, f"{record.name}: {before}{found}")
-    write_report(records, out_dir / "report.html")
+    try:
+        for record in run_comparison(comparison, out_dir, progress=RichProgress(console)):
+            records.append(record)
+            write_report([record], RunDirectory(out_dir / record.name).report)
+            before = f"finished before ({_when(record)}). " if _is_earlier(record, start) else ""
+            found = " ".join(record.verdicts) or record.error or record.status
+            tell(console, f"{record.name}: {before}{found}")
+    finally:  # also what is there when a later method cannot begin
+        if records:
+            write_report(records, out_dir / "report.html")
     _show(records)
     if all(_is_earlier(record, start) for record in records):
         tell(console, f"Nothing was run: all of it ({len(records)}) was finished before, in '{out_dir}'.")
@@ -182,6 +163,8 @@ def check(path: Path, changes: Sequence[str], *, gpus: int, sharding: Sharding, 
     from stable_forgetting.cli.listings import check_tables
 
     config, _ = _read(path, changes)
+    if gpu_memory_gib is not None and not 0 < gpu_memory_gib < math.inf:
+        raise ConfigError(f"--gpu-memory is {gpu_memory_gib}; give the GiB of one GPU, more than 0.")
     memory_bytes = None if gpu_memory_gib is None else int(gpu_memory_gib * 2**30)
     found = check_config(config, Devices(gpus, sharding, memory_bytes))
     for problem in found.problems:
@@ -200,7 +183,7 @@ def finetune(path: Path, changes: Sequence[str], out: Path, *, on: str) -> None:
     trainings = config.model.finetune
     if trainings is None:
         raise ConfigError(f"The config '{path}' has no section model.finetune, which says how to finetune. Add it.")
-    _check_new_folder(out)
+    check_new_folder(out)
     models = prepare(config, RichProgress(console))
     check_texts(models.loaded, models.sets, config)
     taught = models.sets.retain if on == "retain" else models.taught_to_base
@@ -227,7 +210,7 @@ def evaluate(
     from stable_forgetting.cli.listings import metric_table
 
     if out is not None:
-        _check_file(out)
+        check_file(out)
     if adapter is not None:
         read_adapter_config(adapter)
     config, _ = _read(path, changes)
@@ -264,9 +247,9 @@ def report(run_dirs: Sequence[Path], out: Path | None, figures: Path | None) -> 
     """`forget report`."""
     records = [read_record(run_dir) for run_dir in run_dirs]
     page = out or (RunDirectory(run_dirs[0]).report if len(run_dirs) == 1 else Path("report.html"))
-    _check_file(page)
+    check_file(page)
     if figures is not None:
-        _check_place(figures / "figure.svg", "--figures")
+        check_place(figures / "figure.svg", "--figures")
     write_report(records, page)
     tell(console, f"Report:  {page}")
     if figures is not None:
@@ -276,7 +259,7 @@ def report(run_dirs: Sequence[Path], out: Path | None, figures: Path | None) -> 
 def merge(run_dir: Path, out: Path, base: str | None) -> None:
     """`forget merge`."""
     _quiet()
-    _check_new_folder(out)
+    check_new_folder(out)
     if not run_dir.is_dir():
         raise ModelError(f"No directory at '{run_dir}'. Give a run directory or the folder of an adapter.")
     merge_adapter(run_dir, out, base=base, progress=RichProgress(console))

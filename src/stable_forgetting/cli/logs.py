@@ -9,6 +9,7 @@ import typer
 from rich.console import Console
 
 from stable_forgetting.cli.listings import metric_table
+from stable_forgetting.cli.places import check_file
 from stable_forgetting.cli.shown import show_tables, tell
 from stable_forgetting.errors import ConfigError, DataError
 from stable_forgetting.evaluation.metrics import METRICS
@@ -60,6 +61,7 @@ def export(run_dir: Path, role: ModelRole, out: Path, retain_log: Path | None) -
             "--retain-log is what a model is compared with, but with --model retain it is the retain model that is "
             "written. Leave one of the two out."
         )
+    check_file(out / "TOFU_EVAL.json")
     values = _read(run_dir, role)
     retain = None if role == "retain" else _read_retain(run_dir, retain_log)
     for path in write_log(values, out, retain):
@@ -96,11 +98,12 @@ def _read_retain(log: Path, retain_log: Path | None) -> ModelValues | None:
     used = None if record is None else record.config.get("retain_log")
     if used is None:
         return None
-    if not Path(used).is_file():
+    place = Path(used).expanduser()
+    if not place.is_file():
         raise DataError(
             f"The run '{log}' was compared with the log '{used}', which is gone. Give it with --retain-log."
         )
-    return _read(Path(used), "retain")
+    return _read(place, "retain")
 
 
 def _read_base(log: Path) -> ModelValues | None:

@@ -5,6 +5,8 @@ Commands import what they need when they run, so that `--help` answers at once.
 
 from __future__ import annotations
 
+import io
+import logging
 import sys
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -229,6 +231,10 @@ def _options(
 
 def main() -> None:
     """Run the command line; a user's mistake is one sentence and exit code 2."""
+    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # it warns of a package that it could use, at its import
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="replace")  # a terminal that lacks a letter shows another one
     try:
         app()
     except StableForgettingError as error:

@@ -14,6 +14,7 @@ from stable_forgetting.config.options import (
 from stable_forgetting.config.problems import MEASURED_ONLY, WITH_TARGETS
 from stable_forgetting.config.settings import (
     apply_change,
+    copied,
     flat_settings,
     load_config,
     parse_change,
@@ -37,6 +38,7 @@ __all__ = [
     "TargetConfig",
     "TrainingConfig",
     "apply_change",
+    "copied",
     "flat_settings",
     "load_config",
     "parse_change",

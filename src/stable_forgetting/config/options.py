@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import AfterValidator, Field, field_validator, model_validator
 
 from stable_forgetting.config.data_options import DataConfig
 from stable_forgetting.config.model_options import AdapterConfig, ModelConfig
@@ -23,6 +23,9 @@ from stable_forgetting.config.section import (
     Share,
     Whole,
 )
+
+_LONGEST_NAME = 200
+"""Bytes: file systems allow 255, and what is written beside a folder has a longer name than it."""
 
 LEAST_TARGET = 1e-3
 """NLL per label in nats that a target has at least: less is of what a model knows by heart, and forgets nothing."""
@@ -188,10 +191,17 @@ class EvaluationConfig(Section):
     no pad token, and by its definitions. None: this package's definitions."""
 
 
+def _name_of_a_folder(name: str) -> str:
+    """A run's name is that of its folder as well."""
+    if name in ("", ".", "..") or any(letter in name for letter in "/\\\0") or len(name.encode()) > _LONGEST_NAME:
+        raise ValueError(f"it is also the name of the run's folder; give one to {_LONGEST_NAME} bytes without slashes")
+    return name
+
+
 class RunConfig(Section):
     """Everything that `forget run` needs to know."""
 
-    name: str = "run"
+    name: Annotated[str, AfterValidator(_name_of_a_folder)] = "run"
     """Name in the report, and of the default run directory."""
     task: Literal["language", "image"]
     """What kind of model it is."""

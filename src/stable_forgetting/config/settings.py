@@ -32,7 +32,25 @@ class _Loader(yaml.SafeLoader):
 
 
 def _parsed(text: str) -> Any:
-    return yaml.load(text, _Loader)
+    try:
+        return copied(yaml.load(text, _Loader))
+    except RecursionError:
+        raise yaml.YAMLError("it is nested too deeply, or in itself") from None
+
+
+def copied(settings: Any) -> Any:
+    """The same settings, with nothing in two places: a change of what YAML has by an alias changes one of them.
+
+    Example:
+        >>> section = {"limit": 5}
+        >>> found = copied({"retain": section, "test": section})
+        >>> found["retain"]["limit"] = 3
+        >>> found
+        {'retain': {'limit': 3}, 'test': {'limit': 5}}
+    """
+    if isinstance(settings, Mapping):
+        return {name: copied(value) for name, value in settings.items()}
+    return [copied(value) for value in settings] if isinstance(settings, list | tuple) else settings
 
 
 def read_yaml(path: Path) -> dict[str, Any]:

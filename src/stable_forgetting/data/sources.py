@@ -54,7 +54,10 @@ def load_rows(path: str, *, subset: str | None = None, split: str | None = None)
     elif subset is not None:
         raise DataError(f"'{path}' is not a hub data set, so it has no subset '{subset}'. Leave 'subset' out.")
     else:
-        rows = select_split(Rows(_read_local(path), path), split)
+        try:
+            rows = select_split(Rows(_read_local(path), path), split)
+        except PermissionError as error:
+            raise DataError(f"'{path}' cannot be read: no right to read '{error.filename}'.") from error
     if not len(rows):
         raise DataError(f"{rows.source} has no rows. Give at least one.")
     return rows

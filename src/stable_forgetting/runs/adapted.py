@@ -20,14 +20,14 @@ from transformers import AutoConfig
 
 from stable_forgetting.adapters import without_old_names
 from stable_forgetting.config import RunConfig, parse_config, read_yaml
-from stable_forgetting.errors import ConfigError, ModelError, RunDirectoryError
+from stable_forgetting.errors import ConfigError, DataError, ModelError, RunDirectoryError
 from stable_forgetting.models.folders import resolve_folder
 from stable_forgetting.models.load import LoadedModel, ModelSource, load_model, model_sha256, save_model
 from stable_forgetting.models.refusals import readable
 from stable_forgetting.progress import Progress
 from stable_forgetting.runs.arguments import check_model
 from stable_forgetting.runs.directory import CONFIG_NAME, RunDirectory
-from stable_forgetting.runs.models import other_source
+from stable_forgetting.runs.models import configured_source, other_source
 from stable_forgetting.runs.pipeline import prepare
 
 logger = logging.getLogger(__name__)
@@ -181,13 +181,26 @@ def _run_dir(place: Path) -> Path | None:
 
 def _base_of_run(run_dir: Path, config: RunConfig, progress: Progress) -> LoadedModel:
     """The run's base model, loaded or made again; what the record says of it must still be true."""
-    loaded, expected = prepare(config, progress).base(), _recorded_base(run_dir)
+    loaded, expected = _own_base(config, progress), _recorded_base(run_dir)
     if expected is not None and model_sha256(loaded.model) != expected:
         raise ModelError(
             f"The base model '{loaded.source}' has other weights now than when the run in '{run_dir}' was made, so its "
             "adapter does not belong to them. Give the weights of then with --base."
         )
     return loaded
+
+
+def _own_base(config: RunConfig, progress: Progress) -> LoadedModel:
+    """The run's base model. Data are read only where it is made of them: what was forgotten may be deleted by now."""
+    if config.base_model is not None:
+        return load_model(other_source(config, config.base_model))
+    if config.model.finetune is None:
+        return load_model(configured_source(config, None))
+    try:
+        return prepare(config, progress).base()
+    except DataError as error:
+        advice = "Or give the base model with --base: the run's own is made by finetuning on the data."
+        raise DataError(f"{error} {advice}") from error
 
 
 def _given_base(run_dir: Path, config: RunConfig, name: str) -> LoadedModel:

@@ -62,7 +62,10 @@ class RunDirectory:
         path = self.path / FILES_NAME
         if files is None or not path.is_file():
             return False
-        known = json.loads(path.read_text(encoding="utf-8")) or {}
+        try:
+            known = _read_json(path) or {}
+        except RunDirectoryError:
+            return False  # the inputs are read and compared then, which this saves
         missed = {file for file in known if any(Path(file).is_relative_to(folder) for folder in gone)}
         return files == {file: state for file, state in known.items() if file not in missed}
 
@@ -106,7 +109,7 @@ class RunDirectory:
         """
         path = self.path / INPUTS_NAME
         if path.is_file():
-            known = {**self._models_of_record(inputs), **json.loads(path.read_text(encoding="utf-8"))}
+            known = {**self._models_of_record(inputs), **_read_json(path)}
             changed = sorted(name for name in known if known[name] != inputs.get(name))
             if changed:
                 raise RunDirectoryError(
@@ -137,7 +140,7 @@ class RunDirectory:
             RunDirectoryError: What is here was begun on another one.
         """
         path = self.path / BASE_NAME
-        if path.is_file() and json.loads(path.read_text(encoding="utf-8")) != {"sha256": sha256}:
+        if path.is_file() and _read_json(path) != {"sha256": sha256}:
             raise RunDirectoryError(
                 f"The run in '{self.path}' was begun on a base model with other weights: it was made anew since then, "
                 "by other versions or on another machine, so the run cannot be resumed. Choose another with --out."
@@ -166,9 +169,16 @@ def _read_settings(path: Path) -> dict[str, Any]:
         return written
 
 
+def _read_json(path: Path) -> Any:
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise _damaged(path) from error
+
+
 def _damaged(path: Path) -> RunDirectoryError:
     return RunDirectoryError(
-        f"The settings '{path}' of the run are damaged, so it cannot be resumed. Choose another with --out."
+        f"The file '{path}' of the run is damaged, so it cannot be resumed. Choose another directory with --out."
     )
 
 

@@ -85,7 +85,7 @@ class RunModels:
     def inputs(self) -> dict[str, str]:
         """Hashes of the model as configured, of each set and of what else decides: without them no run is resumed."""
         log = self.config.retain_log
-        others = {} if log is None else {"retain log": hashlib.sha256(Path(log).read_bytes()).hexdigest()}
+        others = {} if log is None else {"retain log": hashlib.sha256(Path(log).expanduser().read_bytes()).hexdigest()}
         if self.config.retain_model is not None:
             others["retain model"] = model_sha256(self._in_its_place(self.config.retain_model).model)
         target, given_base = self.config.objective.target, self.config.base_model

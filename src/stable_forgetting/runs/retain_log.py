@@ -25,7 +25,7 @@ def logged_retain_values(config: RunConfig) -> ModelValues | None:
     Raises:
         DataError: The file is missing or no such log.
     """
-    return None if config.retain_log is None else read_log(Path(config.retain_log), "retain")
+    return None if config.retain_log is None else read_log(Path(config.retain_log).expanduser(), "retain")
 
 
 def check_retain_log(config: RunConfig, sets: Sets, task: Task) -> None:
