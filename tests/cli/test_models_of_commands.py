@@ -199,3 +199,13 @@ def test_a_comparison_with_a_failed_method_ends_with_1_and_its_report(forget, la
     assert ended.code == 1
     assert "no memory left" in (tmp_path / "out" / "report.html").read_text()
     assert [read_record(tmp_path / "out" / name).status for name in ("none", "fine")] == ["failed", "finished"]
+
+
+def test_a_comparison_that_a_later_method_ends_leaves_a_report_of_the_earlier_ones(forget, language, tmp_path):
+    settings = language.write(tmp_path / "c.yaml", training__steps=1).read_text()
+    methods = "methods: {fine: {adapter.bound: sine}, wrong: {retain_model: /no/such/model}}\n"
+    (tmp_path / "compare.yaml").write_text(settings + methods)
+    ended = forget("compare", tmp_path / "compare.yaml", "--out", tmp_path / "out")
+    assert (ended.code, ended.err.count("\n")) == (2, 1), ended
+    assert "/no/such/model" in ended.err
+    assert "fine" in (tmp_path / "out" / "report.html").read_text()

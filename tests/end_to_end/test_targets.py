@@ -81,6 +81,20 @@ def test_labels_get_targets_at_their_places_under_a_pretrained_model(problem, pr
     check_targets(seen["constants"], twins.places_among(forget, holdout), problem)
 
 
+def test_a_set_of_targets_takes_the_place_of_the_holdout_set_that_is_measured(problem, tmp_path, seen):
+    path = problem.settings["data"]["holdout"]["path"]
+    data = {
+        f"data__{name}": {"path": path, "where": rule}
+        for name, rule in (("holdout", "row < 2"), ("targets", "row > 1"))
+    }
+    record = run(problem.config(**LABELS, **data), tmp_path / "run")
+    assert next(entry.count for entry in record.sets if entry.name == "holdout") == 2
+    nlls = [sum(own) for own in slow_label_nlls(problem.model, problem, "holdout")[2:]]
+    assert len(nlls) > 2
+    assert seen["base"]["holdout"].nll_sum.tolist() == pytest.approx(nlls, rel=1e-4)
+    assert seen["ends"]["holdout"].tolist() == [True] * len(nlls)
+
+
 def test_unlearn_gives_labels_targets_by_their_ranks(problem, seen):
     sets = {
         name: [json.loads(line) for line in Path(problem.settings["data"][name]["path"]).read_text().splitlines()]
