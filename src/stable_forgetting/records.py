@@ -272,7 +272,7 @@ def read_record(run_dir: Path) -> RunRecord:
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
         raise RunDirectoryError(f"The record '{path}' is damaged ({error}). {_REPAIR}") from error
     except OSError as error:
-        raise RunDirectoryError(f"The record '{path}' cannot be read: {error.strerror}.") from error
+        raise RunDirectoryError(f"The record '{path}' cannot be read: {error.strerror}. Make it readable.") from error
     found = data.get("format") if isinstance(data, dict) else None
     if found != FORMAT:
         raise RunDirectoryError(

@@ -1,6 +1,9 @@
 """Help, version, listings and `forget check`."""
 
+import os
 import re
+import subprocess
+import sys
 
 import pytest
 import typer
@@ -132,3 +135,16 @@ def test_check_counts_the_same_as_the_adapter(forget, language, tmp_path):
     """Rank 2 on three layers of two blocks, 16 and 32 wide: 2 × 2 × 3 × (16 + 32) = 576."""
     shown = forget("check", language.write(tmp_path / "config.yaml"))
     assert re.search(r"trainable parameters\s+│?\s*576\b", shown.out), shown.out
+
+
+def test_a_terminal_without_some_letters_shows_others_and_no_foreign_lines():
+    """In a process of its own: streams and the log are those of the terminal there."""
+    surroundings = os.environ | {"PYTHONIOENCODING": "ascii", "HF_HUB_OFFLINE": "1"}
+    ended = subprocess.run(
+        [sys.executable, "-m", "stable_forgetting", "list", "objectives"],
+        env=surroundings,
+        capture_output=True,
+        check=False,
+    )
+    assert (ended.returncode, ended.stderr) == (0, b"")
+    assert b"npo" in ended.stdout

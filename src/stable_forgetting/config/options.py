@@ -194,7 +194,7 @@ class EvaluationConfig(Section):
 def _name_of_a_folder(name: str) -> str:
     """A run's name is that of its folder as well."""
     if name in ("", ".", "..") or any(letter in name for letter in "/\\\0") or len(name.encode()) > _LONGEST_NAME:
-        raise ValueError(f"it is also the name of the run's folder; give one to {_LONGEST_NAME} bytes without slashes")
+        raise ValueError(f"it names the run's folder, too; give one of 1 to {_LONGEST_NAME} bytes without slashes")
     return name
 
 

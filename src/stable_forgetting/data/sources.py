@@ -57,7 +57,9 @@ def load_rows(path: str, *, subset: str | None = None, split: str | None = None)
         try:
             rows = select_split(Rows(_read_local(path), path), split)
         except PermissionError as error:
-            raise DataError(f"'{path}' cannot be read: no right to read '{error.filename}'.") from error
+            raise DataError(
+                f"'{path}' cannot be read: no right to read '{error.filename}'. Make it readable."
+            ) from error
     if not len(rows):
         raise DataError(f"{rows.source} has no rows. Give at least one.")
     return rows
