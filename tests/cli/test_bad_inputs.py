@@ -382,6 +382,16 @@ def test_a_run_with_many_other_settings(refused, language, tmp_path):
     refused("run", given, "--out", out, "--resume", naming=["is damaged"])
 
 
+def test_a_run_with_another_setting_in_a_list(refused, language, tmp_path):
+    """Long sections look alike where they begin."""
+    trainings = [{"trains": "adapter", "epochs": epochs} for epochs in (1, 2)]
+    RunDirectory(tmp_path / "out").claim(language.config(model__finetune=trainings), {})
+    trainings[1]["epochs"] = 3
+    given = language.write(tmp_path / "c.yaml", model__finetune=trainings)
+    naming = ["other settings (model.finetune.1.epochs: 2.0 there, 3.0 now)"]
+    refused("run", given, "--out", tmp_path / "out", "--resume", naming=naming)
+
+
 def test_records(refused, tmp_path):
     run_dir = tmp_path / "run"
     refused("report", run_dir, naming=[str(run_dir), "forget run"])

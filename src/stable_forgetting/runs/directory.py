@@ -184,9 +184,18 @@ def _damaged(path: Path) -> RunDirectoryError:
 
 def _differences(there: Mapping[str, Any], now: Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:
     """Settings that differ: both values by path; None where there is no such setting."""
-    old, new = flat_settings(there), flat_settings(now)
+    old, new = (flat_settings(_numbered(settings)) for settings in (there, now))
     both = {path: (old.get(path), new.get(path)) for path in [*new, *old]}
     return {path: (first, second) for path, (first, second) in both.items() if first != second}
+
+
+def _numbered(value: Any) -> Any:
+    """With the places of a list of sections as their names, so that one setting of one of them can be told."""
+    if isinstance(value, Mapping):
+        return {name: _numbered(part) for name, part in value.items()}
+    if isinstance(value, list) and value and all(isinstance(part, Mapping) for part in value):
+        return {str(number): _numbered(part) for number, part in enumerate(value)}
+    return value
 
 
 def _named(differences: Mapping[str, tuple[Any, Any]]) -> str:
