@@ -63,7 +63,9 @@ def test_stored_runs_have_the_settings_of_their_experiment(experiment, results):
     check_stored(results, tofu_settings(experiment))
 
 
-@pytest.mark.parametrize("part", ["", "-superclass", "-subclass", "-retain-weight", "-bounds", "-sequence", "-targets"])
+@pytest.mark.parametrize(
+    "part", ["", "-superclass", "-subclass", "-retain-weight", "-bounds", "-sequence", "-targets", "-bounds-rates"]
+)
 def test_stored_class_deletions_have_the_settings_of_their_experiment(part, tmp_path, monkeypatch):
     monkeypatch.setenv("STABLE_FORGETTING_CACHE", str(tmp_path))
     name = f"dinov2-small-cpu{part}"

@@ -60,6 +60,12 @@ def test_without_a_retain_model():
     assert verdicts(BASE, language("unlearned", 0.94, 0.95, 0.06))[0].startswith("Nothing was forgotten")
 
 
+@pytest.mark.parametrize(("after", "way"), [(0.83, "13%"), (0.48, "49%")])
+def test_without_a_retain_model_a_part_of_the_way_is_not_called_forgotten(after, way):
+    found = verdicts(BASE, language("unlearned", after, 0.95, 1.0))
+    assert found[0].startswith(f"Less known than before, {way} of the way to 0: forget probability fell from 0.950")
+
+
 def test_nothing_to_forget():
     found = verdicts(BASE, language("unlearned", 0.5, 0.95, 0.6), language("retain", 0.95, 0.95, 0.05))
     assert found[0].startswith("There was nothing to forget: the base model's forget probability of 0.950")

@@ -296,6 +296,16 @@ def test_places_of_a_set_among_itself_are_its_ranks():
     assert ranks(values) == pytest.approx(twins.places_by_rank(values))
 
 
+def test_equal_values_have_ranks_without_regard_to_their_positions():
+    """Single precision makes many labels certain; by position, the last examples would get all the high targets."""
+    found = ranks([0.0] * 400 + [1.0])
+    assert sorted(found) == pytest.approx(ranks(range(401)))
+    assert found[-1] == max(found)
+    halves = [sum(part) / 200 for part in (found[:200], found[200:400])]
+    assert halves == pytest.approx([0.5, 0.5], abs=0.06)
+    assert ranks([0.0] * 400 + [1.0]).tolist() == found.tolist()
+
+
 @given(
     values=st.lists(st.integers(0, 5), min_size=1, max_size=8),
     others=st.lists(st.integers(0, 5), min_size=1, max_size=8),
@@ -368,6 +378,19 @@ def test_calibrated_distribution_does_not_see_excluded_tokens():
         logits = torch.tensor([[0.3, -1.0, 0.5, 0.0]]).requires_grad_()
         probabilities = torch.cat([target[:, :kept], torch.zeros(1, 1)], dim=1)
         value = distribution_term(change(logits), tokens[:, :kept], probabilities)
+        value.backward()
+        found.append((value.detach(), logits.grad))
+    assert found[0][0] > 0
+    torch.testing.assert_close(found[1], found[0], rtol=1e-5, atol=1e-6)
+
+
+def test_calibrated_distribution_has_a_gradient_where_all_other_tokens_are_excluded():
+    """Whether one of the excluded tokens is named or not, there is nothing in them."""
+    found = []
+    for kept in (5, 4):
+        logits = torch.tensor([[0.3, -1.0, 0.5, 0.0]]).requires_grad_()
+        probabilities = torch.tensor([[0.2, 0.4, 0.3, 0.1, 0.0, 0.0]])[:, : kept + 1]
+        value = distribution_term(with_excluded(with_excluded(logits)), torch.arange(kept)[None], probabilities)
         value.backward()
         found.append((value.detach(), logits.grad))
     assert found[0][0] > 0

@@ -28,15 +28,17 @@ PRETRAINED = [[2.0, 3.0, 0.5], [0.0], [4.0, 1.0]]
 PRETRAINED_HOLDOUT = [[0.5, 5.0], [2.5, 3.5, 1.0]]
 
 
-def constants(target: TargetConfig, cut: tuple[str, ...] = (), **given: object) -> dict[str, torch.Tensor]:
-    """Constants of calibrated_labels; sets may be changed, or left out with None; the answers of some may be cut."""
+def constants(
+    target: TargetConfig, cut: tuple[str, ...] = (), objective: str = "calibrated_labels", **given: object
+) -> dict[str, torch.Tensor]:
+    """Constants of an objective; sets may be changed, or left out with None; the answers of some may be cut."""
     sets = {"forget": FORGET, "holdout": HOLDOUT, "before": PRETRAINED, "before_holdout": PRETRAINED_HOLDOUT} | given
     scores = {name: scores_of(found) if isinstance(found, list) else found for name, found in sets.items()}
     base = {name: scores[name] for name in ("forget", "holdout") if scores[name] is not None}
     before = {"forget": scores["before"], "holdout": scores["before_holdout"]}
     pretrained = {name: found for name, found in before.items() if found is not None}
     return forget_constants(
-        build_objective("calibrated_labels"),
+        build_objective(objective),
         target=target,
         base=base,
         pretrained=pretrained,
@@ -135,6 +137,17 @@ def test_an_image_has_its_likelihood_as_its_only_label():
     forget, holdout = scores_of(one_label, with_tokens=False), scores_of([[1.0], [3.0]], with_tokens=False)
     found = constants(TargetConfig(), forget=forget, holdout=holdout, before=None, before_holdout=None)
     assert found["label_targets"].tolist() == [[2.5], [1.5]]
+
+
+def test_examples_that_are_known_by_heart_keep_their_order():
+    """Targets are raised to what their term can divide by; the likelihoods that they are ordered by are not."""
+    holdout = scores_of([[1e-5], [1.0], [3.0]])
+    forget = scores_of([[4e-5], [1e-5], [3e-5], [2e-5]])
+    given = {"forget": forget, "holdout": holdout, "before": None, "before_holdout": None}
+    found = constants(TargetConfig(), objective="calibrated", **given)["target"]
+    assert found.argsort().tolist() == [1, 3, 2, 0]
+    low = constants(TargetConfig(source="pretrained"), objective="calibrated", **given | {"before": holdout})["target"]
+    assert low.tolist() == pytest.approx([5e-4, 1.0, 3.0])
 
 
 def test_values_of_labels_that_were_not_kept_are_refused():

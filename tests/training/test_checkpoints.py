@@ -187,10 +187,40 @@ def test_with_a_best_metric_it_goes_back_to_the_best_step(tmp_path, values, kept
     assert same(model, trained_for(kept, tmp_path / "twin"))
 
 
-def test_the_best_step_is_not_gone_back_to_if_its_weights_give_what_is_not_finite(tmp_path):
+@pytest.mark.parametrize(("values", "kept"), [([1, 2, 5], 2), ([1, 4, 2, 5], 2), ([1, 4, 4, 5], 2)])
+def test_the_best_step_is_not_gone_back_to_if_its_weights_give_what_is_not_finite(tmp_path, values, kept):
+    """But to the best one before it."""
     training = Training(tmp_path, settings(steps=6, evaluate_every=1, best_metric="forget_nll"))
-    outcome = training.run(adapted_model(), validation=validation([1, 2, 5]), task=failing_after(3))
-    assert outcome.num_steps == 2
+    outcome = training.run(adapted_model(), validation=validation(values), task=failing_after(len(values)))
+    assert outcome.num_steps == kept
+    assert "Lower training.learning_rate" in outcome.stopped
+
+
+def test_what_is_not_finite_before_the_first_update_is_not_put_down_to_the_learning_rate(tmp_path):
+    outcome = Training(tmp_path, settings()).run(adapted_model(), task=failing_after(0))
+    assert outcome.num_steps == 0
+    assert "No weight had been changed yet" in outcome.stopped
+    assert "learning_rate" not in outcome.stopped
+
+
+@pytest.mark.parametrize(
+    ("objective", "sets", "message"),
+    [
+        ("gradient_difference", Sets(language_set("forget", 6, 1), None), "needs a retain set, but there is none"),
+        ("ascent", Sets(None, language_set("retain", 6, 1)), "needs a forget set, but there is none"),
+        ("npo", Sets(language_set("forget", 6, 1), language_set("retain", 6, 2)), "are not there: reference_nll_sum"),
+    ],
+)
+def test_a_training_without_what_its_objective_needs_is_refused(tmp_path, objective, sets, message):
+    with pytest.raises(ConfigError, match=message):
+        train(
+            adapted_model(),
+            LanguageTask(FakeTokenizer()),
+            build_objective(objective),
+            sets,
+            settings=settings(),
+            output_dir=tmp_path,
+        )
 
 
 class Killed(BaseException):

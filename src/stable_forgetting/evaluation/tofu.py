@@ -70,7 +70,9 @@ def forget_truth_ratio_score(ratios: Floats, *, compat: Compat | None = None) ->
 def utility_truth_ratio_score(ratios: Floats) -> Floats:
     """max(0, 1 − R) of each example, (N,): how much more likely right answers are than wrong ones.
 
-    Range 0 to 1, higher is better; 0 wherever the wrong answers are at least as likely.
+    Range 0 to 1, higher is better; 0 where the wrong answers are at least as likely. Where the right answer is far less
+    likely than 1e-10, which R adds to it, R is near 0 and this is near 1 whatever the wrong answers are: a collapsed
+    model looks perfect by it (the definition's fault, which is kept for comparable numbers).
 
     Example:
         >>> utility_truth_ratio_score(np.array([0.25, 4.0])).tolist()

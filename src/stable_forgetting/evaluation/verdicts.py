@@ -18,7 +18,8 @@ NOTHING_SHARE = 0.1
 change does not alter what the model answers."""
 
 PARTLY_SHARE = 0.8
-"""Less than this share of the way counts as partly forgotten; retain models of other seeds differ by some 10 %."""
+"""Less than this share of the way counts as partly forgotten; retain models of other seeds differ by some 10 %. Without
+a retain model nobody knows where the way ends, and less than this share of that to 0 is not called forgotten."""
 
 COLLAPSE_SHARE = 0.5
 """Keeping less than this share of the base model's value on the retain set is a collapse, not a side effect."""
@@ -220,10 +221,9 @@ def _forgetting(
         return _Finding(
             f"Not clearly forgotten: {change}, which is {how} the retain model than before.", question.forget
         )
-    if target is not None and share < PARTLY_SHARE:
-        return _Finding(
-            f"Only partly forgotten, {share:.0%} of the way to the retain model: {change}.", question.forget
-        )
+    if share < PARTLY_SHARE:
+        how, end = ("Less known than before", "0") if target is None else ("Only partly forgotten", "the retain model")
+        return _Finding(f"{how}, {share:.0%} of the way to {end}: {change}.", question.forget)
     return None
 
 

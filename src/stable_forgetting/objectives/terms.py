@@ -157,7 +157,9 @@ def calibrated_distribution(
     log_probs = torch.log_softmax(predictions.logits.float(), dim=-1)
     groups = log_probs.gather(1, tokens)
     if tokens.shape[1] < log_probs.shape[1]:
-        others = log_probs.scatter(1, tokens, -math.inf).logsumexp(dim=-1, keepdim=True)
+        # Not −inf: where a model excludes all others, that would be a sum over nothing, without a gradient.
+        nothing = torch.finfo(log_probs.dtype).min
+        others = log_probs.scatter(1, tokens, nothing).logsumexp(dim=-1, keepdim=True)
         groups = torch.cat([groups, others], dim=1)
     target = target[:, : groups.shape[1]]
     divergence = predictions.sum_by_example(torch.xlogy(target, target).sum(dim=-1) - _expected(target, groups))

@@ -19,8 +19,8 @@ from stable_forgetting.evaluation.likelihood_scores import Floats, Ints
 from stable_forgetting.objectives import Objective
 from stable_forgetting.objectives.targets import holdout_targets, places_among, positive_targets, ranks
 
-_LEAST_NLL = 1e-7
-"""About what single precision makes of a probability that is not quite 1."""
+_LEAST_OF_LABEL = 1e-7
+"""About what single precision makes of a probability that is not quite 1; lower targets of labels are raised to it."""
 
 _LEAST_OF_EXAMPLE = LEAST_TARGET / 2
 """Lower targets of single examples are raised to it: their term is divided by them, and would outweigh all others."""
@@ -71,8 +71,10 @@ def forget_constants(
     if "reference_nll_sum" in objective.needs:
         constants["reference_nll_sum"] = base["forget"].nll_sum
     if "target" in objective.needs:
-        of_examples = ({name: _of_examples(scores) for name, scores in model.items()} for model in (base, pretrained))
-        constants["target"] = _far_enough(_targets(*of_examples, target=target), "examples")
+        of_examples = ({name: scores.nll for name, scores in model.items()} for model in (base, pretrained))
+        constants["target"] = _far_enough(
+            _targets(*of_examples, target=target, least=_LEAST_OF_EXAMPLE), whose="examples"
+        )
     if "label_targets" not in objective.needs:
         return {**_tensors(constants)}
     targets = _label_targets(base, pretrained, target, ends)
@@ -110,14 +112,14 @@ def _label_targets(base: Likelihoods, pretrained: Likelihoods, target: TargetCon
     for kind in asked if apart else (_ALL,):
         chosen = {name: (found == kind) | (kind == _ALL) for name, found in kinds.items()}
         of_kind = (
-            {name: _of_labels(model[name])[labels] for name, labels in chosen.items() if name in model}
+            {name: model[name].label_nll[labels] for name, labels in chosen.items() if name in model}
             for model in (base, pretrained)
         )
-        targets[chosen["forget"]] = _targets(*of_kind, target=target)
-    return _far_enough(targets, "labels")
+        targets[chosen["forget"]] = _targets(*of_kind, target=target, least=_LEAST_OF_LABEL)
+    return _far_enough(targets, whose="labels")
 
 
-def _far_enough(targets: Floats, whose: str) -> Floats:
+def _far_enough(targets: Floats, *, whose: str) -> Floats:
     """The targets, unless they are so low that nothing would be forgotten."""
     if targets.mean() < LEAST_TARGET:
         raise ConfigError(
@@ -137,8 +139,13 @@ def _kinds(scores: LikelihoodScores, has_end: npt.NDArray[np.bool_]) -> Ints:
     return kinds
 
 
-def _targets(base: Mapping[str, Floats], pretrained: Mapping[str, Floats], *, target: TargetConfig) -> Floats:
-    """Targets of forget examples or labels, from the NLLs of both sets under both models."""
+def _targets(
+    base: Mapping[str, Floats], pretrained: Mapping[str, Floats], *, target: TargetConfig, least: float
+) -> Floats:
+    """Targets of forget examples or labels, from the NLLs of both sets under both models.
+
+    What targets are made of is raised to `least`, as they have to be above 0; what only says an order is not.
+    """
     if target.source == "number":
         if target.nll is None:
             raise ConfigError("The target source 'number' needs objective.target.nll, in nats per label.")
@@ -149,27 +156,18 @@ def _targets(base: Mapping[str, Floats], pretrained: Mapping[str, Floats], *, ta
             "'holdout' and places from the base model here."
         )
     if target.source == "pretrained":
-        return positive_targets(pretrained["forget"])
+        return positive_targets(np.maximum(pretrained["forget"], least))
     if "holdout" not in base:
         raise ConfigError(
             "Calibrated forgetting stops where unseen data are, so it needs a holdout set: unseen examples of the same "
             "kind. Give one, or a target with source 'number' and its nll."
         )
+    unseen = np.maximum(base["holdout"], least)
     if target.matching == "mean":
-        return positive_targets(np.full(len(base["forget"]), base["holdout"].mean()))
+        return positive_targets(np.full(len(base["forget"]), unseen.mean()))
     is_placed = target.places == "pretrained"
     places = places_among(pretrained["forget"], pretrained["holdout"]) if is_placed else ranks(base["forget"])
-    return holdout_targets(places, base["holdout"])
-
-
-def _of_examples(scores: LikelihoodScores) -> Floats:
-    """NLL of each example; one that a model is sure of is a little above 0, as targets have to be."""
-    return np.maximum(scores.nll, _LEAST_OF_EXAMPLE)
-
-
-def _of_labels(scores: LikelihoodScores) -> Floats:
-    """NLL of each label; what is so likely that it rounds to 0 is a little above it, as targets have to be."""
-    return np.maximum(scores.label_nll, _LEAST_NLL)
+    return holdout_targets(places, unseen)
 
 
 def _padded(values: Floats, lengths: Ints) -> Floats:

@@ -46,9 +46,10 @@ class FiniteGradients(TrainerCallback):  # type: ignore[misc]
         Raises:
             NotFiniteError: One is not finite.
         """
-        for name, parameter in given["model"].named_parameters():
-            if parameter.grad is not None and not torch.isfinite(parameter.grad).all():
-                raise NotFiniteError(f"the gradient of '{name}' became infinite or NaN in step {state.global_step + 1}")
+        # By now the gradients were clipped by their common norm, so one that is NaN has made all of them NaN.
+        gradients = (parameter.grad for parameter in given["model"].parameters() if parameter.grad is not None)
+        if not all(torch.isfinite(gradient).all() for gradient in gradients):
+            raise NotFiniteError(f"the gradient became infinite or NaN in step {state.global_step + 1}")
 
 
 class WeightClipping(TrainerCallback):  # type: ignore[misc]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -32,9 +33,13 @@ def last_complete_checkpoint(output_dir: Path, before: int | None = None) -> Pat
         output_dir: Where the checkpoints are.
         before: Only those of earlier steps than this one count. None: all count.
     """
+    return max(_complete_checkpoints(output_dir, before), key=_step, default=None)
+
+
+def _complete_checkpoints(output_dir: Path, before: int | None) -> list[Path]:
+    """In the order of their steps."""
     complete = [marker.parent for marker in output_dir.glob(f"{PREFIX_CHECKPOINT_DIR}-*/{COMPLETE_NAME}")]
-    allowed = [checkpoint for checkpoint in complete if before is None or _step(checkpoint) < before]
-    return max(allowed, key=_step, default=None)
+    return sorted((found for found in complete if before is None or _step(found) < before), key=_step)
 
 
 def check_no_checkpoints(output_dir: Path) -> None:
@@ -91,20 +96,27 @@ def _stop_reason(history: Sequence[StepRecord], rules: Sequence[Stop]) -> str | 
     return None
 
 
-def good_checkpoint(output_dir: Path, *, before: int, best_step: int | None) -> Path | None:
+def good_checkpoint(
+    output_dir: Path, *, before: int, best_step: int | None, scores: Mapping[int, float]
+) -> Path | None:
     """The best or else the last complete checkpoint of the steps before this one, or None.
 
     Args:
         output_dir: Where the checkpoints are.
         before: Step whose weights are not good.
         best_step: Step of the best checkpoint; None if no metric says which is best.
+        scores: How good the weights of each validated step are, higher for better; may be empty if no metric says.
 
     Raises:
         RunDirectoryError: The best checkpoint is not there.
     """
-    if best_step is not None and best_step < before:
+    if best_step is None:
+        return last_complete_checkpoint(output_dir, before=before)
+    if best_step < before:
         return _best_checkpoint(output_dir, best_step)
-    return last_complete_checkpoint(output_dir, before=before)
+    # Of the others only the last few are still there.
+    others = _complete_checkpoints(output_dir, before)
+    return max(others, key=lambda found: scores.get(_step(found), -math.inf), default=None)
 
 
 def _best_checkpoint(output_dir: Path, step: int) -> Path:
@@ -132,7 +144,12 @@ def load_weights(model: Any, checkpoint: Path) -> None:
 
 
 def go_back(
-    model: nn.Module, fresh: Mapping[str, torch.Tensor], checkpoint: Path | None, error: NotFiniteError
+    model: nn.Module,
+    fresh: Mapping[str, torch.Tensor],
+    checkpoint: Path | None,
+    error: NotFiniteError,
+    *,
+    at_start: bool,
 ) -> tuple[int, str]:
     """Give the model the last good adapter, in place.
 
@@ -141,6 +158,7 @@ def go_back(
         fresh: The adapter before the training.
         checkpoint: The best checkpoint, or the last one known to be good; None: go back to the fresh adapter.
         error: What happened.
+        at_start: Whether it happened before the first update.
 
     Returns:
         The step that the adapter is of, and the sentence that says so.
@@ -154,7 +172,12 @@ def go_back(
         load_weights(model, checkpoint)
         kept = f"the adapter of step {step} was kept"
     logger.warning("Training stopped: %s; %s.", error, kept)
-    return step, f"{error}; {kept}. Lower training.learning_rate or set training.max_grad_norm."
+    advice = (
+        "No weight had been changed yet: look for what is not finite in the base model or in the data"
+        if at_start
+        else "Lower training.learning_rate or set training.max_grad_norm"
+    )
+    return step, f"{error}; {kept}. {advice}."
 
 
 def _step(checkpoint: Path) -> int:

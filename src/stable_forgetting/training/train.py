@@ -97,11 +97,12 @@ def train(
     Raises:
         NotFiniteError: In a training without an adapter, where there is nothing to go back to.
         ConfigError: A stop rule or the best metric names a metric that the validation does not have, a rule waits for
-            the peak of one of which less is better, validations are asked for and there is nothing to measure, or
-            weights are to be clipped without a bounded adapter.
+            the peak of one of which less is better, validations are asked for and there is nothing to measure, a set
+            or constants that the objective needs are missing, or weights are to be clipped without a bounded adapter.
         RunDirectoryError: `output_dir` holds checkpoints that are not to be resumed, or lacks the best one.
     """
     greater_is_better = _greater_is_better(settings, validation)
+    _check_complete(objective, sets)
     if not resume:
         check_no_checkpoints(output_dir)
     processes.wait_for_all()  # every process has looked at the folder before one writes to it
@@ -131,13 +132,35 @@ def train(
                 return finished[0]
         gone_back = None
         try:
-            gone_back = _train_or_go_back(trainer, checkpoint, output_dir)
+            gone_back = _train_or_go_back(trainer, checkpoint, output_dir, settings.best_metric)
         finally:
             bar.close()
     state = trainer.state
     best_step = state.best_global_step if keeps_best else None
     kept_step, stopped = gone_back or (best_step or state.global_step, rules.reason)
     return TrainingOutcome(kept_step, step_records(state.log_history), stopped, training_seconds(state.log_history))
+
+
+def _check_complete(objective: Objective, sets: Sets) -> None:
+    """Refuse a training without all that its objective needs: it would look like one that diverged."""
+    sides = (("forget", objective.uses_forget, sets.forget), ("retain", objective.uses_retain, sets.retain))
+    for side, is_used, examples in sides:
+        if is_used and not examples:
+            raise ConfigError(f"The objective needs a {side} set, but there is none. Give train() one in its sets.")
+    term = objective.forget if objective.uses_forget else None
+    missing = [] if term is None else sorted(term.needs - {"beta", "limit"} - sets.constants.keys())
+    if term is not None and missing:
+        raise ConfigError(
+            f"The forget term '{term.name}' needs constants of each forget example that are not there: "
+            f"{', '.join(missing)}. Give them to train() in its sets, or call unlearn()."
+        )
+
+
+def _scores(trainer: UnlearnTrainer, best_metric: str) -> dict[int, float]:
+    """How good the weights of each validated step are by this metric, higher for better."""
+    sign = 1 if trainer.args.greater_is_better else -1
+    validated = [step for step in step_records(trainer.state.log_history) if step.validation]
+    return {step.step: sign * step.validation[best_metric] for step in validated if step.validation}
 
 
 def _num_steps(batches: ForgetRetainBatches, settings: TrainingConfig) -> int:
@@ -155,7 +178,9 @@ def _batches(objective: Objective, sets: Sets, settings: TrainingConfig) -> Forg
     )
 
 
-def _train_or_go_back(trainer: UnlearnTrainer, checkpoint: Path | None, output_dir: Path) -> tuple[int, str] | None:
+def _train_or_go_back(
+    trainer: UnlearnTrainer, checkpoint: Path | None, output_dir: Path, best_metric: str | None
+) -> tuple[int, str] | None:
     """Train to the end, or go back to the last good adapter.
 
     Returns:
@@ -171,8 +196,13 @@ def _train_or_go_back(trainer: UnlearnTrainer, checkpoint: Path | None, output_d
             raise
         state = trainer.state
         # The checkpoint of the current step, if any, holds the very weights that gave what is not finite.
-        good = good_checkpoint(output_dir, before=state.global_step, best_step=state.best_global_step)
-        return go_back(model, fresh, processes.agree(good), error)
+        good = good_checkpoint(
+            output_dir,
+            before=state.global_step,
+            best_step=state.best_global_step,
+            scores=_scores(trainer, best_metric) if best_metric else {},
+        )
+        return go_back(model, fresh, processes.agree(good), error, at_start=state.global_step == 0)
     return None
 
 
