@@ -509,6 +509,25 @@ def test_the_hub_s_cifar100_is_found_by_its_short_name(compare: Any, monkeypatch
     assert [row["fine_label_name"] for row in rows_of(config)["forget"]] == ["beetle", "crab", "eel"]
 
 
+def test_a_folder_comes_before_a_short_name(compare: Any, tmp_path: Path, monkeypatch: Any) -> None:
+    make_folder(tmp_path / "cifar10")
+    monkeypatch.chdir(tmp_path)
+    assert len(rows_of(only(compare(data="cifar10", forget="crab")))["forget"]) == 8
+
+
+def test_a_name_of_two_classes_is_refused_and_says_nothing_of_labels(
+    compare: Any, archive: Path, tmp_path: Path
+) -> None:
+    """As the cranes of ImageNet."""
+    names = ["crane", "beetle", "crab", "crane", "eel", "fig"]
+    np.savez(tmp_path / "cranes.npz", **dict(np.load(archive)) | {"class_names": np.array(names)})
+    given = {"data": str(tmp_path / "cranes.npz"), "finetuned": True}
+    with pytest.raises(DataError, match=r"'crane' is the name of 2 classes in .* \(labels 0, 3\)"):
+        compare(forget="crab,crane", **given)
+    with pytest.raises(ConfigError, match=r"class 'beetle' is number 1 in .* and 4 in the model"):
+        compare(forget="crab", model=named_model(tmp_path / "model", names[::-1]), **given)
+
+
 def test_superclasses_need_names(compare: Any, tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"has no superclasses.*--together"):
         compare(data=str(make_archive(tmp_path / "plain.npz", coarse=False)), superclass="animals")
@@ -526,6 +545,16 @@ def test_images_that_are_none_are_refused(compare: Any, tmp_path: Path) -> None:
         (tmp_path / "listed.jsonl").write_text(rows)
         with pytest.raises(DataError, match=said):
             compare(data=str(tmp_path / "listed.jsonl"), forget="1")
+
+
+def test_a_listed_image_has_to_have_a_label(compare: Any, tmp_path: Path) -> None:
+    folder_of(tmp_path / "images", a=2)
+    rows = [{"image": str(tmp_path / "images" / "a" / f"{number}.png")} for number in range(2)]
+    listed = [json.dumps(rows[0] | {"label": 0}), json.dumps(rows[1])]
+    (tmp_path / "listed.jsonl").write_text("\n".join(listed))
+    (tmp_path / "asked.txt").write_text("1")
+    with pytest.raises(DataError, match="lists row 1, which has no label in"):
+        compare(data=str(tmp_path / "listed.jsonl"), images=str(tmp_path / "asked.txt"))
 
 
 def test_row_numbers_have_to_be_rows(compare: Any, tmp_path: Path) -> None:
@@ -609,6 +638,20 @@ def test_a_request_without_examples_is_refused_before_anything_runs(
 ) -> None:
     with pytest.raises(DataError, match=said):
         compare(data=folder_of(tmp_path / "small", **counts), **given)
+
+
+def test_images_of_classes_that_no_model_is_taught_test_nothing(compare: Any, tmp_path: Path) -> None:
+    folder_of(tmp_path / "split" / "train", cat=5, dog=5)
+    folder_of(tmp_path / "split" / "test", cat=2, dog=2, dogs=3)  # a misspelled folder
+    found = compare(data=str(tmp_path / "split"), forget="cat")
+    assert classes_in(rows_of(only(found))["test"]) == {"cat", "dog"}
+    said = "The test images of 1 of the classes (first: 'dogs') are left out: no model is taught an image of them."
+    assert found.notes == [said]
+    given = compare(data=str(tmp_path / "split"), forget="cat", finetuned=True)
+    assert classes_in(rows_of(only(given))["test"]) == {"cat", "dog", "dogs"}  # a given model may know them
+    rare = compare(data=folder_of(tmp_path / "rare", cat=10, dog=10, rare=1), forget="cat")
+    assert classes_in(rows_of(only(rare))["test"]) == {"cat", "dog"}
+    assert said.replace("dogs", "rare") in rare.notes
 
 
 def test_names_of_requests_are_names_of_folders(compare: Any, tmp_path: Path) -> None:

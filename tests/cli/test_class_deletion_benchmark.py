@@ -94,6 +94,21 @@ def test_a_sequence_goes_on_from_the_merged_model(bench, tmp_path):
     assert second.timings[finetuning_phase("retain")] > 0
 
 
+def test_a_model_that_was_taught_the_data_has_the_data_s_names(bench, tmp_path):
+    """Its head has the right size already, with other names: one of them is that of a class, at another number."""
+    config_file = make_model(tmp_path / "named", num_labels=6) / "config.json"
+    names = {number: name for number, name in enumerate(["crab", *"vwxyz"])}
+    config = json.loads(config_file.read_text()) | {"id2label": names, "label2id": {n: i for i, n in names.items()}}
+    config_file.write_text(json.dumps(config))
+    ended = bench(
+        make_archive(tmp_path / "pictures.npz"), "--forget", "crab,eel", "--sequence", "--model", tmp_path / "named"
+    )
+    assert ended.code == 0, ended.err
+    for name in ("1-crab", "2-eel"):
+        merged = Path(f"runs/{name}-gradient_difference-sine-seed0/merged/config.json")
+        assert json.loads(merged.read_text())["id2label"]["0"] == "apple"
+
+
 def test_a_finished_sequence_is_finished_wherever_the_cache_is(bench, tmp_path, monkeypatch):
     given = (make_archive(tmp_path / "pictures.npz"), "--forget", "crab,eel", "--sequence", "--seeds", "0,1")
     first = bench(*given)

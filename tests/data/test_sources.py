@@ -151,7 +151,7 @@ def test_splits_without_classes_are_no_classes(tmp_path):
 def test_files_that_are_not_read_are_counted(tmp_path, caplog):
     for place in ("cat/0.png", "cat/more/1.png", "dog/2.TIFF"):
         put_image(tmp_path / place)
-    for place in ("dog/clip.mp4", "dog/.hidden", "notes.md"):
+    for place in ("dog/clip.mp4", "dog/.hidden", "dog/._2.png", "notes.md"):  # the third one as a Mac leaves it
         (tmp_path / place).write_text("")
     assert [Path(row["image"]).name for row in load_rows(str(tmp_path))] == ["0.png", "2.TIFF"]
     assert "or deeper in a subfolder: 2 (first: 'cat/more/1.png')" in caplog.text

@@ -5,7 +5,7 @@ import time
 import numpy as np
 import pytest
 import torch
-from PIL import Image
+from PIL import Image, PngImagePlugin
 
 from stable_forgetting.data import vision
 from stable_forgetting.data.array_store import ArrayStore
@@ -196,6 +196,30 @@ def test_an_unchanged_file_is_decoded_once(tmp_path, decoded):
     assert torch.equal(again[1].pixel_values, process([RED + np.uint8(9)])[0])
     assert torch.equal(again[2].pixel_values, first[2].pixel_values)
     assert np.array_equal(again[2].pixels, RED + np.uint8(2))
+
+
+def test_two_files_that_were_exchanged_are_read_anew(tmp_path):
+    """Of one size and with one time, as an archive leaves them."""
+    paths = [tmp_path / f"{number}.bmp" for number in range(2)]
+    for number, path in enumerate(paths):
+        Image.fromarray(RED + np.uint8(number)).save(path)
+        os.utime(path, (1_000, 1_000))
+    store = tmp_path / "kept" / "images"
+    first = [example.key for example in examples_of(*paths, store=ArrayStore(store), in_memory=False)]
+    paths[0].rename(tmp_path / "aside.bmp")
+    paths[1].rename(paths[0])
+    (tmp_path / "aside.bmp").rename(paths[1])
+    again = [example.key for example in examples_of(*paths, store=ArrayStore(store), in_memory=False)]
+    assert again == first[::-1]
+
+
+def test_a_file_that_pillow_refuses_is_one_sentence(tmp_path):
+    """Sound, with more text in it than Pillow reads."""
+    text = PngImagePlugin.PngInfo()
+    text.add_itxt("XML:com.adobe.xmp", "x" * 2_000_000, zip=True)
+    Image.fromarray(RED).save(tmp_path / "edited.png", pnginfo=text)
+    with pytest.raises(DataError, match=r"edited\.png' cannot be read \(.*too large.*without its metadata"):
+        examples_of(tmp_path / "edited.png")
 
 
 def test_a_file_that_was_just_written_may_change_unseen(tmp_path, decoded):

@@ -146,6 +146,23 @@ def test_test_images_that_were_trained_on_are_left_out(problem, tmp_path, caplog
     assert "1 of 41 test images are also training images and are left out" in caplog.text
 
 
+def test_test_images_that_targets_are_made_of_are_left_out(problem, tmp_path, caplog):
+    images = np.random.default_rng(1).integers(0, 256, (40, 8, 8, 3), dtype=np.uint8)
+    labels = np.arange(40) % 4
+    test = {"x_test": np.concatenate([images[:, ::-1], images[36:37]]), "y_test": np.append(labels, 0)}
+    np.savez(tmp_path / "all.npz", x_train=images, y_train=labels, **test)
+    data = {
+        "source": {"path": str(tmp_path / "all.npz")},
+        "forget": {"split": "train", "where": "label == 0 and row < 20"},
+        "retain": {"split": "train", "where": "label > 0"},
+        "targets": {"split": "train", "where": "label == 0 and row >= 20"},
+        "test": {"split": "test"},
+    }
+    sets = prepare(problem.config(data=data), SilentProgress()).sets.by_name
+    assert len(sets["forget_test"]) == 10
+    assert "1 of 41 test images are also training images and are left out" in caplog.text
+
+
 def test_few_test_images_that_were_trained_on_are_left_out_by_name(problem, tmp_path, caplog):
     folder = tmp_path / "images"
     for name in ("train", "test"):

@@ -63,7 +63,7 @@ def test_another_template_is_another_set(problem):
 def image_problem(tmp_path):
     model = tiny_image_model(num_labels=4)
     model.save_pretrained(tmp_path / "model")
-    ViTImageProcessorPil(size={"height": 8, "width": 8}, do_resize=False).save_pretrained(tmp_path / "model")
+    ViTImageProcessorPil(size={"height": 8, "width": 8}).save_pretrained(tmp_path / "model")
     rng = np.random.default_rng(0)
     images, labels = rng.integers(0, 256, (12, 8, 8, 3), dtype=np.uint8), np.arange(12) % 3
     np.savez(tmp_path / "train.npz", image=images, label=labels)

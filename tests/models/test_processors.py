@@ -55,6 +55,20 @@ def test_images_of_several_sizes_need_a_processor_that_makes_them_one(processor:
     assert len(pixel_values(processor, pictures((20, 40), (20, 40)))) == 2
 
 
+@pytest.mark.parametrize(
+    "processor",
+    [
+        ViTImageProcessorPil(do_resize=False),
+        BitImageProcessor(size={"shortest_edge": 20}, do_center_crop=False),
+    ],
+)
+def test_a_processor_that_leaves_images_at_several_sizes_needs_a_size(processor: Any, tmp_path: Path) -> None:
+    processor.save_pretrained(tmp_path)
+    with pytest.raises(ModelError, match=r"of 'a model' leaves images at different sizes.*Give model\.image_size"):
+        load(tmp_path, None)
+    assert pixel_values(load(tmp_path, 16), pictures((20, 20), (9, 30))).shape == (2, 3, 16, 16)
+
+
 def test_a_model_of_grey_images_is_refused() -> None:
     model = tiny_image_model()
     model.config.num_channels = 1
@@ -68,6 +82,11 @@ def test_timm_s_models_have_their_scaling_in_their_config(tmp_path: Path, monkey
         def from_pretrained(cls, folder: str) -> TimmWrapperImageProcessor:
             assert folder == str(tmp_path)
             return cls()
+
+        def preprocess(self, images: list[Any], return_tensors: str) -> dict[str, torch.Tensor]:
+            return {"pixel_values": torch.zeros(len(images), 3, 8, 8)}
+
+        __call__ = preprocess
 
     (tmp_path / "config.json").write_text(json.dumps({"model_type": "timm_wrapper"}))
     with pytest.raises(ModelError, match=r"has no preprocessor_config.json"):

@@ -13,7 +13,14 @@ from pathlib import Path
 from typing import Any
 
 from stable_forgetting.bench.comparison import Comparison
-from stable_forgetting.bench.division import Aside, Division, divide, lacks_alike, refuse_empty_sets
+from stable_forgetting.bench.division import (
+    Aside,
+    Division,
+    divide,
+    lacks_alike,
+    refuse_empty_sets,
+    without_untaught_tests,
+)
 from stable_forgetting.bench.given_models import check_classifier, check_pretrained, model_config
 from stable_forgetting.bench.image_table import ImageTable, TableNames, read_image_table
 from stable_forgetting.bench.methods import PROBLEMS_DIR, Changes, method_changes, refuse_changes, refuse_finetuning
@@ -93,6 +100,7 @@ def class_deletion_comparison(options: ClassDeletionOptions, out_dir: Path, *, p
     copies = table.copies(_kept_hashes(options), progress=progress)
     asked = sorted({copies.get(row, row) for row in listed})
     division = divide(table, aside, leave_out=[*copies], keep=asked)
+    division, about_tests = without_untaught_tests(table, division) if options.makes_models else (division, [])
     others_serve = []
     if options.names_images:
         request = image_request(options, table, asked, division.taught)
@@ -100,7 +108,7 @@ def class_deletion_comparison(options: ClassDeletionOptions, out_dir: Path, *, p
         requests = [replace(request, alike=None) if others_serve else request]
     refuse_empty_sets(requests, table, division)
     sets = {request.name: _sets(request, table, division) for request in requests}
-    notes = [*about_models, *_notes(table, division, options)]
+    notes = [*about_models, *_notes(table, division, options), *about_tests]
     if copies:
         which = f"{len(copies)} of {len(table.rows)} training images"
         notes.append(f"{which} are in an earlier row already and left out ({table.shown_copies(copies)}).")

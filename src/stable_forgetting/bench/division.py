@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from stable_forgetting.bench.image_table import ImageTable
-from stable_forgetting.bench.requests import Request, all_of, any_of, none_of
+from stable_forgetting.bench.requests import Request, all_of, among, any_of, none_of
 from stable_forgetting.data.rows import Rows
 from stable_forgetting.data.rules import select_rows
 from stable_forgetting.errors import DataError
@@ -92,6 +92,30 @@ def divide(table: ImageTable, aside: Aside, *, leave_out: Sequence[int] = (), ke
     if taught is not None and kept is not None:
         taught = any_of([taught, kept])
     return Division(all_of(taught, once), unseen["holdout"], unseen["targets"], test, test_split)
+
+
+def without_untaught_tests(table: ImageTable, division: Division) -> tuple[Division, list[str]]:
+    """Leave out images for testing whose class no model is taught: of them there is nothing to keep or to lose.
+
+    Args:
+        table: The images.
+        division: Which of them are taught, and which are for testing.
+
+    Returns:
+        The division with the others for testing, and what was left out, in a sentence.
+    """
+    label, name = table.columns["label"], table.columns["class_name"]
+    rows = table.test_rows if division.test_split == table.test_split and table.test_rows is not None else table.rows
+    tested = {row.get(label): row.get(name) for row in (select_rows(rows, division.test) if division.test else rows)}
+    taught = {row.get(label) for row in _rows(table, division.taught)}
+    untaught = [number for number in tested if number is not None and number not in taught]
+    if not untaught:
+        return division, []
+    said = (
+        f"The test images of {len(untaught)} of the classes (first: '{tested[untaught[0]]}') are left out: no model is "
+        "taught an image of them."
+    )
+    return replace(division, test=all_of(division.test, none_of([among(label, untaught)]))), [said]
 
 
 def lacks_alike(request: Request, table: ImageTable, division: Division) -> list[str]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import unicodedata
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property, partial
@@ -33,6 +34,7 @@ class ImageTable:
         num_classes: The largest label of any split + 1.
         train_split: Its name; None: there are no splits.
         test_split: Its name; None: test images have to be taken from the training images.
+        test_rows: The images of that split.
     """
 
     path: str
@@ -41,6 +43,7 @@ class ImageTable:
     num_classes: int
     train_split: str | None = None
     test_split: str | None = None
+    test_rows: Rows | None = None
 
     @cached_property
     def _by_name(self) -> dict[str, Any]:
@@ -51,9 +54,17 @@ class ImageTable:
         """What the column class_name has for some classes.
 
         Raises:
-            DataError: There is no such class.
+            DataError: There is no such class, or there are several of that name.
         """
-        return self._found("class", names, self._by_name)
+        found = self._found("class", names, self._by_name)
+        for name in names:
+            labels = sorted(label for known, label in self._named_labels if known == _composed(name))
+            if len(labels) > 1:
+                raise DataError(
+                    f"'{name}' is the name of {len(labels)} classes in '{self.path}' (labels "
+                    f"{', '.join(map(str, labels))}). Give each class a name of its own there."
+                )
+        return found
 
     def superclass_values(self, names: Sequence[str]) -> list[Any]:
         """What the column superclass has for some superclasses.
@@ -69,13 +80,18 @@ class ImageTable:
         return self._found("superclass", names, self._named("superclass"))
 
     def class_labels(self) -> dict[str, int]:
-        """Label by the name of the class; empty where classes have no names, or not one for each label."""
+        """Label by the name of the class, of names and labels that belong to one another alone; empty without names."""
+        if self.columns["class_name"] == self.columns["label"]:
+            return {}
+        names, labels = (Counter(pair[place] for pair in self._named_labels) for place in (0, 1))
+        return {name: label for name, label in sorted(self._named_labels) if names[name] == labels[label] == 1}
+
+    @cached_property
+    def _named_labels(self) -> set[tuple[str, int]]:
+        """Each pair of a class's name and label that a row has."""
         column, label = self.columns["class_name"], self.columns["label"]
         named = [row for row in self.rows if row.get(column) is not None and isinstance(row.get(label), int)]
-        pairs = {(str(row[column]), row[label]) for row in named}
-        found = dict(sorted(pairs))
-        is_clear = column != label and len(found) == len(pairs) == len({number for _, number in pairs})
-        return found if is_clear else {}
+        return {(_composed(str(row[column])), row[label]) for row in named}
 
     def copies(self, hashes: PixelHashes, *, progress: Progress) -> dict[int, int]:
         """Rows whose image is in an earlier row already, whatever the two files look like.
@@ -168,13 +184,13 @@ def read_image_table(data: str, names: TableNames) -> ImageTable:
     """Read a data set of images.
 
     Args:
-        data: A short name, or what a source's path may be.
+        data: What a source's path may be, or a short name, if there is no file or folder of that name.
         names: What is looked for.
 
     Raises:
         DataError: The data cannot be read, or have no images, no labels, or no training images.
     """
-    path = names.data.get(data, data)
+    path = data if Path(data).expanduser().exists() else names.data.get(data, data)
     rows = load_rows(path)
     columns = {
         kind: found[0]
@@ -194,4 +210,5 @@ def read_image_table(data: str, names: TableNames) -> ImageTable:
     if not splits:
         return ImageTable(path, rows, columns, num_classes)
     test_split = next((split for split in names.test_splits if split in splits), None)
-    return ImageTable(path, select_split(rows, "train"), columns, num_classes, "train", test_split)
+    test_rows = select_split(rows, test_split) if test_split is not None else None
+    return ImageTable(path, select_split(rows, "train"), columns, num_classes, "train", test_split, test_rows)

@@ -116,6 +116,12 @@ def image_request(
     """
     if options.images is not None:
         label = table.columns["label"]
+        without = [number for number in asked if table.rows[number].get(label) is None]
+        if without:
+            raise DataError(
+                f"'{options.images}' lists row {without[0]}, which has no {label} in '{table.path}'. Give images that "
+                "have one."
+            )
         classes = sorted({table.rows[number][label] for number in asked})
         name, forget = slug(Path(options.images).stem), table.among_rows(asked)
         return Request(name, forget, alike=among(label, classes), deletes_classes=False)

@@ -224,5 +224,5 @@ def _split_images(path: Path, extra: Mapping[str, str]) -> list[dict[str, Any]]:
         {"image": str(file), "class_name": folder.name, **extra}
         for folder in _subfolders(path)
         for file in sorted(folder.iterdir())
-        if file.suffix.lower() in IMAGE_ENDINGS
+        if file.suffix.lower() in IMAGE_ENDINGS and not file.name.startswith(".")
     ]

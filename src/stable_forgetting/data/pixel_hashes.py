@@ -18,14 +18,15 @@ from stable_forgetting.errors import DataError
 _SETTLED_NS = 2_000_000_000
 """Age from which a file is remembered: one that was just written may change again without a new time or size."""
 
-_State = tuple[int, int]
-"""Time of the last change in nanoseconds, and size in bytes."""
+_State = tuple[int, int, int]
+"""Times of the last change in nanoseconds, of the content and of the entry in its folder, and size in bytes. Two files
+of one size and one time, as an archive leaves them, that were exchanged have new entries."""
 
 
 class PixelHashes:
-    """Hashes of images by content, and of files by path as long as their time and size stay.
+    """Hashes of images by content, and of files by path as long as their times and size stay.
 
-    They are kept in a text file with one line for each image file: hash, time, size, path. Decoders may differ in the
+    They are kept in a text file with one line for each image file: hash, times, size, path. Decoders may differ in the
     last bit, so each version of Pillow has a file of its own.
 
     Args:
@@ -33,7 +34,7 @@ class PixelHashes:
     """
 
     def __init__(self, folder: Path | None) -> None:
-        self._path = None if folder is None else folder / f"upright-pixels-pillow-{PIL.__version__}.txt"
+        self._path = None if folder is None else folder / f"pixels-by-file-pillow-{PIL.__version__}.txt"
         self._known = {} if self._path is None else _read(self._path)
 
     def of(self, images: Sequence[Any], read: Callable[[int], npt.NDArray[np.uint8]]) -> list[str]:
@@ -70,7 +71,7 @@ def _state(path: str) -> _State | None:
         found = Path(path).stat()
     except OSError:  # who reads it says what is wrong
         return None
-    return found.st_mtime_ns, found.st_size
+    return found.st_mtime_ns, found.st_ctime_ns, found.st_size
 
 
 def _can_be_kept(path: str, state: _State) -> bool:
@@ -84,8 +85,9 @@ def _read(path: Path) -> dict[tuple[str, _State], str]:
     known = {}
     written = path.read_bytes()
     for line in written[: written.rfind(b"\n") + 1].decode().splitlines():
-        hashed, changed, size, name = line.split(" ", 3)
-        known[name, (int(changed), int(size))] = hashed
+        hashed, *state, name = line.split(" ", 4)
+        changed, entered, size = map(int, state)
+        known[name, (changed, entered, size)] = hashed
     return known
 
 
@@ -95,7 +97,7 @@ def _append(path: Path, new: dict[tuple[str, _State], str]) -> None:
         with FileLock(path.with_suffix(".lock")), path.open("a+b") as file:
             text = path.read_bytes()
             file.truncate(text.rfind(b"\n") + 1)
-            lines = (f"{hashed} {state[0]} {state[1]} {name}\n" for (name, state), hashed in new.items())
+            lines = (" ".join((hashed, *map(str, state), name)) + "\n" for (name, state), hashed in new.items())
             file.write("".join(lines).encode())
     except (OSError, NotImplementedError) as error:  # the latter where the file system has no locks
         raise DataError(

@@ -5,6 +5,7 @@ N = images in a batch, C = channels, H × W = height and width in pixels.
 
 from __future__ import annotations
 
+import struct
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -183,7 +184,7 @@ def read_pixels(image: Any, place: str) -> Pixels:
         (H, W, 3): grey images get three equal channels, transparency is dropped.
 
     Raises:
-        DataError: It is none of these, has more than 8 bits a channel, or its file is missing or damaged.
+        DataError: It is none of these, is grey with more than 8 bits, or its file is missing or damaged.
     """
     if isinstance(image, str | Path):
         return _read_file(Path(image), place)
@@ -218,6 +219,13 @@ def _read_file(path: Path, place: str) -> Pixels:
         raise DataError(f"There is no image file '{path}' ({place}). Check the path.") from error
     except (UnidentifiedImageError, OSError, SyntaxError, Image.DecompressionBombError) as error:
         raise DataError(f"The image file '{path}' cannot be read ({place}): it is damaged or no image.") from error
+    except DataError:
+        raise
+    except (ValueError, struct.error) as error:  # of damaged files, and of sound ones with more text than Pillow takes
+        raise DataError(
+            f"The image file '{path}' cannot be read ({place}): {error}. Save it anew without its metadata, or take it "
+            "out."
+        ) from error
 
 
 def _read_label(label: Any, num_classes: int | None, place: str) -> int:

@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
+import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
@@ -33,11 +34,22 @@ def load_processor(
         image_size: Pixels of a side that images are scaled to; None: as the processor's file says.
 
     Raises:
-        ModelError: The folder has no image processor and no size was given, or timm says how images are scaled and a
-            size was given.
+        ModelError: The folder has no image processor, or one that leaves images at different sizes, and no size was
+            given; or timm says how images are scaled and a size was given.
     """
     if kind == "language":
         return AutoTokenizer.from_pretrained(folder, **options)
+    processor = _image_processor(name, folder, options, image_size)
+    sizes = {pixel_values(processor, [np.zeros((*size, 3), dtype=np.uint8)]).shape[1:] for size in ((64, 64), (48, 80))}
+    if len(sizes) > 1:
+        raise ModelError(
+            f"The image processor of '{name}' leaves images at different sizes, which no batch can hold. Give "
+            "model.image_size: images are then scaled to that many pixels a side."
+        )
+    return processor
+
+
+def _image_processor(name: str, folder: str, options: Mapping[str, Any], image_size: int | None) -> Any:
     has_own = not Path(folder).is_dir() or (Path(folder) / "preprocessor_config.json").is_file()
     if not has_own and not _is_of_timm(Path(folder)):
         return _usual_processor(name, image_size)
@@ -50,9 +62,11 @@ def load_processor(
             "count for nothing. Leave it out, or give the same model in transformers' own form."
         )
     square = {"height": image_size, "width": image_size}
-    by_edge = "shortest_edge" in (getattr(processor, "size", None) or {})  # ConvNeXt crops to it by itself
-    sizes: dict[str, Any] = {"size": {"shortest_edge": image_size} if by_edge else square}
-    if getattr(processor, "do_center_crop", False):
+    crops = getattr(processor, "do_center_crop", False)
+    crops_itself = hasattr(processor, "crop_pct")  # ConvNeXt, to the shortest edge
+    by_edge = (crops or crops_itself) and "shortest_edge" in (getattr(processor, "size", None) or {})
+    sizes: dict[str, Any] = {"size": {"shortest_edge": image_size} if by_edge else square, "do_resize": True}
+    if crops:
         sizes["crop_size"] = square
     return AutoImageProcessor.from_pretrained(folder, **options, **sizes)
 

@@ -1,4 +1,4 @@
-"""The local files that a run reads, by size and time of change: whether a look at their content is needed again."""
+"""The local files that a run reads, by size and times of change: whether a look at their content is needed again."""
 
 from __future__ import annotations
 
@@ -14,7 +14,9 @@ _TABLES = (".jsonl", ".json", ".csv", ".parquet")
 
 
 def local_files(config: RunConfig) -> dict[str, list[int]] | None:
-    """Size and time of change (ns) of every local file that a config names, by path; not of what comes from a hub.
+    """Size and times of change of every local file that a config names, by path; not of what comes from a hub.
+
+    The times are in nanoseconds, of the content and of the entry in its folder.
 
     Args:
         config: The config: its sources of data, its models and the log of a retain model.
@@ -51,4 +53,4 @@ def _files(path: Path) -> Iterator[Path]:
 
 def _state(path: Path) -> list[int]:
     found = path.stat()
-    return [found.st_size, found.st_mtime_ns]
+    return [found.st_size, found.st_mtime_ns, found.st_ctime_ns]

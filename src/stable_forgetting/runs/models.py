@@ -21,6 +21,7 @@ from stable_forgetting.models.load import LoadedModel, ModelSource, cache_dir, l
 from stable_forgetting.progress import Progress
 from stable_forgetting.runs.cache import content_hash, made_once
 from stable_forgetting.runs.kept import inputs_of, with_kept_trunk
+from stable_forgetting.runs.outcomes import class_names
 from stable_forgetting.runs.sets import Sets
 from stable_forgetting.runs.teaching import teach
 from stable_forgetting.training.surroundings import move_to_training_device
@@ -154,6 +155,7 @@ class RunModels:
         self._read_seconds(folder, role)
         kept = load_model(self.source(str(folder)))
         # The model is kept by what it learned. How it is asked, and what is saved with it, is the run's own.
+        self._name_labels(kept.model.config)
         return LoadedModel(kept.model, self.loaded.task.with_trunk(None), source)
 
     def _read_seconds(self, folder: Path, role: str) -> None:
@@ -190,7 +192,15 @@ class RunModels:
             description=description,
         )
         student.model.to(getattr(torch, self.config.model.dtype))
+        self._name_labels(student.model.config)
         return student, seconds
+
+    def _name_labels(self, config: Any) -> None:
+        """The data's names of the classes in place of the pretrained model's: it was taught the data's numbers."""
+        if self.config.task == "image":
+            names = class_names(self.sets)
+            config.id2label = {number: names.get(number, f"LABEL_{number}") for number in range(config.num_labels)}
+            config.label2id = {name: number for number, name in config.id2label.items()}
 
     def _how(self, trainings: Sequence[FinetuneConfig]) -> dict[str, Any]:
         return {

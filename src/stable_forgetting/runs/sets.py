@@ -172,7 +172,8 @@ def _without_taught(test: ExampleSet[Any], sets: dict[str, ExampleSet[Any]]) -> 
     Raises:
         DataError: There are so many that the wrong images were given.
     """
-    trained_on = {example.key for name in ("forget", "retain") for example in sets[name]}
+    seen = ("forget", "retain", "targets")  # the last one by the calibrated targets that are made of it
+    trained_on = {example.key for name in seen if name in sets for example in sets[name]}
     shared = [index for index, example in enumerate(test) if example.key in trained_on]
     if not shared:
         return test
@@ -180,7 +181,7 @@ def _without_taught(test: ExampleSet[Any], sets: dict[str, ExampleSet[Any]]) -> 
     first = ", ".join(places) + (" ..." if len(shared) > _NUM_SHOWN else "")
     if len(shared) > min(max(DUPLICATES_ALLOWED * len(test), FEW_DUPLICATES), len(test) / 2):
         raise DataError(
-            f"{len(shared)} of {len(test)} test images are in the forget or retain set (first: {first}), "
+            f"{len(shared)} of {len(test)} test images are in the forget, retain or targets set (first: {first}), "
             "so they test nothing. Take them out of the test images, or give others."
         )
     logger.warning("%d of %d test images are also training images and are left out: %s.", len(shared), len(test), first)
