@@ -97,7 +97,7 @@ def test_a_sequence_goes_on_from_the_merged_model(bench, tmp_path):
 def test_a_model_that_was_taught_the_data_has_the_data_s_names(bench, tmp_path):
     """Its head has the right size already, with other names: one of them is that of a class, at another number."""
     config_file = make_model(tmp_path / "named", num_labels=6) / "config.json"
-    names = {number: name for number, name in enumerate(["crab", *"vwxyz"])}
+    names = dict(enumerate(["crab", *"vwxyz"]))
     config = json.loads(config_file.read_text()) | {"id2label": names, "label2id": {n: i for i, n in names.items()}}
     config_file.write_text(json.dumps(config))
     ended = bench(

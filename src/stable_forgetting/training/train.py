@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -37,24 +36,10 @@ from stable_forgetting.training.checkpoints import (
     load_weights,
 )
 from stable_forgetting.training.history import TrainingOutcome, step_records, training_seconds
+from stable_forgetting.training.sets import Sets
 from stable_forgetting.training.stop_rules import Stop, StopRules, wrong_peaks
 from stable_forgetting.training.surroundings import as_it_was, own_verbosity, warn_of_float16
-from stable_forgetting.training.trainer import ForgetConstants, UnlearnTrainer, Validation
-
-
-@dataclass(frozen=True)
-class Sets:
-    """What a training sees.
-
-    Args:
-        forget: Forget set; None in finetuning.
-        retain: Retain set; None if the objective has no retain term.
-        constants: What the forget term needs of each forget example.
-    """
-
-    forget: ExampleSet[Any] | None
-    retain: ExampleSet[Any] | None
-    constants: ForgetConstants = field(default_factory=dict)
+from stable_forgetting.training.trainer import UnlearnTrainer, Validation
 
 
 @own_verbosity()
@@ -102,7 +87,7 @@ def train(
         RunDirectoryError: `output_dir` holds checkpoints that are not to be resumed, or lacks the best one.
     """
     greater_is_better = _greater_is_better(settings, validation)
-    _check_complete(objective, sets)
+    sets.check_complete(objective)
     if not resume:
         check_no_checkpoints(output_dir)
     processes.wait_for_all()  # every process has looked at the folder before one writes to it
@@ -139,21 +124,6 @@ def train(
     best_step = state.best_global_step if keeps_best else None
     kept_step, stopped = gone_back or (best_step or state.global_step, rules.reason)
     return TrainingOutcome(kept_step, step_records(state.log_history), stopped, training_seconds(state.log_history))
-
-
-def _check_complete(objective: Objective, sets: Sets) -> None:
-    """Refuse a training without all that its objective needs: it would look like one that diverged."""
-    sides = (("forget", objective.uses_forget, sets.forget), ("retain", objective.uses_retain, sets.retain))
-    for side, is_used, examples in sides:
-        if is_used and not examples:
-            raise ConfigError(f"The objective needs a {side} set, but there is none. Give train() one in its sets.")
-    term = objective.forget if objective.uses_forget else None
-    missing = [] if term is None else sorted(term.needs - {"beta", "limit"} - sets.constants.keys())
-    if term is not None and missing:
-        raise ConfigError(
-            f"The forget term '{term.name}' needs constants of each forget example that are not there: "
-            f"{', '.join(missing)}. Give them to train() in its sets, or call unlearn()."
-        )
 
 
 def _scores(trainer: UnlearnTrainer, best_metric: str) -> dict[int, float]:

@@ -28,15 +28,11 @@ from stable_forgetting.data.pairs import (
     PairedExamples,
     ShareOfBatches,
 )
-from stable_forgetting.data.ragged import RowValues
 from stable_forgetting.errors import NotFiniteError
 from stable_forgetting.models.predictions import Predictions
 from stable_forgetting.models.tasks import Batch, Task
 from stable_forgetting.objectives import Objective, Term, term_value
-
-ForgetConstants = Mapping[str, RowValues]
-"""What the forget term needs of each forget example, by name, in the order of the forget set: constants of the base
-model, computed once."""
+from stable_forgetting.training.sets import ForgetConstants
 
 COUNTS = ("forget examples", "forget labels", "retain examples", "retain labels")
 
