@@ -61,6 +61,16 @@ def test_every_request_starts_from_the_same_base_model(problem, cache):
     assert len(list((cache / "models").iterdir())) == 1
 
 
+def test_a_model_from_the_cache_has_the_names_of_the_data_at_hand(problem, cache):
+    """It is kept by its images and their numbers, which other data can have, too."""
+    config = problem.config(model__finetune=HEAD, data__num_classes=4)
+    names = {number: f"class{number}" for number in range(4)}
+    assert prepare(config, SilentProgress()).base().model.config.id2label == names
+    (kept,) = cache.glob("models/*/config.json")
+    kept.write_text(kept.read_text().replace("class2", "cat"))
+    assert prepare(config, SilentProgress()).base().model.config.id2label == names
+
+
 def test_the_record_says_what_finetuning_took_also_from_the_cache(problem, tmp_path):
     config = problem.config(model__finetune=HEAD, data__num_classes=4)
     made, read = (run(config, tmp_path / name).timings for name in ("made", "read"))
