@@ -108,7 +108,7 @@ def test_test_images_that_were_trained_on_are_refused(image_problem):
 
     make, _ = image_problem
     assert "retain_test" in prepare(make(), SilentProgress()).sets.by_name
-    with pytest.raises(DataError, match="12 of 12 test images are in the forget or retain set"):
+    with pytest.raises(DataError, match="12 of 12 test images are in the forget, retain or targets set"):
         prepare(make(test="train.npz"), SilentProgress())
 
 
