@@ -64,7 +64,18 @@ def test_stored_runs_have_the_settings_of_their_experiment(results):
 
 
 @pytest.mark.parametrize(
-    "part", ["", "-superclass", "-subclass", "-retain-weight", "-bounds", "-sequence", "-targets", "-bounds-rates"]
+    "part",
+    [
+        "",
+        "-superclass",
+        "-subclass",
+        "-retain-weight",
+        "-bounds",
+        "-sequence",
+        "-targets",
+        "-bounds-rates",
+        "-strict-end",
+    ],
 )
 def test_stored_class_deletions_have_the_settings_of_their_experiment(part, tmp_path, monkeypatch):
     monkeypatch.setenv("STABLE_FORGETTING_CACHE", str(tmp_path))
