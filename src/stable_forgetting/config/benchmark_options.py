@@ -54,7 +54,7 @@ class BenchmarkOptions(Section):
     data: str
     """Hub name or folder of the data."""
     retain_model: str | None = None
-    """A model that never saw the forget set. With it, the other is the base model, and nothing is finetuned."""
+    """A model that never saw the forget set. With it, the given model is the base model, and nothing is finetuned."""
     objectives: Names = ("gradient_difference",)
     """Names, with commas: those of `forget list objectives`, and calibrated_mean, calibrated_pretrained,
     and calibrated_labels and calibrated_distribution with _placed or _pretrained behind them."""
