@@ -194,13 +194,7 @@ def _unlearn_and_measure(
     save_adapter(unlearned.model, directory.adapter, base=base.source, config=config)
     peak_memory = peak_memory_bytes()
     with clock.phase("evaluation"):
-        scores["unlearned"] = kept_scores(
-            directory.scores("unlearned"),
-            measured_sets(sets, config.evaluation),
-            lambda part: score(
-                unlearned, sets, "unlearned", settings=config.evaluation, progress=models.progress, path=part
-            ),
-        )
+        scores["unlearned"] = _scores_of_unlearned(unlearned, models, directory)
         measured = _with_metrics(start, models, scores, directory)
     summary = adapter_summary(unlearned.model)
     checked = layer_certificates(certificate(unlearned.model))
@@ -222,6 +216,15 @@ def _unlearn_and_measure(
             "timings": clock.seconds | {finetuning_phase(role): s for role, s in models.seconds.items()},
             "peak_memory_bytes": peak_memory,
         }
+    )
+
+
+def _scores_of_unlearned(unlearned: LoadedModel, models: RunModels, directory: RunDirectory) -> ModelScores:
+    sets, settings, progress = models.sets, models.config.evaluation, models.progress
+    return kept_scores(
+        directory.scores("unlearned"),
+        measured_sets(sets, settings),
+        lambda part: score(unlearned, sets, "unlearned", settings=settings, progress=progress, path=part),
     )
 
 

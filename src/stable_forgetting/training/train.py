@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -115,11 +116,8 @@ def train(
             if finished is not None:
                 load_weights(model, finished[1])
                 return finished[0]
-        gone_back = None
-        try:
+        with closing(bar):
             gone_back = _train_or_go_back(trainer, checkpoint, output_dir, settings.best_metric)
-        finally:
-            bar.close()
     state = trainer.state
     best_step = state.best_global_step if keeps_best else None
     kept_step, stopped = gone_back or (best_step or state.global_step, rules.reason)
