@@ -11,7 +11,7 @@ from stable_forgetting.config.options import (
     TargetConfig,
     TrainingConfig,
 )
-from stable_forgetting.config.problems import MEASURED_ONLY, WITH_TARGETS
+from stable_forgetting.config.problems import MEASURED_ONLY, WITH_TARGETS, measures_again
 from stable_forgetting.config.settings import (
     apply_change,
     copied,
@@ -41,6 +41,7 @@ __all__ = [
     "copied",
     "flat_settings",
     "load_config",
+    "measures_again",
     "parse_change",
     "parse_config",
     "read_yaml",

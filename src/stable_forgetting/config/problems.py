@@ -21,6 +21,32 @@ _OF_A_PATH = ("subset", "prompt", "answer", "paraphrased", "perturbed", "text", 
 """Settings that a set without a path has from `data.source`."""
 
 
+_AT_THE_END = (
+    "batch_size",
+    "generate",
+    "max_new_tokens",
+    "num_examples",
+    "test_limit",
+    "gradient_norm",
+    "linear_probe",
+    "num_resamples",
+)
+"""Settings of `evaluation` that change no adapter, but for the rounding of targets and validations by `batch_size`."""
+
+
+def measures_again(config: RunConfig) -> frozenset[str]:
+    """Paths of the settings with which a run that is resumed may differ: they decide on its measuring alone.
+
+    Validations during training draw from the retain examples that are measured, so that their limit is one of them
+    only without validations.
+
+    Args:
+        config: The config.
+    """
+    names = _AT_THE_END if config.training.evaluate_every else (*_AT_THE_END, "retain_limit")
+    return frozenset(f"evaluation.{name}" for name in names)
+
+
 def find_problems(config: RunConfig) -> list[str]:
     """One sentence for each problem; none means that the settings fit together.
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,7 @@ import yaml
 from pydantic import ValidationError
 
 from stable_forgetting import processes
-from stable_forgetting.config import RunConfig, flat_settings
+from stable_forgetting.config import RunConfig, flat_settings, measures_again
 from stable_forgetting.errors import RunDirectoryError
 from stable_forgetting.records import RECORD_NAME, RunRecord, read_record, write_text
 
@@ -25,6 +26,8 @@ _NUM_SHOWN = 3
 
 _LONGEST_SHOWN = 40
 """Letters of a setting's value in a message."""
+
+logger = logging.getLogger(__name__)
 
 
 class RunDirectory:
@@ -52,6 +55,19 @@ class RunDirectory:
         record = read_record(self.path)
         return None if record.status == "failed" else record
 
+    def measured_record(self, config: RunConfig) -> RunRecord | None:
+        """The record of a run that has come to its end, if it is measured as these settings say.
+
+        It is not where the directory has been claimed since then to measure in another way.
+        """
+        record = self.finished_record()
+        if record is None or self._changes(config):
+            return None
+        return None if _differences(_with_defaults(record.config), config.model_dump(mode="json")) else record
+
+    def _changes(self, config: RunConfig) -> dict[str, tuple[Any, Any]]:
+        return _differences(_read_settings(self.path / CONFIG_NAME), config.model_dump(mode="json"))
+
     def has_files(self, files: Mapping[str, list[int]] | None, gone: Sequence[Path] = ()) -> bool:
         """Whether no local file that the run read has changed since; one that has may still hold the same examples.
 
@@ -72,6 +88,8 @@ class RunDirectory:
     def check(self, config: RunConfig, *, resume: bool) -> None:
         """Whether the directory is free for a run, or holds the run that is to be resumed; nothing is written.
 
+        A run may be resumed with settings that decide on its measuring alone.
+
         Raises:
             RunDirectoryError: It holds something else, or a run that is not to be resumed.
         """
@@ -84,7 +102,8 @@ class RunDirectory:
                     f"The run directory '{place}' already holds a run. Continue it with --resume or choose another "
                     "with --out."
                 )
-            if differences := _differences(_read_settings(config_path), config.model_dump(mode="json")):
+            differences = self._changes(config)
+            if set(differences) - measures_again(config):
                 raise RunDirectoryError(
                     f"The run directory '{place}' holds a run with other settings ({_named(differences)}), so it "
                     f"cannot be resumed with these. Choose another with --out, or give those of its {CONFIG_NAME}."
@@ -118,6 +137,7 @@ class RunDirectory:
                 )
         if not processes.is_main_process():
             return
+        self._discard_values(config)
         text = yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
         try:
             write_text(self.path / CONFIG_NAME, text)
@@ -127,6 +147,19 @@ class RunDirectory:
             raise RunDirectoryError(
                 f"The run directory '{self.path}' cannot be written: {error.strerror}. Choose another with --out."
             ) from error
+
+    def _discard_values(self, config: RunConfig) -> None:
+        """Delete what was measured of the unlearned model, if these settings say that it is measured differently."""
+        changes = self._changes(config) if (self.path / CONFIG_NAME).is_file() else {}
+        if not changes:
+            return
+        logger.warning(
+            "The run in '%s' is there with other settings (%s): its training stays, and it is measured again.",
+            self.path,
+            _named(changes),
+        )
+        for path in self.path.glob("per_example/unlearned*.json"):
+            path.unlink()
 
     def claim_base(self, sha256: str) -> None:
         """Write which base model the run trains on: one that is made by finetuning can be made anew with other weights.
@@ -156,17 +189,22 @@ class RunDirectory:
 
 
 def _read_settings(path: Path) -> dict[str, Any]:
-    """The settings of a run, options that it did not have yet with their defaults; as written if not allowed now."""
+    """The settings of a run."""
     try:
         written = yaml.safe_load(path.read_text(encoding="utf-8"))
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise _damaged(path) from error
     if not isinstance(written, dict):
         raise _damaged(path)
+    return _with_defaults(written)
+
+
+def _with_defaults(settings: dict[str, Any]) -> dict[str, Any]:
+    """Options that a run did not have yet with their defaults; as written if not allowed now."""
     try:
-        return RunConfig.model_validate(written).model_dump(mode="json")
+        return RunConfig.model_validate(settings).model_dump(mode="json")
     except ValidationError:
-        return written
+        return settings
 
 
 def _read_json(path: Path) -> Any:

@@ -1,9 +1,13 @@
-"""Where and with what a run was executed."""
+"""Where and with what a run was executed, and how long it took."""
 
 from __future__ import annotations
 
 import platform
 import subprocess
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
 from importlib.metadata import version
 from pathlib import Path
 
@@ -63,3 +67,17 @@ def peak_memory_bytes() -> int | None:
     lines = _STATUS.read_text().splitlines()
     kilobytes = next((line.split()[1] for line in lines if line.startswith("VmHWM:")), None)
     return None if kilobytes is None else int(kilobytes) * 1024
+
+
+@dataclass
+class Clock:
+    """Seconds of each phase, by name."""
+
+    seconds: dict[str, float] = field(default_factory=dict)
+
+    @contextmanager
+    def phase(self, name: str) -> Iterator[None]:
+        """Add the time of the block to that of the phase."""
+        start = time.perf_counter()
+        yield
+        self.seconds[name] = self.seconds.get(name, 0.0) + time.perf_counter() - start

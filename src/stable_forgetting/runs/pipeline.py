@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import time
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
-from dataclasses import dataclass, field
+from collections.abc import Mapping
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -32,7 +29,7 @@ from stable_forgetting.runs.check import (
     without_content,
 )
 from stable_forgetting.runs.directory import RunDirectory
-from stable_forgetting.runs.environment import environment, peak_memory_bytes, reset_peak_memory
+from stable_forgetting.runs.environment import Clock, environment, peak_memory_bytes, reset_peak_memory
 from stable_forgetting.runs.files import gone_models, local_files
 from stable_forgetting.runs.kept import first_adapted_block, pixel_store
 from stable_forgetting.runs.models import RunModels, configured_source
@@ -74,7 +71,7 @@ def run(
         run_dir: Where everything is written; see `RunDirectory`.
         given: The settings as the user gave them, kept in the record.
         resume: Whether to continue what is in `run_dir`. A run that was killed gives the same adapter as one that was
-            not; a finished one gives its record, if its data and models are still the same.
+            not; a finished one gives its record, if its data and models are still the same, or is measured as said now.
         progress: Where progress is shown.
 
     Returns:
@@ -92,7 +89,7 @@ def _run(
     config: RunConfig, directory: RunDirectory, given: Mapping[str, Any], progress: Progress, *, resume: bool
 ) -> RunRecord:
     directory.check(config, resume=resume)
-    finished, files = directory.finished_record(), local_files(config)
+    finished, files = directory.measured_record(config), local_files(config)
     if finished is not None and directory.has_files(files, gone_models(config)):
         return finished
     check_names(config)
@@ -157,23 +154,10 @@ def _new_record(config: RunConfig, given: Mapping[str, Any], sets: Sets) -> RunR
     )
 
 
-@dataclass
-class _Clock:
-    """Seconds of each phase, by name."""
-
-    seconds: dict[str, float] = field(default_factory=dict)
-
-    @contextmanager
-    def phase(self, name: str) -> Iterator[None]:
-        start = time.perf_counter()
-        yield
-        self.seconds[name] = self.seconds.get(name, 0.0) + time.perf_counter() - start
-
-
 def _unlearn_and_measure(
     models: RunModels, objective: Objective, directory: RunDirectory, start: RunRecord, *, resume: bool
 ) -> RunRecord:
-    config, sets, clock = models.config, models.sets, _Clock()
+    config, sets, clock = models.config, models.sets, Clock()
     identities: dict[ModelRole, str] = {}
     scores: dict[ModelRole, ModelScores] = {}
     with clock.phase("retain model"):
@@ -192,7 +176,7 @@ def _unlearn_and_measure(
     if outcome.seconds is not None:
         clock.seconds["unlearning"] = outcome.seconds
     save_adapter(unlearned.model, directory.adapter, base=base.source, config=config)
-    peak_memory = peak_memory_bytes()
+    peak_memory = _peak_memory(directory)
     with clock.phase("evaluation"):
         scores["unlearned"] = _scores_of_unlearned(unlearned, models, directory)
         measured = _with_metrics(start, models, scores, directory)
@@ -217,6 +201,12 @@ def _unlearn_and_measure(
             "peak_memory_bytes": peak_memory,
         }
     )
+
+
+def _peak_memory(directory: RunDirectory) -> int | None:
+    """That of the training, which a finished record has already where the run is only measured again."""
+    earlier = directory.finished_record()
+    return peak_memory_bytes() if earlier is None else earlier.peak_memory_bytes
 
 
 def _scores_of_unlearned(unlearned: LoadedModel, models: RunModels, directory: RunDirectory) -> ModelScores:
