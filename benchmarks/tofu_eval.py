@@ -28,6 +28,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import numpy as np
 import torch
@@ -41,7 +42,7 @@ from stable_forgetting.config import EvaluationConfig, FinetuneConfig
 from stable_forgetting.data.examples import ExampleSet, LanguageExample
 from stable_forgetting.data.language import LanguageColumns, language_examples
 from stable_forgetting.data.sources import load_rows
-from stable_forgetting.evaluation import ModelScores, score_examples
+from stable_forgetting.evaluation import ModelScores, alternatives, score_examples
 from stable_forgetting.evaluation.likelihood import inference
 from stable_forgetting.models.load import LoadedModel, ModelSource, load_model
 from stable_forgetting.progress import SilentProgress
@@ -140,7 +141,7 @@ def all_answers(sets: dict[str, ExampleSet[LanguageExample]]) -> list[list[Langu
 
 
 def likelihoods_step_by_step(loaded: LoadedModel, sets: dict[str, Any], batch_size: int, clock: Clock) -> None:
-    """One pass per answer, merged: with all logits, with those of labels only, and in batches of one length."""
+    """One pass per answer, merged: with all logits, with those of labels only, by length, and with shared prompts."""
     passes, task = all_answers(sets), loaded.task
     with merged_adapters(loaded.model):
         with clock("merged"):
@@ -154,6 +155,9 @@ def likelihoods_step_by_step(loaded: LoadedModel, sets: dict[str, Any], batch_si
             for name, examples in sets.items():
                 together = [answer for example in examples for answer in (example, *example.alternatives)]
                 score_examples(loaded.model, task, ExampleSet(name, together), batch_size=batch_size)
+        with clock("shared prompts"), patch.object(alternatives, "LARGEST_TREE", 0):
+            for examples in sets.values():
+                alternatives.score_answers(loaded.model, task, examples, batch_size=batch_size)
 
 
 def generations_merged(loaded: LoadedModel, sets: dict[str, Any], settings: EvaluationConfig, clock: Clock) -> None:

@@ -88,6 +88,15 @@ def count_shared(monkeypatch):
     return calls
 
 
+def rows_read(model):
+    """Sizes of the inputs of each forward pass from now on: rows and columns."""
+    sizes = []
+    model.register_forward_pre_hook(
+        lambda _, __, given: sizes.append(tuple(given["input_ids"].shape[:2])), with_kwargs=True
+    )
+    return sizes
+
+
 @pytest.mark.parametrize("batch_size", [1, 3, 50])
 @pytest.mark.parametrize("kind", CONFIGS)
 def test_equals_one_pass_per_answer(language_task, count_shared, kind, batch_size):
@@ -110,7 +119,7 @@ def test_equals_one_pass_per_answer(language_task, count_shared, kind, batch_siz
     np.testing.assert_allclose(scores.likelihood.tokens.variance, plain.tokens.variance, rtol=1e-4, atol=1e-6)
     assert scores.likelihood.first_extractable.tolist() == plain.first_extractable.tolist()
     whole = len(range(0, len(example_set), batch_size))
-    assert len(count_shared) == (1 if kind == "state space" else whole)
+    assert len(count_shared) == {"state space": 1, "llama": 0}.get(kind, whole)
 
 
 @pytest.mark.parametrize("kind", ["llama", "sliding window"])
@@ -132,19 +141,21 @@ def test_prompts_that_the_tokenizer_joined_with_the_answer():
 
 
 @pytest.mark.parametrize("shift", [0, 1])
-def test_different_last_prompt_tokens(language_task, count_shared, shift):
-    model = make_model("llama")
+@pytest.mark.parametrize("kind", ["llama", "absolute positions"])
+def test_different_last_prompt_tokens(language_task, count_shared, kind, shift):
+    model = make_model(kind)
     rows = [(5, 6, 7, 8, 9, END), (5, 6 + shift, 11, 12, END)]
     answers = [LanguageExample("q", str(row), row, 4 if index == 0 else 3, END) for index, row in enumerate(rows)]
     example_set = ExampleSet("forget", [replace(answers[0], perturbed=(answers[1],))])
     scores = score_answers(model, language_task, example_set, batch_size=2)
     expected = plain_nll(model, language_task, answers)
     np.testing.assert_allclose([scores.likelihood.nll_sum[0], scores.perturbed.nll_sum[0]], expected, rtol=1e-5)
-    assert len(count_shared) == 1
+    assert len(count_shared) == (kind != "llama")
 
 
-def test_prompts_of_one_token_and_sets_without_alternatives_are_read_as_a_whole(language_task, count_shared):
-    model = make_model("llama")
+@pytest.mark.parametrize("kind", ["llama", "absolute positions"])
+def test_prompts_of_one_token_and_sets_without_alternatives(language_task, count_shared, kind):
+    model = make_model(kind)
     one = LanguageExample("q", "a", (5, 6, END), 1, END)
     with_one = ExampleSet("forget", [replace(one, perturbed=(one,)), *question_set()])
     scores = score_answers(model, language_task, with_one, batch_size=3)
@@ -156,9 +167,65 @@ def test_prompts_of_one_token_and_sets_without_alternatives_are_read_as_a_whole(
     assert count_shared == []
 
 
+def family(*rows, num_prompt_tokens=3):
+    """One question with these texts as its answers."""
+    first, *others = (LanguageExample("q", str(row), row, num_prompt_tokens, END) for row in rows)
+    return replace(first, perturbed=tuple(others))
+
+
+def test_what_answers_begin_with_is_read_once(language_task):
+    """Prompt and first words of three answers; a row as long as the larger tree, and the ends are not read at all."""
+    model = make_model("llama")
+    question = family((5, 6, 7, 8, 9, 10, END), (5, 6, 7, 8, 9, 11, END), (5, 6, 7, 8, 12, END))
+    other = family((3, 4, 5, 6, END), (3, 4, 5, 6, END))
+    expected = plain_nll(model, language_task, [question, *question.perturbed, other, *other.perturbed])
+    sizes = rows_read(model)
+    scores = score_answers(model, language_task, ExampleSet("x", [question, other]), batch_size=5)
+    assert sizes == [(2, 8)]
+    nll = [scores.likelihood.nll_sum[0], *scores.perturbed.nll_sum[:2]]
+    np.testing.assert_allclose([*nll, scores.likelihood.nll_sum[1], scores.perturbed.nll_sum[2]], expected, rtol=1e-5)
+    sizes.clear()
+    score_answers(model, language_task, ExampleSet("x", [other, question]), batch_size=2)
+    assert sizes == [(1, 7), (1, 5), (1, 4)], "no more than two answers at once, the largest first"
+
+
+def test_the_output_head_sees_what_answers_share_once(language_task):
+    model, question = make_model("llama"), family((5, 6, 7, 8, 9, END), (5, 6, 7, 8, 10, END))
+    seen = []
+    model.lm_head.register_forward_hook(lambda _, __, output: seen.append(output.shape[-2]))
+    score_answers(model, language_task, ExampleSet("x", [question]), batch_size=2)
+    assert seen == [4], "what follows 7, 8, 9 and 10"
+
+
+@pytest.mark.parametrize(("largest", "is_tree"), [(8, True), (7, False)])
+def test_trees_that_are_too_large_are_not_made(language_task, count_shared, monkeypatch, largest, is_tree):
+    monkeypatch.setattr(alternatives, "LARGEST_TREE", largest)
+    model = make_model("llama")
+    question = family((5, 6, 7, 8, 9, 10, END), (5, 6, 7, 8, 9, 11, END), (5, 6, 7, 8, 12, END))
+    score_answers(model, language_task, ExampleSet("x", [question]), batch_size=5)
+    assert (count_shared == []) is is_tree
+
+
+def test_a_window_that_no_text_leaves(language_task, count_shared):
+    torch.manual_seed(0)
+    config = MistralConfig(**SMALL, **WIDE, num_key_value_heads=1, sliding_window=21)
+    model, example_set = AutoModelForCausalLM.from_config(config).eval(), question_set()
+    assert max(len(answer.input_ids) for example in example_set for answer in (example, *example.perturbed)) <= 21
+    scores = score_answers(model, language_task, example_set, batch_size=4)
+    np.testing.assert_allclose(scores.likelihood.nll_sum, plain_nll(model, language_task, example_set), rtol=1e-5)
+    assert count_shared == []
+
+
+@pytest.mark.parametrize("implementation", ["sdpa", "eager"])
+def test_half_precision(language_task, implementation):
+    model, example_set = make_model("llama", implementation).bfloat16(), question_set()
+    scores = score_answers(model, language_task, example_set, batch_size=4)
+    np.testing.assert_allclose(scores.likelihood.nll_sum, plain_nll(model, language_task, example_set), rtol=0.03)
+
+
 def test_copies_do_not_show_in_the_original(language_task):
     """A second batch from the same prompts must not see the answers of the first."""
-    model, example_set = make_model("llama"), question_set(count=1)
+    model, example_set = make_model("absolute positions"), question_set(count=1)
     wrong = tuple(LanguageExample("q", "a", (*example_set[0].input_ids[:-1], 7, END), 2, END) for _ in range(5))
     same = ExampleSet("forget", [replace(example_set[0], perturbed=wrong)])
     values = score_answers(model, language_task, same, batch_size=1).perturbed.nll_sum

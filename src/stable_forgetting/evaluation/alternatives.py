@@ -1,13 +1,15 @@
 """Likelihood of several answers to one question: the right one, its paraphrase, and wrong ones.
 
-The answers to a question share its prompt. The model reads each prompt once, and every answer continues from a copy of
-what it keeps of it. The values are those of one pass per answer up to rounding.
+The answers to a question share its prompt and often their first words. A model that takes any mask reads the prefix
+tree of all answers in one row; another one reads each prompt once, and every answer continues from a copy of what it
+keeps of it. The values are those of one pass per answer up to rounding.
 
 E = rows of a batch, T = longest answer in it.
 """
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
@@ -29,10 +31,14 @@ from stable_forgetting.evaluation.likelihood import (
 )
 from stable_forgetting.evaluation.prompts import ReadPrompts, model_inputs, read_prompts
 from stable_forgetting.models.predictions import Predictions
+from stable_forgetting.models.prefix_trees import LARGEST_TREE, PrefixTree, prefix_tree, reads_trees
 from stable_forgetting.models.tasks import IGNORED, LanguageTask
 
 Family = Sequence[LanguageExample]
 """All answers to one question."""
+
+Numbered = Sequence[tuple[int, LanguageExample]]
+"""Answers with their numbers among all answers."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -100,19 +106,60 @@ def answer_batches(
 ) -> Iterator[ScoredBatch]:
     """Predictions of all answers, numbered family after family.
 
-    Prompts are not shared, and every answer is read with its own, where a prompt has a single token, where the task
-    hides tokens (which have a place if a text is read as a whole, and none after prompts), or where the model keeps
-    something else of its prompts than keys and values in the form that transformers gives them by default.
+    Every answer is read with its own prompt where no question has a second answer, and where the task hides tokens,
+    which have a place if a text is read as a whole and none after prompts.
+    """
+    answers = [answer for family in families for answer in family]
+    if len(answers) == len(families) or task.hides_pad_tokens:
+        return plain_batches(model, task, answers, batch_size, device)
+    if reads_trees(model, max(len(answer.input_ids) for answer in answers)):
+        parts = _parts(families, batch_size)
+        trees = [prefix_tree([answer.input_ids[:-1] for _, answer in part]) for part in parts]
+        if max(map(len, trees)) <= LARGEST_TREE:
+            return _tree_batches(model, task, list(zip(parts, trees, strict=True)), batch_size, device)
+    return _continued_batches(model, task, families, batch_size, device)
+
+
+def _parts(families: Sequence[Family], batch_size: int) -> list[Numbered]:
+    """The answers of each family with their numbers among all answers, in parts of at most `batch_size`."""
+    numbers = itertools.count()
+    numbered = [[(next(numbers), answer) for answer in family] for family in families]
+    return [family[start : start + batch_size] for family in numbered for start in range(0, len(family), batch_size)]
+
+
+def _tree_batches(
+    model: nn.Module,
+    task: LanguageTask,
+    parts: Sequence[tuple[Numbered, PrefixTree]],
+    batch_size: int,
+    device: torch.device,
+) -> Iterator[ScoredBatch]:
+    """Predictions from prefix trees, the largest first, as many at once as have `batch_size` answers."""
+    waiting = [parts[place] for place in longest_first([len(tree) for _, tree in parts])]
+    while waiting:
+        counts = np.cumsum([len(part) for part, _ in waiting[:batch_size]])
+        taken = int((counts <= batch_size).sum())
+        now, waiting = waiting[:taken], waiting[taken:]
+        numbers, answers = zip(*(answer for part, _ in now for answer in part), strict=True)
+        yield list(numbers), task.predict_trees(model, answers, [tree for _, tree in now], device)
+
+
+def _continued_batches(
+    model: nn.Module, task: LanguageTask, families: Sequence[Family], batch_size: int, device: torch.device
+) -> Iterator[ScoredBatch]:
+    """Predictions of answers that continue from copies of their prompts.
+
+    Every answer is read with its own prompt where a prompt has a single token, or where the model keeps something else
+    of its prompts than keys and values in the form that transformers gives them by default.
     """
     answers = [answer for family in families for answer in family]
     starts = np.cumsum([0, *map(len, families)]).tolist()
     shared = [common_prompt(family) for family in families]
-    can_share = min(shared) > 0 and len(answers) > len(families) and not task.hides_pad_tokens
     order = longest_first(shared)
     for begin in range(0, len(order), batch_size):
         chosen = order[begin : begin + batch_size]
         prompts = None
-        if can_share:
+        if min(shared) > 0:
             whole = task.inputs([families[index][0] for index in chosen])
             with task.reading():
                 read = [row[: shared[index]] for row, index in zip(whole, chosen, strict=True)]

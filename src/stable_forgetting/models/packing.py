@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from accelerate.utils import extract_model_from_parallel
@@ -65,18 +66,28 @@ def find_packing(model: nn.Module, attention_mask: Tensor) -> Packing | None:
         model: A causal language model.
         attention_mask: (E, T), 1 for tokens and 0 for padding, which is on the right.
     """
-    unwrapped = extract_model_from_parallel(model)
-    inner = unwrapped.get_base_model() if hasattr(unwrapped, "get_base_model") else unwrapped
-    config = inner.config
-    knows_positions = config.model_type in LANGUAGE_FAMILIES and config._attn_implementation in _ATTENTION
-    if not knows_positions or not is_of_transformers(inner):
+    if not reads_positions(model):
         return None
-    lengths = attention_mask.sum(dim=1).tolist()
-    alone, rows = [[text] for text in range(len(lengths))], best_rows(lengths, config.hidden_size)
-    packed, padded = (pass_cost(tried, lengths, config.hidden_size) for tried in (rows, alone))
+    lengths, hidden_size = attention_mask.sum(dim=1).tolist(), causal_model(model).config.hidden_size
+    alone, rows = [[text] for text in range(len(lengths))], best_rows(lengths, hidden_size)
+    packed, padded = (pass_cost(tried, lengths, hidden_size) for tried in (rows, alone))
     if packed > WORTHWHILE * padded:
         return None
     return _packing(rows, lengths, attention_mask)
+
+
+def causal_model(model: nn.Module) -> Any:
+    """The model of transformers within adapters and wrappers."""
+    unwrapped: Any = extract_model_from_parallel(model)
+    return unwrapped.get_base_model() if hasattr(unwrapped, "get_base_model") else unwrapped
+
+
+def reads_positions(model: nn.Module) -> bool:
+    """Whether a model goes by positions and masks alone in what its tokens see and where they are."""
+    inner = causal_model(model)
+    config = inner.config
+    is_known = config.model_type in LANGUAGE_FAMILIES and config._attn_implementation in _ATTENTION
+    return is_known and is_of_transformers(inner)
 
 
 def best_rows(lengths: Sequence[int], hidden_size: int) -> list[list[int]]:
