@@ -14,6 +14,7 @@ from transformers import GPTJConfig, GPTJForCausalLM
 
 from stable_forgetting.adapters import BoundedLoraConfig
 from stable_forgetting.runs import RunDirectory
+from stable_forgetting.runs.cache import alone_in
 from tiny_problem import TinyProblem, copy_of_model, file_tree, make_llama
 
 LONGEST = 600
@@ -412,3 +413,5 @@ def test_finetune_needs_its_section_and_a_new_folder(refused, language, tmp_path
     refused("finetune", config, "--out", tmp_path / "model", naming=["model.finetune", "c.yaml"])
     config = language.write(tmp_path / "c.yaml", model__finetune={"epochs": 1})
     refused("finetune", config, "--out", language.model, naming=[str(language.model), "exists"])
+    with alone_in(tmp_path / "model"):
+        refused("finetune", config, "--out", tmp_path / "model", naming=["Another process is at work in", "model"])

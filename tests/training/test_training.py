@@ -298,6 +298,16 @@ def test_a_stop_rule_ends_the_training_and_a_resume_keeps_to_it(tmp_path):
         assert torch.equal(value, adapter_state(resumed)[name])
 
 
+def test_a_rule_that_applies_in_the_last_step_has_stopped_nothing(tmp_path):
+    chosen = settings(steps=3, evaluate_every=1, stop=[StopRule(metric="forget_nll", above=3.0)])
+    given = {"settings": chosen, "output_dir": tmp_path}
+    objective = build_objective("gradient_difference")
+    outcome = train(adapted_model(), TASK, objective, sets(), **given, validation=validation([1, 2, 3.5]))
+    assert (outcome.num_steps, outcome.stopped) == (3, None)
+    again = train(adapted_model(), TASK, objective, sets(), **given, validation=validation([]), resume=True)
+    assert (again.num_steps, again.stopped) == (3, None)
+
+
 def test_the_best_checkpoint_is_kept(tmp_path):
     chosen = settings(steps=4, evaluate_every=1, best_metric="forget_nll")
     model = adapted_model()

@@ -28,7 +28,7 @@ from stable_forgetting.bench import (
 from stable_forgetting.cli.places import check_file, check_new_folder, check_place
 from stable_forgetting.cli.progress import Notes, RichProgress
 from stable_forgetting.cli.shown import say, show_tables, tell
-from stable_forgetting.config import RunConfig, load_config, parse_change
+from stable_forgetting.config import FinetuneConfig, RunConfig, load_config, parse_change
 from stable_forgetting.config.benchmark_options import ClassDeletionOptions, TofuOptions
 from stable_forgetting.errors import ConfigError, ModelError
 from stable_forgetting.evaluation import ModelScores, evaluate_scores
@@ -39,7 +39,7 @@ from stable_forgetting.report import render_table, write_figures, write_report
 from stable_forgetting.runs import RunDirectory, prepare
 from stable_forgetting.runs import run as run_unlearning
 from stable_forgetting.runs.adapted import load_adapted, merge_adapter, read_adapter_config
-from stable_forgetting.runs.cache import content_hash
+from stable_forgetting.runs.cache import alone_in, content_hash
 from stable_forgetting.runs.check import check_config, check_other_models, check_texts
 from stable_forgetting.runs.memory import Devices, Sharding
 from stable_forgetting.runs.retain_log import logged_retain_values
@@ -183,7 +183,13 @@ def finetune(path: Path, changes: Sequence[str], out: Path, *, on: str) -> None:
     trainings = config.model.finetune
     if trainings is None:
         raise ConfigError(f"The config '{path}' has no section model.finetune, which says how to finetune. Add it.")
-    check_new_folder(out)
+    with alone_in(out):
+        check_new_folder(out)
+        _finetune(config, trainings, out, on)
+    tell(console, f"Model: {out}")
+
+
+def _finetune(config: RunConfig, trainings: Sequence[FinetuneConfig], out: Path, on: str) -> None:
     models = prepare(config, RichProgress(console))
     check_texts(models.loaded, models.sets, config)
     taught = models.sets.retain if on == "retain" else models.taught_to_base
@@ -194,7 +200,6 @@ def finetune(path: Path, changes: Sequence[str], out: Path, *, on: str) -> None:
     taught_model, _ = models.teach(taught, trainings, work_dir, "finetuning")
     save_model(taught_model, out)
     shutil.rmtree(work_dir, ignore_errors=True)
-    tell(console, f"Model: {out}")
 
 
 def evaluate(

@@ -75,8 +75,9 @@ def finished_earlier(
     """
     state = json.loads((checkpoint / STATE_NAME).read_text(encoding="utf-8"))
     history = step_records(state["log_history"])
-    stopped = _stop_reason(history, rules)
-    if stopped is None and _step(checkpoint) < num_steps:
+    was_last = _step(checkpoint) >= num_steps
+    stopped = None if was_last else _stop_reason(history, rules)
+    if stopped is None and not was_last:
         return None
     best = state["best_global_step"] if keeps_best else None
     kept = _best_checkpoint(checkpoint.parent, best) if best else checkpoint

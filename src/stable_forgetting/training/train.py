@@ -120,7 +120,8 @@ def train(
             gone_back = _train_or_go_back(trainer, checkpoint, output_dir, settings.best_metric)
     state = trainer.state
     best_step = state.best_global_step if keeps_best else None
-    kept_step, stopped = gone_back or (best_step or state.global_step, rules.reason)
+    early = rules.reason if state.global_step < num_steps else None  # in the last step a rule ends nothing
+    kept_step, stopped = gone_back or (best_step or state.global_step, early)
     return TrainingOutcome(kept_step, step_records(state.log_history), stopped, training_seconds(state.log_history))
 
 
