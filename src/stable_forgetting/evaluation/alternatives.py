@@ -9,7 +9,6 @@ E = rows of a batch, T = longest answer in it.
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
@@ -30,8 +29,9 @@ from stable_forgetting.evaluation.likelihood import (
     plain_batches,
 )
 from stable_forgetting.evaluation.prompts import ReadPrompts, model_inputs, read_prompts
+from stable_forgetting.models.packing import packed_rows
 from stable_forgetting.models.predictions import Predictions
-from stable_forgetting.models.prefix_trees import LARGEST_TREE, PrefixTree, prefix_tree, reads_trees
+from stable_forgetting.models.prefix_trees import LARGEST_TREE, prefix_tree, reads_trees
 from stable_forgetting.models.tasks import IGNORED, LanguageTask
 
 Family = Sequence[LanguageExample]
@@ -75,7 +75,7 @@ def score_answers(
         model: Causal language model; used without dropout, and left in the mode it was in.
         task: Its task.
         example_set: Examples with alternative answers.
-        batch_size: Answers per forward pass, and prompts read at once.
+        batch_size: Answers per forward pass; where they continue prompts that were read before, of those, too.
         with_tokens: Whether to keep the values of each label of the right answers.
         progress: Told after each batch; it counts all answers.
     """
@@ -111,37 +111,50 @@ def answer_batches(
     """
     answers = [answer for family in families for answer in family]
     if len(answers) == len(families) or task.hides_pad_tokens:
-        return plain_batches(model, task, answers, batch_size, device)
-    if reads_trees(model, max(len(answer.input_ids) for answer in answers)):
-        parts = _parts(families, batch_size)
-        trees = [prefix_tree([answer.input_ids[:-1] for _, answer in part]) for part in parts]
-        if max(map(len, trees)) <= LARGEST_TREE:
-            return _tree_batches(model, task, list(zip(parts, trees, strict=True)), batch_size, device)
-    return _continued_batches(model, task, families, batch_size, device)
+        yield from plain_batches(model, task, answers, batch_size, device)
+        return
+    starts = np.cumsum([0, *map(len, families)]).tolist()
+    numbered = [list(enumerate(family, start)) for family, start in zip(families, starts, strict=False)]
+    as_tree = [_fits_a_tree(model, family, batch_size) for family in families]
+    in_trees = [family for family, is_tree in zip(numbered, as_tree, strict=True) if is_tree]
+    continued = [family for family, is_tree in zip(numbered, as_tree, strict=True) if not is_tree]
+    yield from _tree_batches(model, task, in_trees, batch_size, device)
+    numbers = [number for family in continued for number, _ in family]
+    others = [[answer for _, answer in family] for family in continued]
+    for places, predictions in _continued_batches(model, task, others, batch_size, device):
+        yield [numbers[place] for place in places], predictions
 
 
-def _parts(families: Sequence[Family], batch_size: int) -> list[Numbered]:
-    """The answers of each family with their numbers among all answers, in parts of at most `batch_size`."""
-    numbers = itertools.count()
-    numbered = [[(next(numbers), answer) for answer in family] for family in families]
-    return [family[start : start + batch_size] for family in numbered for start in range(0, len(family), batch_size)]
+def _fits_a_tree(model: nn.Module, family: Family, batch_size: int) -> bool:
+    """Whether all answers can be in one tree: a second one for those that are too many would read the prompt again."""
+    longest = max(len(answer.input_ids) for answer in family)
+    return len(family) <= batch_size and num_unshared(family) <= LARGEST_TREE and reads_trees(model, longest)
+
+
+def num_unshared(family: Family) -> int:
+    """Tokens of the answers to a question, those of the prompt that they share counted once."""
+    prompt = common_prompt(family)
+    return prompt + sum(len(answer.input_ids) - prompt for answer in family)
 
 
 def _tree_batches(
-    model: nn.Module,
-    task: LanguageTask,
-    parts: Sequence[tuple[Numbered, PrefixTree]],
-    batch_size: int,
-    device: torch.device,
+    model: nn.Module, task: LanguageTask, families: Sequence[Numbered], batch_size: int, device: torch.device
 ) -> Iterator[ScoredBatch]:
-    """Predictions from prefix trees, the largest first, as many at once as have `batch_size` answers."""
-    waiting = [parts[place] for place in longest_first([len(tree) for _, tree in parts])]
+    """Predictions from prefix trees, the largest families first, as many at once as have `batch_size` answers.
+
+    Small families share the rows that the largest one of a batch needs: less is read in vain.
+    """
+    sizes = [num_unshared([answer for _, answer in family]) for family in families]
+    waiting = longest_first(sizes)
     while waiting:
-        counts = np.cumsum([len(part) for part, _ in waiting[:batch_size]])
-        taken = int((counts <= batch_size).sum())
-        now, waiting = waiting[:taken], waiting[taken:]
-        numbers, answers = zip(*(answer for part, _ in now for answer in part), strict=True)
-        yield list(numbers), task.predict_trees(model, answers, [tree for _, tree in now], device)
+        counts = np.cumsum([len(families[place]) for place in waiting[:batch_size]])
+        num_taken = int((counts <= batch_size).sum())
+        taken, waiting = waiting[:num_taken], waiting[num_taken:]
+        packed = packed_rows([sizes[place] for place in taken], sizes[taken[0]])
+        rows = [[answer for place in row for answer in families[taken[place]]] for row in packed]
+        numbers, answers = zip(*(answer for row in rows for answer in row), strict=True)
+        trees = [prefix_tree([answer.input_ids[:-1] for _, answer in row]) for row in rows]
+        yield list(numbers), task.predict_trees(model, answers, trees, device)
 
 
 def _continued_batches(

@@ -20,10 +20,13 @@ from stable_forgetting.models.packing import causal_model, reads_positions
 LARGEST_TREE = 1024
 """Nodes: the mask of a tree has their square, and attention looks at all of it."""
 
+_STRETCHED = frozenset({"dynamic", "longrope"})
+"""Kinds of rotary positions that depend on the length of what is read."""
+
 
 @dataclass(frozen=True)
 class PrefixTree:
-    """The distinct beginnings of some texts, each one a node.
+    """The distinct beginnings of some texts, each one a node; there may be several first tokens.
 
     Args:
         parents: Node before each node, lower than its own number; −1 for a first token.
@@ -48,20 +51,23 @@ def prefix_tree(texts: Sequence[Sequence[int]]) -> PrefixTree:
         >>> prefix_tree([[7, 8, 9], [7, 8, 5], [7, 6]]).paths
         [[0, 1, 2], [0, 1, 3], [0, 4]]
     """
-    tree = PrefixTree([], [], [], [])
+    parents: list[int] = []
+    depths: list[int] = []
+    sources: list[tuple[int, int]] = []
+    paths: list[list[int]] = []
     numbers: dict[tuple[int, int], int] = {}
     for text, tokens in enumerate(texts):
         node, path = -1, []
         for position, token in enumerate(tokens):
-            child = numbers.setdefault((node, token), len(tree))
-            if child == len(tree):
-                tree.parents.append(node)
-                tree.depths.append(position)
-                tree.sources.append((text, position))
+            child = numbers.setdefault((node, token), len(parents))
+            if child == len(parents):
+                parents.append(node)
+                depths.append(position)
+                sources.append((text, position))
             node = child
             path.append(node)
-        tree.paths.append(path)
-    return tree
+        paths.append(path)
+    return PrefixTree(parents, depths, sources, paths)
 
 
 @dataclass(frozen=True, eq=False)
@@ -135,11 +141,17 @@ def adds_mask(model: nn.Module) -> bool:
 
 
 def reads_trees(model: nn.Module, longest: int) -> bool:
-    """Whether a model takes a mask of its own for every pair of tokens, and looks back as far as its texts reach.
+    """Whether a model takes a mask of its own for every pair of tokens, and reads a text alike whatever is beside it.
+
+    A window must reach back as far as the texts do, and rotary positions must not depend on the longest text of a
+    batch, as some do that stretch them.
 
     Args:
         model: A causal language model.
         longest: Tokens of the longest text.
     """
-    window = getattr(causal_model(model).config, "sliding_window", None)
-    return reads_positions(model) and (window is None or longest <= window)
+    if not reads_positions(model):
+        return False
+    config = causal_model(model).config
+    window, rope = getattr(config, "sliding_window", None), getattr(config, "rope_parameters", None) or {}
+    return (window is None or longest <= window) and rope.get("rope_type", "default") not in _STRETCHED
