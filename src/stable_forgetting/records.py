@@ -164,6 +164,13 @@ class Environment(_Record):
     num_threads: int
 
 
+class MeasuredAgain(Environment):
+    """When and where a finished run was measured with other settings than at first."""
+
+    created: str
+    """UTC, ISO 8601."""
+
+
 def finetuning_phase(role: str) -> str:
     """Name, in `RunRecord.timings`, of the finetuning of a base or retain model, by whichever run it was done."""
     return f"finetuning of the {role} model"
@@ -188,6 +195,8 @@ class RunRecord(_Record):
     given: dict[str, Any] = Field(default_factory=dict)
     """The settings as given, before defaults."""
     environment: Environment
+    measured_again: MeasuredAgain | None = None
+    """The last time, if there was one: all but the values is of the run before."""
     models: dict[ModelRole, str] = Field(default_factory=dict)
     """Identity (hash of weights or name and revision) of each model."""
     sets: list[SetIdentity] = Field(default_factory=list)

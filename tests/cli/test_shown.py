@@ -94,6 +94,9 @@ def test_a_run_and_the_same_again(forget, language, tmp_path, monkeypatch):
     again = forget("run", config, "--out", run_dir, "--resume")
     assert re.search(r"Nothing was run: this run of \d{4}-\d\d-\d\d \d\d:\d\d UTC was finished before\.", again.out)
     assert "unlearning" not in again.out.split("finished before")[0]
+    measured = forget("run", config, "--out", run_dir, "--resume", "--set", "evaluation.num_examples=1")
+    assert "measured again, not trained again" in " ".join(measured.out.split())
+    assert "Nothing was run" not in measured.out
     readme = (run_dir / "adapter" / "README.md").read_text()
     for part in (
         "bound sine, rank 2, omega 100",

@@ -13,7 +13,7 @@ from stable_forgetting.models.tasks import ImageTask
 from stable_forgetting.progress import SilentProgress
 from stable_forgetting.records import finetuning_phase
 from stable_forgetting.runs import run
-from stable_forgetting.runs.pipeline import prepare
+from stable_forgetting.runs.preparation import prepare
 from tiny_problem import TinyProblem, copy_of_model, make_image_problem
 
 HEAD = {"trains": "head", "epochs": 2, "learning_rate": 0.02, "batch_size": 4}

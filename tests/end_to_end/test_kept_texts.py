@@ -4,7 +4,7 @@ import pytest
 
 from stable_forgetting.progress import SilentProgress
 from stable_forgetting.runs import run
-from stable_forgetting.runs.pipeline import prepare
+from stable_forgetting.runs.preparation import prepare
 
 UPPER_BLOCK = {"trains": "adapter", "epochs": 2, "learning_rate": 0.01, "adapter": {"blocks": [1], "rank": 2}}
 

@@ -18,7 +18,7 @@ from stable_forgetting.cli.main import main
 from stable_forgetting.errors import RunDirectoryError
 from stable_forgetting.models.load import model_sha256
 from stable_forgetting.records import read_record
-from stable_forgetting.runs import pipeline, run, validation
+from stable_forgetting.runs import pipeline, preparation, run, validation
 from tiny_problem import NUM_FORGET, NUM_HOLDOUT, NUM_RETAIN, file_tree, make_image_problem, make_llama
 
 
@@ -125,7 +125,7 @@ def test_a_second_run_needs_resume_and_then_only_reads(finished, problem, monkey
     config, before = problem.config(merge=True, training__evaluate_every=4), file_tree(run_dir)
     with pytest.raises(RunDirectoryError, match="--resume"):
         run(config, run_dir)
-    monkeypatch.setattr(pipeline, "load_model", lambda _: pytest.fail("a finished run loaded its model"))
+    monkeypatch.setattr(preparation, "load_model", lambda _: pytest.fail("a finished run loaded its model"))
     monkeypatch.setattr(pipeline, "train", lambda *_, **__: pytest.fail("a finished run was trained again"))
     assert run(config, run_dir, resume=True) == record
     assert file_tree(run_dir) == before

@@ -228,7 +228,7 @@ def test_positions_that_depend_on_what_is_beside_a_text(language_task, count_sha
     torch.manual_seed(0)
     model = AutoModelForCausalLM.from_config(LlamaConfig(**SMALL, **WIDE, rope_parameters=scaling)).eval()
     example_set = question_set()
-    scores = score_answers(model, language_task, example_set, batch_size=4)
+    scores = score_answers(model, language_task, example_set, batch_size=5)
     np.testing.assert_allclose(scores.likelihood.nll_sum, plain_nll(model, language_task, example_set), rtol=1e-5)
     assert (count_shared == []) is (rope_type == "linear")
 
@@ -242,7 +242,7 @@ def test_several_heads_that_share_keys_and_an_adapter_that_is_not_merged(languag
             if "bounded_lora_B" in name:
                 weight.normal_(std=0.1)
     example_set = question_set()
-    scores = score_answers(model, language_task, example_set, batch_size=4)
+    scores = score_answers(model, language_task, example_set, batch_size=5)
     np.testing.assert_allclose(scores.likelihood.nll_sum, plain_nll(model, language_task, example_set), rtol=1e-5)
     assert count_shared == []
 
@@ -269,7 +269,7 @@ def test_a_window_that_no_text_leaves(language_task, count_shared):
     config = MistralConfig(**SMALL, **WIDE, num_key_value_heads=1, sliding_window=21)
     model, example_set = AutoModelForCausalLM.from_config(config).eval(), question_set()
     assert max(len(answer.input_ids) for example in example_set for answer in (example, *example.perturbed)) <= 21
-    scores = score_answers(model, language_task, example_set, batch_size=4)
+    scores = score_answers(model, language_task, example_set, batch_size=5)
     np.testing.assert_allclose(scores.likelihood.nll_sum, plain_nll(model, language_task, example_set), rtol=1e-5)
     assert count_shared == []
 

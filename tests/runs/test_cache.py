@@ -13,7 +13,7 @@ from stable_forgetting.progress import SilentProgress
 from stable_forgetting.runs import models, run
 from stable_forgetting.runs.cache import alone_in, made_once
 from stable_forgetting.runs.models import RunModels
-from stable_forgetting.runs.pipeline import prepare
+from stable_forgetting.runs.preparation import prepare
 from tiny_problem import make_language_problem
 
 

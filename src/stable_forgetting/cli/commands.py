@@ -142,11 +142,16 @@ def _end(records: Sequence[RunRecord]) -> None:
 
 def _is_earlier(record: RunRecord, start: datetime) -> bool:
     """Whether a run began before this command did, which then only read its record."""
-    return datetime.fromisoformat(record.created) < start.replace(microsecond=0)
+    return _began(record) < start.replace(microsecond=0)
+
+
+def _began(record: RunRecord) -> datetime:
+    """When the run, or its last measuring, began."""
+    return datetime.fromisoformat((record.measured_again or record).created)
 
 
 def _when(record: RunRecord) -> str:
-    return f"{datetime.fromisoformat(record.created):%Y-%m-%d %H:%M} UTC"
+    return f"{_began(record):%Y-%m-%d %H:%M} UTC"
 
 
 def _show(records: Sequence[RunRecord]) -> None:

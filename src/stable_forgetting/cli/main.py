@@ -52,7 +52,10 @@ Changes = Annotated[
     list[str] | None, typer.Option("--set", help="Change a setting: training.learning_rate=3e-4.", metavar="A.B=C")
 ]
 OutDir = Annotated[Path | None, typer.Option("--out", help="Directory of the run. Default: runs/NAME.")]
-Resume = Annotated[bool, typer.Option("--resume", help="Continue a run that was interrupted.")]
+Resume = Annotated[
+    bool,
+    typer.Option("--resume", help="Continue an interrupted run, or measure a finished one with other settings."),
+]
 
 
 @app.command()

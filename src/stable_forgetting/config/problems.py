@@ -31,19 +31,20 @@ _AT_THE_END = (
     "linear_probe",
     "num_resamples",
 )
-"""Settings of `evaluation` that change no adapter, but for the rounding of targets and validations by `batch_size`."""
+"""Settings of `evaluation` that change no adapter."""
 
 
-def measures_again(config: RunConfig) -> frozenset[str]:
+def measures_again(config: RunConfig, *, is_half_trained: bool) -> frozenset[str]:
     """Paths of the settings with which a run that is resumed may differ: they decide on its measuring alone.
 
-    Validations during training draw from the retain examples that are measured, so that their limit is one of them
-    only without validations.
-
     Args:
-        config: The config.
+        config: The config. Validations draw from the retain examples that are measured, so that their limit is one of
+            these settings only without validations.
+        is_half_trained: Whether the training goes on from a checkpoint: it is to go on with targets that were made in
+            batches of the same size, by which they are rounded.
     """
-    names = _AT_THE_END if config.training.evaluate_every else (*_AT_THE_END, "retain_limit")
+    names = {*_AT_THE_END} - ({"batch_size"} if is_half_trained else set())
+    names |= set() if config.training.evaluate_every else {"retain_limit"}
     return frozenset(f"evaluation.{name}" for name in names)
 
 

@@ -166,6 +166,8 @@ def _facts(method: MethodSummary) -> Iterable[tuple[str, str]]:
     if len(method.records) > 1:
         yield "Runs", ", ".join(record.name for record in method.records)
     yield "Created", first.created
+    if (again := first.measured_again) is not None:
+        yield "Measured again", f"{again.created}, {again.device}, commit {again.commit or 'not recorded'}"
     adapter = first.adapter
     if adapter is not None:
         yield "Adapter", f"{adapter.bound}, rank {adapter.rank}, omega {wording.number(adapter.omega)}"

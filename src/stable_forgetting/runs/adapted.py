@@ -28,7 +28,7 @@ from stable_forgetting.progress import Progress
 from stable_forgetting.runs.arguments import check_model
 from stable_forgetting.runs.directory import CONFIG_NAME, RunDirectory
 from stable_forgetting.runs.models import configured_source, other_source
-from stable_forgetting.runs.pipeline import prepare
+from stable_forgetting.runs.preparation import prepare
 
 logger = logging.getLogger(__name__)
 

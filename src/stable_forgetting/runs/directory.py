@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import logging
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -26,8 +25,6 @@ _NUM_SHOWN = 3
 
 _LONGEST_SHOWN = 40
 """Letters of a setting's value in a message."""
-
-logger = logging.getLogger(__name__)
 
 
 class RunDirectory:
@@ -55,15 +52,14 @@ class RunDirectory:
         record = read_record(self.path)
         return None if record.status == "failed" else record
 
-    def measured_record(self, config: RunConfig) -> RunRecord | None:
-        """The record of a run that has come to its end, if it is measured as these settings say.
+    def is_measured(self, record: RunRecord, config: RunConfig) -> bool:
+        """Whether a record's values, and those beside it, are measured as these settings say."""
+        now = config.model_dump(mode="json")
+        return not self._changes(config) and not _differences(_with_defaults(record.config), now)
 
-        It is not where the directory has been claimed since then to measure in another way.
-        """
-        record = self.finished_record()
-        if record is None or self._changes(config):
-            return None
-        return None if _differences(_with_defaults(record.config), config.model_dump(mode="json")) else record
+    def differences(self, record: RunRecord, config: RunConfig) -> str:
+        """In words, in what these settings differ from those that a record has."""
+        return _named(_differences(_with_defaults(record.config), config.model_dump(mode="json")))
 
     def _changes(self, config: RunConfig) -> dict[str, tuple[Any, Any]]:
         return _differences(_read_settings(self.path / CONFIG_NAME), config.model_dump(mode="json"))
@@ -102,8 +98,9 @@ class RunDirectory:
                     f"The run directory '{place}' already holds a run. Continue it with --resume or choose another "
                     "with --out."
                 )
-            differences = self._changes(config)
-            if set(differences) - measures_again(config):
+            allowed = measures_again(config, is_half_trained=self.checkpoints.exists() and not self.adapter.exists())
+            differences = {path: both for path, both in self._changes(config).items() if path not in allowed}
+            if differences:
                 raise RunDirectoryError(
                     f"The run directory '{place}' holds a run with other settings ({_named(differences)}), so it "
                     f"cannot be resumed with these. Choose another with --out, or give those of its {CONFIG_NAME}."
@@ -115,6 +112,8 @@ class RunDirectory:
 
     def claim(self, config: RunConfig, inputs: Mapping[str, str], files: Mapping[str, list[int]] | None = None) -> None:
         """Write the run's settings and the identity of its inputs, by which it is known from then on.
+
+        The settings of a finished run stay until it is measured with others.
 
         All processes check; the main one writes.
 
@@ -137,10 +136,10 @@ class RunDirectory:
                 )
         if not processes.is_main_process():
             return
-        self._discard_values(config)
-        text = yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
         try:
-            write_text(self.path / CONFIG_NAME, text)
+            if self.finished_record() is None:
+                self._discard_values(config)
+                self.write_settings(config)
             write_text(path, json.dumps(dict(inputs), indent=1))
             write_text(self.path / FILES_NAME, json.dumps(files))
         except OSError as error:
@@ -149,17 +148,15 @@ class RunDirectory:
             ) from error
 
     def _discard_values(self, config: RunConfig) -> None:
-        """Delete what was measured of the unlearned model, if these settings say that it is measured differently."""
-        changes = self._changes(config) if (self.path / CONFIG_NAME).is_file() else {}
-        if not changes:
-            return
-        logger.warning(
-            "The run in '%s' is there with other settings (%s): its training stays, and it is measured again.",
-            self.path,
-            _named(changes),
-        )
-        for path in self.path.glob("per_example/unlearned*.json"):
-            path.unlink()
+        """Delete what an unfinished run measured of the unlearned model with other settings."""
+        if (self.path / CONFIG_NAME).is_file() and self._changes(config):
+            for path in self.path.glob("per_example/unlearned*.json"):
+                path.unlink()
+
+    def write_settings(self, config: RunConfig) -> None:
+        """Write the settings by which the run is known."""
+        text = yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
+        write_text(self.path / CONFIG_NAME, text)
 
     def claim_base(self, sha256: str) -> None:
         """Write which base model the run trains on: one that is made by finetuning can be made anew with other weights.

@@ -12,12 +12,11 @@ from stable_forgetting.adapters import attach, certificate
 from stable_forgetting.config import RunConfig
 from stable_forgetting.data.ragged import RowValues
 from stable_forgetting.errors import ConfigError, StableForgettingError
-from stable_forgetting.evaluation import ModelScores, evaluate_scores, verdicts
-from stable_forgetting.evaluation.values import Definitions, ModelValues
-from stable_forgetting.models.load import LoadedModel, load_model, model_sha256, save_model
+from stable_forgetting.evaluation import ModelScores
+from stable_forgetting.models.load import LoadedModel, save_model
 from stable_forgetting.objectives import Objective
 from stable_forgetting.progress import Progress, SilentProgress
-from stable_forgetting.records import ModelEvaluation, ModelRole, RunRecord, finetuning_phase, write_record
+from stable_forgetting.records import ModelRole, RunRecord, finetuning_phase, write_record
 from stable_forgetting.runs.adapter import bounded_config
 from stable_forgetting.runs.cache import alone_in
 from stable_forgetting.runs.check import (
@@ -25,33 +24,31 @@ from stable_forgetting.runs.check import (
     check_other_models,
     check_texts,
     configured_objective,
-    num_outputs,
-    without_content,
 )
 from stable_forgetting.runs.directory import RunDirectory
 from stable_forgetting.runs.environment import Clock, environment, peak_memory_bytes, reset_peak_memory
 from stable_forgetting.runs.files import gone_models, local_files
-from stable_forgetting.runs.kept import first_adapted_block, pixel_store
-from stable_forgetting.runs.models import RunModels, configured_source
+from stable_forgetting.runs.measuring import (
+    measure_again,
+    reference_models,
+    scores_of_unlearned,
+    unlearned_model,
+    with_metrics,
+    write_values,
+)
+from stable_forgetting.runs.models import RunModels
 from stable_forgetting.runs.outcomes import (
     adapter_summary,
-    class_accuracies,
-    class_names,
-    example_outcomes,
     layer_certificates,
 )
-from stable_forgetting.runs.retain_log import logged_retain_values
+from stable_forgetting.runs.preparation import prepare
 from stable_forgetting.runs.saved_adapter import save_adapter
-from stable_forgetting.runs.scoring import kept_scores, measured_sets, reference_scores, score, write_scores
-from stable_forgetting.runs.sets import Sets, load_set_rows, make_sets, num_classes
+from stable_forgetting.runs.sets import Sets
 from stable_forgetting.runs.target_values import constants_of_run
 from stable_forgetting.runs.teaching import check_teaching
 from stable_forgetting.runs.validation import check_validation, checkpoint_choice, validation_of_run
 from stable_forgetting.training import Sets as TrainingSets
 from stable_forgetting.training import TrainingOutcome, train
-
-Measured = ModelScores | ModelValues
-"""Values by example, measured here or read from a log."""
 
 
 def run(
@@ -89,8 +86,9 @@ def _run(
     config: RunConfig, directory: RunDirectory, given: Mapping[str, Any], progress: Progress, *, resume: bool
 ) -> RunRecord:
     directory.check(config, resume=resume)
-    finished, files = directory.measured_record(config), local_files(config)
-    if finished is not None and directory.has_files(files, gone_models(config)):
+    finished, files = directory.finished_record(), local_files(config)
+    is_measured = finished is not None and directory.is_measured(finished, config)
+    if finished is not None and is_measured and directory.has_files(files, gone_models(config)):
         return finished
     check_names(config)
     _check_merge(config)
@@ -104,7 +102,7 @@ def _run(
     processes.wait_for_all()  # every process has looked at the directory before one writes to it
     directory.claim(config, inputs, files)
     if finished is not None:
-        return finished
+        return finished if is_measured else measure_again(finished, models, directory, given)
     start = _new_record(config, given, models.sets)
     try:
         record = processes.agree(_unlearn_and_measure(models, objective, directory, start, resume=resume))
@@ -130,17 +128,6 @@ def _check_merge(config: RunConfig) -> None:
         )
 
 
-def prepare(config: RunConfig, progress: Progress) -> RunModels:
-    """Load the data and the configured model, and check everything that can be checked before training."""
-    rows = load_set_rows(config.data)
-    classes = num_classes(rows, config.data) if config.task == "image" else None
-    loaded = load_model(configured_source(config, classes))
-    pixels = pixel_store(loaded.task, rows, config.model.disk_cache_gib)
-    sets = make_sets(rows, loaded.task, config.data, classes=num_outputs(loaded, config.data), pixels=pixels)
-    frozen = first_adapted_block(without_content(loaded.model, config))
-    return RunModels(config, sets, loaded, classes, progress, frozen)
-
-
 def _new_record(config: RunConfig, given: Mapping[str, Any], sets: Sets) -> RunRecord:
     return RunRecord(
         name=config.name,
@@ -158,28 +145,19 @@ def _unlearn_and_measure(
     models: RunModels, objective: Objective, directory: RunDirectory, start: RunRecord, *, resume: bool
 ) -> RunRecord:
     config, sets, clock = models.config, models.sets, Clock()
-    identities: dict[ModelRole, str] = {}
-    scores: dict[ModelRole, ModelScores] = {}
-    with clock.phase("retain model"):
-        if (retain := models.retain()) is not None:
-            identities["retain"] = model_sha256(retain.model)
-            scores["retain"] = _reference(retain, "retain", models)
-            del retain
+    base, identities, scores = reference_models(models, directory, clock)
     with clock.phase("base model"):
-        base = models.base()
-        identities["base"] = model_sha256(base.model)
-        directory.claim_base(processes.agree(identities["base"]))
-        scores["base"] = _reference(base, "base", models)
         constants = constants_of_run(models, objective, base, scores["base"], identities["base"])
     reset_peak_memory()
     unlearned, outcome = _train_adapter(base, models, objective, scores, constants, directory, resume)
     if outcome.seconds is not None:
         clock.seconds["unlearning"] = outcome.seconds
     save_adapter(unlearned.model, directory.adapter, base=base.source, config=config)
-    peak_memory = _peak_memory(directory)
+    peak_memory = peak_memory_bytes()
     with clock.phase("evaluation"):
-        scores["unlearned"] = _scores_of_unlearned(unlearned, models, directory)
-        measured = _with_metrics(start, models, scores, directory)
+        scores["unlearned"] = scores_of_unlearned(unlearned, models, directory.scores("unlearned"))
+        measured = with_metrics(start, models, scores, directory)
+    write_values(directory, scores)
     summary = adapter_summary(unlearned.model)
     checked = layer_certificates(certificate(unlearned.model))
     if config.merge:
@@ -200,65 +178,6 @@ def _unlearn_and_measure(
             "timings": clock.seconds | {finetuning_phase(role): s for role, s in models.seconds.items()},
             "peak_memory_bytes": peak_memory,
         }
-    )
-
-
-def _peak_memory(directory: RunDirectory) -> int | None:
-    """That of the training, which a finished record has already where the run is only measured again."""
-    earlier = directory.finished_record()
-    return peak_memory_bytes() if earlier is None else earlier.peak_memory_bytes
-
-
-def _scores_of_unlearned(unlearned: LoadedModel, models: RunModels, directory: RunDirectory) -> ModelScores:
-    sets, settings, progress = models.sets, models.config.evaluation, models.progress
-    return kept_scores(
-        directory.scores("unlearned"),
-        measured_sets(sets, settings),
-        lambda part: score(unlearned, sets, "unlearned", settings=settings, progress=progress, path=part),
-    )
-
-
-def _with_metrics(
-    record: RunRecord, models: RunModels, scores: Mapping[ModelRole, ModelScores], directory: RunDirectory
-) -> RunRecord:
-    """The record with everything that follows from the per-example values, which are written beside it."""
-    config = models.config
-    settings, sets = config.evaluation, measured_sets(models.sets, config.evaluation)
-    retain = logged_retain_values(config) or scores.get("retain")
-    for role, found in scores.items():
-        if processes.is_main_process():
-            write_scores(directory.scores(role), found)
-    measured: Mapping[ModelRole, Measured] = scores if retain is None else {**scores, "retain": retain}
-    evaluations = {role: _evaluate(found, retain, scores["base"], config) for role, found in measured.items()}
-    return record.model_copy(
-        update={
-            "verdicts": verdicts(
-                evaluations["base"], evaluations["unlearned"], evaluations.get("retain"), num_classes=models.classes
-            ),
-            "evaluations": [evaluations[role] for role in ("base", "unlearned", "retain") if role in evaluations],
-            "examples": example_outcomes(sets, scores, settings.num_examples),
-            "class_names": class_names(models.sets),
-            "class_accuracies": class_accuracies(models.sets, scores),
-            "per_example_paths": {role: str(directory.scores(role).relative_to(directory.path)) for role in scores},
-        }
-    )
-
-
-def _reference(loaded: LoadedModel, role: ModelRole, models: RunModels) -> ModelScores:
-    """Values of a base or retain model: those of the main process, because forget terms are made of them."""
-    settings = models.config.evaluation
-    return processes.agree(reference_scores(loaded, models.sets, role, settings=settings, progress=models.progress))
-
-
-def _evaluate(scores: Measured, retain: Measured | None, base: ModelScores, config: RunConfig) -> ModelEvaluation:
-    settings = config.evaluation
-    return evaluate_scores(
-        scores,
-        retain,
-        base_scores=base,
-        num_resamples=settings.num_resamples,
-        seed=settings.seed,
-        definitions=Definitions(compat=settings.compat),
     )
 
 
@@ -286,5 +205,4 @@ def _train_adapter(
         resume=resume,
         progress=models.progress,
     )
-    model.eval()
-    return LoadedModel(model, base.task, f"{base.source}, unlearned with {directory.adapter.name}/"), outcome
+    return unlearned_model(model, base, directory), outcome

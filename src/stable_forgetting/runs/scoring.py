@@ -183,7 +183,7 @@ def kept_scores(path: Path, sets: Sets, compute: Callable[[Path], ModelScores]) 
         sets: The sets as they are measured.
         compute: Measures the model; is given a file for what is there before all of it is.
     """
-    kept = _kept_of(path, sets)
+    kept = kept_of(path, sets)
     if kept is not None:
         return kept
     part = path.with_suffix(".part.json")
@@ -194,7 +194,7 @@ def kept_scores(path: Path, sets: Sets, compute: Callable[[Path], ModelScores]) 
     return scores
 
 
-def _kept_of(path: Path, sets: Sets) -> ModelScores | None:
+def kept_of(path: Path, sets: Sets) -> ModelScores | None:
     """What is kept of exactly these sets, if it is."""
     kept = _read_scores(path)
     hashes = {name: examples.sha256 for name, examples in sets.by_name.items()}
@@ -222,6 +222,11 @@ def _of_task(task: Task) -> dict[str, Any]:
     return {"probe": PROBE_FORMAT}
 
 
+def decisive(settings: EvaluationConfig) -> dict[str, Any]:
+    """The settings that decide on the values of given sets."""
+    return settings.model_dump(include=_DECISIVE)
+
+
 _DECISIVE = {"batch_size", "generate", "max_new_tokens", "gradient_norm", "linear_probe", "compat"}
 """Settings that decide on the values of given sets."""
 
@@ -235,7 +240,7 @@ def reference_scores(
         "role": role,
         "source": loaded.source,
         "sets": [identity.model_dump() for identity in measured_sets(sets, settings).identities()],
-        "evaluation": settings.model_dump(include=_DECISIVE),
+        "evaluation": decisive(settings),
         "values": FORMAT,
         **_of_task(loaded.task),
     }
@@ -245,7 +250,7 @@ def reference_scores(
     def compute(part: Path) -> ModelScores:
         return score(loaded, sets, role, settings=settings, progress=progress, path=part)
 
-    kept = processes.agree(_kept_of(path, measured))
+    kept = processes.agree(kept_of(path, measured))
     if kept is not None:
         return kept
     with made_once(path.stem, what=f"the values of the {role} model"):
