@@ -25,9 +25,10 @@ from stable_forgetting.adapters import BoundedLoraConfig
 from stable_forgetting.data.examples import ExampleSet, LanguageExample
 from stable_forgetting.data.language import LanguageColumns, language_examples
 from stable_forgetting.data.sources import load_rows
-from stable_forgetting.evaluation import alternatives
-from stable_forgetting.evaluation.alternatives import common_prompt, score_answers
+from stable_forgetting.evaluation import answer_trees, continued_answers
+from stable_forgetting.evaluation.alternatives import score_answers
 from stable_forgetting.evaluation.likelihood import score_examples
+from stable_forgetting.evaluation.prompts import common_prompt
 from stable_forgetting.models.tasks import LanguageTask
 
 SMALL = {"vocab_size": 23, "hidden_size": 16, "num_attention_heads": 2, "num_hidden_layers": 2}
@@ -85,8 +86,8 @@ def plain_nll(model, task, examples):
 def count_shared(monkeypatch):
     """Number of times that prompts were read for several answers."""
     calls = []
-    read = alternatives.read_prompts
-    monkeypatch.setattr(alternatives, "read_prompts", lambda *given: calls.append(1) or read(*given))
+    read = continued_answers.read_prompts
+    monkeypatch.setattr(continued_answers, "read_prompts", lambda *given: calls.append(1) or read(*given))
     return calls
 
 
@@ -190,6 +191,18 @@ def test_what_answers_begin_with_is_read_once(language_task):
     np.testing.assert_allclose([*nll, scores.likelihood.nll_sum[1], scores.perturbed.nll_sum[2]], expected, rtol=1e-5)
 
 
+def test_what_all_prompts_begin_with_is_read_once_for_the_set(language_task):
+    model = make_model("llama")
+    first = family((5, 6, 7, 8, 9, END), (5, 6, 7, 8, 10, END), num_prompt_tokens=4)
+    second = family((5, 6, 11, 8, END), (5, 6, 11, 9, END), (5, 6, 11, 10, END))
+    answers = [first, second, *first.perturbed, *second.perturbed]
+    expected = plain_nll(model, language_task, answers)
+    sizes = rows_read(model)
+    scores = score_answers(model, language_task, ExampleSet("x", [first, second]), batch_size=3)
+    assert sizes == [(1, 2), (1, 4), (1, 4)], "5 and 6, and the trees of both questions behind them"
+    np.testing.assert_allclose([*scores.likelihood.nll_sum, *scores.perturbed.nll_sum], expected, rtol=1e-5)
+
+
 def test_small_questions_share_the_row_of_a_large_one(language_task):
     """Otherwise each would have a row as long as the largest tree, and most of what is read would be padding."""
     generator = np.random.default_rng(3)
@@ -216,7 +229,7 @@ def test_more_answers_than_a_batch_continue_their_prompt(language_task, count_sh
     expected = plain_nll(model, language_task, [other, question, *other.perturbed, *question.perturbed])
     sizes = rows_read(model)
     scores = score_answers(model, language_task, ExampleSet("x", [other, question]), batch_size=2)
-    assert sizes[0] == (1, 5), "the tree of the second question"
+    assert sizes[:2] == [(1, 2), (1, 3)], "prompt and tree of the second question"
     assert len(count_shared) == 1
     np.testing.assert_allclose([*scores.likelihood.nll_sum, *scores.perturbed.nll_sum], expected, rtol=1e-5)
 
@@ -252,12 +265,12 @@ def test_the_output_head_sees_what_answers_share_once(language_task):
     seen = []
     model.lm_head.register_forward_hook(lambda _, __, output: seen.append(output.shape[-2]))
     score_answers(model, language_task, ExampleSet("x", [question]), batch_size=2)
-    assert seen == [4], "what follows 7, 8, 9 and 10"
+    assert seen == [1, 4], "the beginning, whose logits nobody needs, and what follows 7, 8, 9 and 10"
 
 
-@pytest.mark.parametrize(("largest", "is_tree"), [(14, True), (13, False)])
+@pytest.mark.parametrize(("largest", "is_tree"), [(16, True), (15, False)])
 def test_trees_that_are_too_large_are_not_made(language_task, count_shared, monkeypatch, largest, is_tree):
-    monkeypatch.setattr(alternatives, "LARGEST_TREE", largest)
+    monkeypatch.setattr(answer_trees, "LARGEST_TREE", largest)
     model = make_model("llama")
     question = family((5, 6, 7, 8, 9, 10, END), (5, 6, 7, 8, 9, 11, END), (5, 6, 7, 8, 12, END))
     score_answers(model, language_task, ExampleSet("x", [question]), batch_size=5)

@@ -11,11 +11,42 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 from accelerate.utils import extract_model_from_parallel
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 from transformers.cache_utils import DynamicCache, DynamicLayer, DynamicSlidingWindowLayer
+
+from stable_forgetting.data.examples import LanguageExample
+from stable_forgetting.models.tasks import IGNORED
+
+Family = Sequence[LanguageExample]
+"""All answers to one question."""
+
+
+def common_prompt(family: Family) -> int:
+    """Number of tokens that all answers begin with, at most all prompt tokens but the last.
+
+    The last one is read together with the answer, whose first token it predicts. Tokenizers that join the prompt's end
+    with the answer's start can make the prompts differ, so they are compared and not taken for granted.
+    """
+    limit = min(answer.num_prompt_tokens for answer in family) - 1
+    prompts = np.array([answer.input_ids[:limit] for answer in family])
+    return limit if limit < 1 else int((prompts == prompts[0]).all(axis=0).cumprod().sum())
+
+
+def labels_after(answers: Sequence[LanguageExample], num_read: Sequence[int]) -> list[Tensor]:
+    """The token after each token of an answer but the last, (T,) each, from the first that is not read yet on.
+
+    `IGNORED` where it is no label.
+    """
+    labels = []
+    for answer, start in zip(answers, num_read, strict=True):
+        following = torch.tensor(answer.input_ids[start + 1 :])
+        following[: -answer.num_labels] = IGNORED
+        labels.append(following)
+    return labels
 
 
 @dataclass(frozen=True, eq=False)
@@ -30,6 +61,11 @@ class ReadPrompts:
 
     attention_mask: Tensor
     cache: Any
+
+    @property
+    def num_tokens(self) -> int:
+        """S, padding included."""
+        return self.attention_mask.shape[1]
 
     @property
     def can_be_copied(self) -> bool:

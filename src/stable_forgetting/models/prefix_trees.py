@@ -76,8 +76,9 @@ class TreeRows:
 
     Args:
         source: (R, C), the place in the padded batch of texts, its rows one behind the other, of each node's token.
-        position_ids: (R, C), depth of each node; 0 in what is left over.
-        sees: (R, 1, C, C), bool: whether a node, of the third axis, sees another one or itself.
+        position_ids: (R, C), tokens before each node; of what is left over, as of a first node.
+        sees: (R, 1, C, S + C), bool: whether a node, of the third axis, sees one of S tokens before the trees, another
+            node or itself.
         node: (E, T), place of each token's node in all rows, one behind the other.
     """
 
@@ -109,12 +110,13 @@ class TreeRows:
         return (nodes // columns, nodes % columns), which
 
 
-def tree_rows(trees: Sequence[PrefixTree], width: int, device: torch.device) -> TreeRows:
+def tree_rows(trees: Sequence[PrefixTree], width: int, num_before: int, device: torch.device) -> TreeRows:
     """Rows for some trees.
 
     Args:
         trees: Of consecutive texts of the batch.
         width: T, of the padded batch.
+        num_before: S, tokens before each tree that the model has read already.
         device: Where the model is.
     """
     columns, num_texts = max(map(len, trees)), sum(len(tree.paths) for tree in trees)
@@ -132,7 +134,9 @@ def tree_rows(trees: Sequence[PrefixTree], width: int, device: torch.device) -> 
         for text, path in enumerate(tree.paths, start=first):
             node[text, : len(path)] = row * columns + np.array(path)
         first += len(tree.paths)
-    return TreeRows(*(torch.from_numpy(values).to(device) for values in (source, position_ids, sees[:, None], node)))
+    sees = np.concatenate([np.ones((*sees.shape[:2], num_before), dtype=bool), sees], axis=2)[:, None]
+    found = (source, position_ids + num_before, sees, node)
+    return TreeRows(*(torch.from_numpy(values).to(device) for values in found))
 
 
 def adds_mask(model: nn.Module) -> bool:

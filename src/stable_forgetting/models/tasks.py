@@ -21,7 +21,6 @@ from stable_forgetting.data.examples import Example, ImageExample, LanguageExamp
 from stable_forgetting.errors import ModelError
 from stable_forgetting.models.packing import find_packing
 from stable_forgetting.models.predictions import Predictions
-from stable_forgetting.models.prefix_trees import PrefixTree, adds_mask, tree_rows
 from stable_forgetting.models.processors import pixel_values
 from stable_forgetting.models.trunk import FrozenTrunk
 
@@ -145,31 +144,11 @@ class LanguageTask:
                 each text has a row.
         """
         text, position = (labels != IGNORED).nonzero(as_tuple=True)
-        logits = self._logits(model, inputs, places(text, position))
+        logits = self.logits_at(model, inputs, places(text, position))
         return Predictions(logits=logits, labels=labels[text, position], example=text, num_examples=len(labels))
 
-    def predict_trees(
-        self, model: nn.Module, examples: Sequence[LanguageExample], trees: Sequence[PrefixTree], device: torch.device
-    ) -> Predictions:
-        """Predictions of each answer token, of texts that are read once as far as they begin alike.
-
-        Args:
-            model: A model that `reads_trees`.
-            examples: The examples, E.
-            trees: Of all their tokens but the last ones, consecutive examples in each.
-            device: Where the model takes its inputs.
-        """
-        batch = {name: tensor.to(device) for name, tensor in self.collate(examples).items()}
-        labels = batch["labels"][:, 1:]
-        text, position = (labels != IGNORED).nonzero(as_tuple=True)
-        rows = tree_rows(trees, labels.shape[1], device)
-        where, which = rows.places(text, position)
-        inputs = rows.inputs(batch["input_ids"][:, :-1], adds_mask=adds_mask(model))
-        logits = self._logits(model, {**inputs, "use_cache": False}, where)[which]
-        return Predictions(logits=logits, labels=labels[text, position], example=text, num_examples=len(labels))
-
-    def _logits(self, model: nn.Module, inputs: Mapping[str, Any], where: tuple[Tensor, Tensor]) -> Tensor:
-        """Logits at some rows and columns of the inputs, (P, V)."""
+    def logits_at(self, model: nn.Module, inputs: Mapping[str, Any], where: tuple[Tensor, Tensor]) -> Tensor:
+        """Logits at some rows and columns of the inputs of a forward pass, (P, V); the output head runs there only."""
         head = _output_head(model)
         with self.reading():
             if head is None:

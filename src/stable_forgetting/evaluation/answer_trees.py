@@ -1,0 +1,92 @@
+"""Answers that are read as prefix trees, behind what all questions of a set begin with, such as a system prompt.
+
+R = rows of a batch, C = nodes of its largest row, E = its answers, T = longest of them behind the common beginning.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+import torch
+from torch import nn
+from torch.nn.utils.rnn import pad_sequence
+
+from stable_forgetting.data.examples import LanguageExample
+from stable_forgetting.evaluation.likelihood import ScoredBatch, longest_first
+from stable_forgetting.evaluation.prompts import Family, ReadPrompts, common_prompt, labels_after, read_prompts
+from stable_forgetting.models.packing import packed_rows
+from stable_forgetting.models.predictions import Predictions
+from stable_forgetting.models.prefix_trees import LARGEST_TREE, adds_mask, prefix_tree, reads_trees, tree_rows
+from stable_forgetting.models.tasks import IGNORED, LanguageTask
+
+Numbered = Sequence[tuple[int, LanguageExample]]
+"""Answers with their numbers among all answers."""
+
+
+def fits_a_tree(model: nn.Module, family: Family, batch_size: int) -> bool:
+    """Whether all answers can be in one tree: a second one for those that are too many would read the prompt again."""
+    longest = max(len(answer.input_ids) for answer in family)
+    return len(family) <= batch_size and _size(family) <= LARGEST_TREE and reads_trees(model, longest)
+
+
+def _size(family: Family) -> int:
+    """Tokens of the answers to a question, those of the prompt that they share counted once."""
+    prompt = common_prompt(family)
+    return prompt + sum(len(answer.input_ids) - prompt for answer in family)
+
+
+def tree_batches(
+    model: nn.Module, task: LanguageTask, families: Sequence[Numbered], batch_size: int, device: torch.device
+) -> Iterator[ScoredBatch]:
+    """Predictions from prefix trees, the largest families first, as many at once as have `batch_size` answers.
+
+    Small families share the rows that the largest one of a batch needs: less is read in vain.
+    """
+    if not families:
+        return
+    beginning = _read_beginning(model, task, [answer for family in families for _, answer in family], device)
+    sizes = [_size([answer for _, answer in family]) - beginning.num_tokens for family in families]
+    waiting = longest_first(sizes)
+    while waiting:
+        counts = np.cumsum([len(families[place]) for place in waiting[:batch_size]])
+        num_taken = int((counts <= batch_size).sum())
+        taken, waiting = waiting[:num_taken], waiting[num_taken:]
+        packed = packed_rows([sizes[place] for place in taken], sizes[taken[0]])
+        rows = [[answer for place in row for answer in families[taken[place]]] for row in packed]
+        numbers = [number for row in rows for number, _ in row]
+        yield numbers, _predict(model, task, [[answer for _, answer in row] for row in rows], beginning)
+
+
+def _read_beginning(
+    model: nn.Module, task: LanguageTask, answers: Sequence[LanguageExample], device: torch.device
+) -> ReadPrompts:
+    """What the model keeps of the tokens that all prompts begin with, one row; there may be none."""
+    count = max(0, common_prompt(answers))
+    if count == 0:
+        return ReadPrompts(torch.ones(1, 0, dtype=torch.long, device=device), None)
+    read = task.inputs(answers[:1])[0][:count]
+    with task.reading():
+        return read_prompts(model, [read], device)
+
+
+def _predict(model: nn.Module, task: LanguageTask, rows: Sequence[Family], beginning: ReadPrompts) -> Predictions:
+    """Predictions of the labels of answers, those of each row as one tree behind the beginning."""
+    answers, num_read = [answer for row in rows for answer in row], beginning.num_tokens
+    device = beginning.attention_mask.device
+    trees = [prefix_tree([answer.input_ids[num_read:-1] for answer in row]) for row in rows]
+    unread = pad_sequence([row[num_read:-1] for row in task.inputs(answers)], batch_first=True).to(device)
+    labels = pad_sequence(labels_after(answers, [num_read] * len(answers)), batch_first=True, padding_value=IGNORED).to(
+        device
+    )
+    tree = tree_rows(trees, unread.shape[1], num_read, device)
+    text, position = (labels != IGNORED).nonzero(as_tuple=True)
+    where, which = tree.places(text, position)
+    inputs = tree.inputs(unread, adds_mask=adds_mask(model))
+    if num_read:
+        first = torch.zeros(len(rows), dtype=torch.long, device=device)
+        inputs |= {"past_key_values": beginning.rows(first).cache, "use_cache": True}
+    else:
+        inputs |= {"use_cache": False}
+    logits = task.logits_at(model, inputs, where)[which]
+    return Predictions(logits=logits, labels=labels[text, position], example=text, num_examples=len(answers))
