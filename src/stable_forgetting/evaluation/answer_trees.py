@@ -83,10 +83,6 @@ def _predict(model: nn.Module, task: LanguageTask, rows: Sequence[Family], begin
     text, position = (labels != IGNORED).nonzero(as_tuple=True)
     where, which = tree.places(text, position)
     inputs = tree.inputs(unread, adds_mask=adds_mask(model))
-    if num_read:
-        first = torch.zeros(len(rows), dtype=torch.long, device=device)
-        inputs |= {"past_key_values": beginning.rows(first).cache, "use_cache": True}
-    else:
-        inputs |= {"use_cache": False}
-    logits = task.logits_at(model, inputs, where)[which]
+    cache = beginning.rows(torch.zeros(len(rows), dtype=torch.long, device=device)).cache if num_read else None
+    logits = task.logits_at(model, {**inputs, "past_key_values": cache, "use_cache": num_read > 0}, where)[which]
     return Predictions(logits=logits, labels=labels[text, position], example=text, num_examples=len(answers))
