@@ -369,8 +369,8 @@ def test_a_run_with_many_other_settings(refused, language, tmp_path):
     """The first three are named, in the order of the options, also where those of the run are not allowed any more."""
     out = tmp_path / "out"
     RunDirectory(out).claim(language.config(), {})
-    changes = {"retain_model": "other", "adapter__bound": "tanh", "training__steps": 9, "evaluation__num_examples": 3}
-    changes["merge"] = True
+    changes = {"retain_model": "other", "adapter__bound": "tanh", "training__steps": 9, "evaluation__seed": 3}
+    changes |= {"merge": True, "evaluation__num_examples": 3}  # the last one is allowed
     naming = [
         "(retain_model: null there, other now; adapter.bound: sine there, tanh now; training.steps: ",
         "and 2 more",

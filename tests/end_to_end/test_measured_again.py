@@ -153,6 +153,32 @@ def test_killed_while_all_is_replaced(problem, there, tmp_path, monkeypatch, kil
     assert (answers is None) is (resumed_with == "second")
 
 
+@pytest.mark.usefixtures("no_training")
+@pytest.mark.parametrize("killed_in", ["write_scores", "write_record"])
+def test_killed_on_the_way_there_and_on_the_way_back(problem, there, monkeypatch, killed_in):
+    """Settings and record are the first ones again, and the values are still those of the second ones."""
+    record, run_dir = there
+    first, second = problem.config(**TRAINING), problem.config(**TRAINING, evaluation__generate=False)
+    for config, place in ((second, "write_record"), (first, killed_in)):
+        with monkeypatch.context() as patch:
+            patch.setattr(measuring, place, refuse("killed", KeyboardInterrupt))
+            with pytest.raises(KeyboardInterrupt):
+                run(config, run_dir, resume=True)
+    third = run(problem.config(**TRAINING, evaluation__num_examples=1), run_dir, resume=True)
+    assert third.evaluations == record.evaluations
+    assert values(run(first, run_dir, resume=True)) == values(record)
+
+
+def test_a_base_model_that_was_made_anew(problem, there, monkeypatch):
+    """As the record has it, where the run's own note of its base model is missing."""
+    record, run_dir = there
+    (run_dir / "base_model.json").unlink()
+    monkeypatch.setattr(measuring, "model_sha256", lambda _: "another")
+    with pytest.raises(RunDirectoryError, match="was begun on a base model with other weights"):
+        run(problem.config(**TRAINING, evaluation__generate=False), run_dir, resume=True)
+    assert read_record(run_dir) == record
+
+
 def test_an_adapter_that_is_gone(problem, there):
     record, run_dir = there
     shutil.rmtree(run_dir / "adapter")

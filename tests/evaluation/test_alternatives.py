@@ -31,8 +31,8 @@ from stable_forgetting.evaluation.likelihood import score_examples
 from stable_forgetting.evaluation.prompts import common_prompt
 from stable_forgetting.models.tasks import LanguageTask
 
-SMALL = {"vocab_size": 23, "hidden_size": 16, "num_attention_heads": 2, "num_hidden_layers": 2}
-WIDE = {"intermediate_size": 24, "max_position_embeddings": 64, "initializer_range": 0.5}
+SMALL = {"vocab_size": 23, "hidden_size": 64, "num_attention_heads": 2, "num_hidden_layers": 2}
+WIDE = {"intermediate_size": 24, "max_position_embeddings": 64, "initializer_range": 0.25}
 CONFIGS = {
     "llama": LlamaConfig(**SMALL, **WIDE),
     "sliding window": MistralConfig(**SMALL, **WIDE, num_key_value_heads=1, sliding_window=4),
@@ -191,7 +191,8 @@ def test_what_answers_begin_with_is_read_once(language_task):
     np.testing.assert_allclose([*nll, scores.likelihood.nll_sum[1], scores.perturbed.nll_sum[2]], expected, rtol=1e-5)
 
 
-def test_what_all_prompts_begin_with_is_read_once_for_the_set(language_task):
+def test_what_all_prompts_begin_with_is_read_once_for_the_set(language_task, monkeypatch):
+    monkeypatch.setattr(answer_trees, "LEAST_BEGINNING", 2)
     model = make_model("llama")
     first = family((5, 6, 7, 8, 9, END), (5, 6, 7, 8, 10, END), num_prompt_tokens=4)
     second = family((5, 6, 11, 8, END), (5, 6, 11, 9, END), (5, 6, 11, 10, END))
@@ -206,14 +207,15 @@ def test_what_all_prompts_begin_with_is_read_once_for_the_set(language_task):
 def test_small_questions_share_the_row_of_a_large_one(language_task):
     """Otherwise each would have a row as long as the largest tree, and most of what is read would be padding."""
     generator = np.random.default_rng(3)
-    large = family(*[(5, 6, 7, *generator.integers(8, 23, size=20).tolist(), END) for _ in range(4)])
+    answers = [(*range(5, 20), *generator.integers(8, 23, size=8).tolist(), END) for _ in range(4)]
+    large = family(*answers, num_prompt_tokens=15)
     small = [family((3, 4, place, 9, 10, END), (3, 4, place, 11, 12, END)) for place in range(5, 20)]
     model, questions = make_model("llama"), ExampleSet("x", [*small[:7], large, *small[7:]])
     everything = [answer for question in questions for answer in (question, *question.perturbed)]
     expected = plain_nll(model, language_task, everything)
     sizes = rows_read(model)
     scores = score_answers(model, language_task, questions, batch_size=40)
-    assert [(rows, columns <= 3 + 4 * 21) for rows, columns in sizes] == [(3, True)]
+    assert [(rows, columns <= 14 + 4 * 9) for rows, columns in sizes] == [(4, True)]
     found = iter(scores.perturbed.nll_sum)
     values = [nll for own in scores.likelihood.nll_sum[:7] for nll in (own, next(found))]
     values += [scores.likelihood.nll_sum[7], *(next(found) for _ in range(3))]
@@ -229,14 +231,14 @@ def test_more_answers_than_a_batch_continue_their_prompt(language_task, count_sh
     expected = plain_nll(model, language_task, [other, question, *other.perturbed, *question.perturbed])
     sizes = rows_read(model)
     scores = score_answers(model, language_task, ExampleSet("x", [other, question]), batch_size=2)
-    assert sizes[:2] == [(1, 2), (1, 3)], "prompt and tree of the second question"
+    assert sizes[0] == (1, 5), "the tree of the second question"
     assert len(count_shared) == 1
     np.testing.assert_allclose([*scores.likelihood.nll_sum, *scores.perturbed.nll_sum], expected, rtol=1e-5)
 
 
 @pytest.mark.parametrize("rope_type", ["dynamic", "longrope", "linear"])
 def test_positions_that_depend_on_what_is_beside_a_text(language_task, count_shared, rope_type):
-    factors = {"short_factor": [1.0] * 4, "long_factor": [2.0] * 4} if rope_type == "longrope" else {}
+    factors = {"short_factor": [1.0] * 16, "long_factor": [2.0] * 16} if rope_type == "longrope" else {}
     scaling = {"rope_type": rope_type, "factor": 2.0, "rope_theta": 1e4, **factors}
     torch.manual_seed(0)
     model = AutoModelForCausalLM.from_config(LlamaConfig(**SMALL, **WIDE, rope_parameters=scaling)).eval()
@@ -265,7 +267,15 @@ def test_the_output_head_sees_what_answers_share_once(language_task):
     seen = []
     model.lm_head.register_forward_hook(lambda _, __, output: seen.append(output.shape[-2]))
     score_answers(model, language_task, ExampleSet("x", [question]), batch_size=2)
-    assert seen == [1, 4], "the beginning, whose logits nobody needs, and what follows 7, 8, 9 and 10"
+    assert seen == [4], "what follows 7, 8, 9 and 10"
+
+
+def test_trees_that_cost_more_than_their_answers_are_not_made():
+    """Attention looks at all pairs of nodes, which a narrow model feels with many answers to a short prompt."""
+    rows = [(5, 6, 7, *range(10 * place, 10 * place + 10), END) for place in range(60)]
+    answers = [LanguageExample("q", str(row), row, 3, END) for row in rows]
+    assert answer_trees.fits_a_tree(make_model("llama"), answers[:3], 100)
+    assert not answer_trees.fits_a_tree(make_model("llama"), answers, 100)
 
 
 @pytest.mark.parametrize(("largest", "is_tree"), [(16, True), (15, False)])

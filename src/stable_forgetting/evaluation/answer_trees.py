@@ -15,10 +15,13 @@ from torch.nn.utils.rnn import pad_sequence
 from stable_forgetting.data.examples import LanguageExample
 from stable_forgetting.evaluation.likelihood import ScoredBatch, longest_first
 from stable_forgetting.evaluation.prompts import Family, ReadPrompts, common_prompt, labels_after, read_prompts
-from stable_forgetting.models.packing import packed_rows
+from stable_forgetting.models.packing import causal_model, packed_rows, pass_cost
 from stable_forgetting.models.predictions import Predictions
 from stable_forgetting.models.prefix_trees import LARGEST_TREE, adds_mask, prefix_tree, reads_trees, tree_rows
 from stable_forgetting.models.tasks import IGNORED, LanguageTask
+
+LEAST_BEGINNING = 16
+"""Tokens that all prompts of a set have to begin with for them to be read apart."""
 
 Numbered = Sequence[tuple[int, LanguageExample]]
 """Answers with their numbers among all answers."""
@@ -26,8 +29,12 @@ Numbered = Sequence[tuple[int, LanguageExample]]
 
 def fits_a_tree(model: nn.Module, family: Family, batch_size: int) -> bool:
     """Whether all answers can be in one tree: a second one for those that are too many would read the prompt again."""
-    longest = max(len(answer.input_ids) for answer in family)
-    return len(family) <= batch_size and _size(family) <= LARGEST_TREE and reads_trees(model, longest)
+    lengths, size = [len(answer.input_ids) for answer in family], _size(family)
+    if len(family) > batch_size or size > LARGEST_TREE or not reads_trees(model, max(lengths)):
+        return False
+    hidden_size = causal_model(model).config.hidden_size
+    alone = sum(pass_cost([[0]], [length], hidden_size) for length in lengths)
+    return pass_cost([[0]], [size], hidden_size) < alone  # attention looks at all pairs of a tree's nodes
 
 
 def _size(family: Family) -> int:
@@ -61,9 +68,12 @@ def tree_batches(
 def _read_beginning(
     model: nn.Module, task: LanguageTask, answers: Sequence[LanguageExample], device: torch.device
 ) -> ReadPrompts:
-    """What the model keeps of the tokens that all prompts begin with, one row; there may be none."""
-    count = max(0, common_prompt(answers))
-    if count == 0:
+    """What the model keeps of the tokens that all prompts begin with, one row; there may be none.
+
+    A short beginning is left in the trees: behind one the model keeps all that it reads, which takes memory.
+    """
+    count = common_prompt(answers)
+    if count < LEAST_BEGINNING:
         return ReadPrompts(torch.ones(1, 0, dtype=torch.long, device=device), None)
     read = task.inputs(answers[:1])[0][:count]
     with task.reading():

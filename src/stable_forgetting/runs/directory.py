@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -40,6 +41,7 @@ class RunDirectory:
         self.merged = path / "merged"
         self.checkpoints = path / "checkpoints"
         self.report = path / "report.html"
+        self._replacing = path / "per_example" / "replacing"
 
     def scores(self, role: str) -> Path:
         """Per-example values of one model."""
@@ -54,12 +56,15 @@ class RunDirectory:
 
     def is_measured(self, record: RunRecord, config: RunConfig) -> bool:
         """Whether a record's values, and those beside it, are measured as these settings say."""
+        if self._replacing.exists():
+            return False
         now = config.model_dump(mode="json")
         return not self._changes(config) and not _differences(_with_defaults(record.config), now)
 
     def differences(self, record: RunRecord, config: RunConfig) -> str:
         """In words, in what these settings differ from those that a record has."""
-        return _named(_differences(_with_defaults(record.config), config.model_dump(mode="json")))
+        found = _differences(_with_defaults(record.config), config.model_dump(mode="json"))
+        return _named(found) if found else "a measuring with other settings was interrupted"
 
     def _changes(self, config: RunConfig) -> dict[str, tuple[Any, Any]]:
         return _differences(_read_settings(self.path / CONFIG_NAME), config.model_dump(mode="json"))
@@ -143,9 +148,7 @@ class RunDirectory:
             write_text(path, json.dumps(dict(inputs), indent=1))
             write_text(self.path / FILES_NAME, json.dumps(files))
         except OSError as error:
-            raise RunDirectoryError(
-                f"The run directory '{self.path}' cannot be written: {error.strerror}. Choose another with --out."
-            ) from error
+            raise self._not_written(error) from error
 
     def _discard_values(self, config: RunConfig) -> None:
         """Delete what an unfinished run measured of the unlearned model with other settings."""
@@ -158,6 +161,28 @@ class RunDirectory:
         text = yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
         write_text(self.path / CONFIG_NAME, text)
 
+    @contextmanager
+    def replaced(self, config: RunConfig) -> Iterator[None]:
+        """Within, values and record of a finished run are replaced by those of other settings.
+
+        However often that is interrupted, the directory is not measured before it was done once to the end.
+
+        Raises:
+            RunDirectoryError: Something could not be written.
+        """
+        try:
+            write_text(self._replacing, "")
+            self.write_settings(config)
+            yield
+            self._replacing.unlink()
+        except OSError as error:
+            raise self._not_written(error) from error
+
+    def _not_written(self, error: OSError) -> RunDirectoryError:
+        return RunDirectoryError(
+            f"The run directory '{self.path}' cannot be written: {error.strerror}. Choose another with --out."
+        )
+
     def claim_base(self, sha256: str) -> None:
         """Write which base model the run trains on: one that is made by finetuning can be made anew with other weights.
 
@@ -169,8 +194,10 @@ class RunDirectory:
         Raises:
             RunDirectoryError: What is here was begun on another one.
         """
-        path = self.path / BASE_NAME
-        if path.is_file() and _read_json(path) != {"sha256": sha256}:
+        path, record = self.path / BASE_NAME, self.finished_record()
+        known = [_read_json(path)["sha256"]] if path.is_file() else []
+        known += [record.models["base"]] if record is not None and "base" in record.models else []
+        if any(other != sha256 for other in known):
             raise RunDirectoryError(
                 f"The run in '{self.path}' was begun on a base model with other weights: it was made anew since then, "
                 "by other versions or on another machine, so the run cannot be resumed. Choose another with --out."

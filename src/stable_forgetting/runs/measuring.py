@@ -161,10 +161,9 @@ def measure_again(record: RunRecord, models: RunModels, directory: RunDirectory,
         }
     )
     if processes.is_main_process():
-        # With these settings the directory is not measured until its record is there, and with the old ones neither.
-        directory.write_settings(config)
-        write_values(directory, scores)
-        write_record(found, directory.path)
+        with directory.replaced(config):
+            write_values(directory, scores)
+            write_record(found, directory.path)
         for path in directory.path.glob("per_example/again.*"):
             path.unlink()
     processes.wait_for_all()
@@ -175,7 +174,7 @@ def _scores_again(record: RunRecord, unlearned: LoadedModel, models: RunModels, 
     """Values of the unlearned model: those that are there, if they would be the same, or measured beside them."""
     now, before = models.config.evaluation, RunConfig.model_validate(record.config)
     sets, there = measured_sets(models.sets, now), directory.scores("unlearned")
-    # What an interruption left of writing the values of other settings is not the record's.
+    # After an interruption the values that are there may be of other settings than the record.
     is_same = directory.is_measured(record, before) and decisive(now) == decisive(before.evaluation)
     kept = processes.agree(kept_of(there, sets) if is_same else None)
     if kept is not None:
