@@ -58,9 +58,16 @@ def check_stored(results: str, declared: dict[str, dict[str, Any]]) -> None:
         assert not differing.keys() - by_checkpoint, f"{run['name']}: stored, declared: {differing}"
 
 
-@pytest.mark.parametrize("results", ["tofu/tofu-20-change-kept.json", "tofu/tofu-20-npo.json"])
-def test_stored_runs_have_the_settings_of_their_experiment(results):
-    check_stored(results, tofu_settings("tofu/tofu-20.yaml"))
+@pytest.mark.parametrize(
+    ("results", "experiment"),
+    [
+        ("tofu-20-change-kept", "tofu-20"),
+        ("tofu-20-npo", "tofu-20"),
+        ("tofu-20-retain-weight", "tofu-20-retain-weight"),
+    ],
+)
+def test_stored_runs_have_the_settings_of_their_experiment(results, experiment):
+    check_stored(f"tofu/{results}.json", tofu_settings(f"tofu/{experiment}.yaml"))
 
 
 @pytest.mark.parametrize(
@@ -75,6 +82,7 @@ def test_stored_runs_have_the_settings_of_their_experiment(results):
         "-targets",
         "-bounds-rates",
         "-strict-end",
+        "-equal-budget-rates",
     ],
 )
 def test_stored_class_deletions_have_the_settings_of_their_experiment(part, tmp_path, monkeypatch):
