@@ -217,15 +217,26 @@ def test_a_run_that_was_not_finished_goes_on_with_the_new_settings(problem, tmp_
         patch.setattr(f"stable_forgetting.runs.pipeline.{interrupted_in}", refuse("killed", KeyboardInterrupt))
         with pytest.raises(KeyboardInterrupt):
             run(problem.config(), run_dir)
+    config = problem.config(evaluation__generate=False)
+    found = run(config, run_dir, resume=True)
+    assert found.measured_again is None
+    assert found.evaluation("unlearned").metric("forget_rouge_l_recall").value is None
+    assert values(found) == values(run(config, tmp_path / "whole"))
+
+
+@pytest.mark.parametrize(("interrupted_in", "is_refused"), [("train", False), ("save_adapter", True)])
+def test_batches_of_another_size_in_the_middle_of_a_training(
+    problem, tmp_path, monkeypatch, interrupted_in, is_refused
+):
+    """Targets are rounded by them; the tiny training has checkpoints, and no adapter is saved yet."""
+    run_dir = tmp_path / "run"
+    with monkeypatch.context() as patch:
+        patch.setattr(f"stable_forgetting.runs.pipeline.{interrupted_in}", refuse("killed", KeyboardInterrupt))
+        with pytest.raises(KeyboardInterrupt):
+            run(problem.config(), run_dir)
     other = problem.config(evaluation__batch_size=3)
-    if interrupted_in == "save_adapter":
+    if is_refused:
         with pytest.raises(RunDirectoryError, match="batch_size: 16 there, 3 now"):
             run(other, run_dir, resume=True)
     else:
-        run(other, run_dir, resume=True)
-    config = problem.config(
-        evaluation__batch_size=3 if interrupted_in != "save_adapter" else 16, evaluation__generate=False
-    )
-    found = run(config, run_dir, resume=True)
-    assert found.evaluation("unlearned").metric("forget_rouge_l_recall").value is None
-    assert found.history == run(config, tmp_path / "whole").history
+        assert run(other, run_dir, resume=True).status == "finished"
