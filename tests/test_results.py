@@ -83,6 +83,7 @@ def test_stored_runs_have_the_settings_of_their_experiment(results, experiment):
         "-bounds-rates",
         "-strict-end",
         "-equal-budget-rates",
+        "-equal-budget",
     ],
 )
 def test_stored_class_deletions_have_the_settings_of_their_experiment(part, tmp_path, monkeypatch):
