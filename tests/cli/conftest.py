@@ -44,7 +44,9 @@ def own_surroundings(tmp_path_factory, monkeypatch):
     torch.set_num_threads(threads)
     transformers.utils.logging.set_verbosity(level)
     transformers.utils.logging.enable_progress_bar()
-    logging.getLogger("stable_forgetting").handlers.clear()
+    ours = logging.getLogger("stable_forgetting")
+    ours.handlers.clear()
+    ours.propagate = True
 
 
 @pytest.fixture

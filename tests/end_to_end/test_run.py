@@ -34,7 +34,9 @@ def forget(monkeypatch, capsys):
         return capsys.readouterr().out
 
     yield call
-    logging.getLogger("stable_forgetting").handlers.clear()
+    ours = logging.getLogger("stable_forgetting")
+    ours.handlers.clear()
+    ours.propagate = True
 
 
 def logits_of(model) -> torch.Tensor:

@@ -58,7 +58,9 @@ def _quiet() -> None:
     transformers.utils.logging.disable_progress_bar()
     transformers.utils.logging.set_verbosity_error()
     logging.getLogger("huggingface_hub").setLevel(logging.ERROR)  # it tells of each attempt to reach the hub
-    logging.getLogger("stable_forgetting").handlers = [Notes(console)]
+    ours = logging.getLogger("stable_forgetting")
+    # A library that logs without a logger gives the root one a handler, which would show every note again.
+    ours.handlers, ours.propagate = [Notes(console)], False
     warnings.filterwarnings("ignore", module="(transformers|peft|accelerate|torch)")
 
 
