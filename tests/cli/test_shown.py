@@ -101,6 +101,7 @@ def test_a_run_and_the_same_again(forget, language, tmp_path, monkeypatch):
     assert " ".join(measured.out.split()).count("measured again, not trained again") == 1
     assert "measured again" not in measured.err, "a root handler of another library shows no note twice"
     assert "Nothing was run" not in measured.out
+    assert "<dt>Measured again</dt>" in (run_dir / "report.html").read_text()
     readme = (run_dir / "adapter" / "README.md").read_text()
     for part in (
         "bound sine, rank 2, omega 100",
