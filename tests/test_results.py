@@ -82,6 +82,7 @@ def test_stored_runs_have_the_settings_of_their_experiment(results, experiment):
         "-targets",
         "-bounds-rates",
         "-strict-end",
+        "-strict-end-short",
         "-equal-budget-rates",
         "-equal-budget",
     ],
