@@ -7,7 +7,6 @@ A record never holds a stand-in for a number that could not be computed: such a 
 from __future__ import annotations
 
 import json
-import math
 import os
 import tempfile
 from pathlib import Path
@@ -188,6 +187,8 @@ class RunRecord(_Record):
     error: str | None = None
     verdicts: list[str] = Field(default_factory=list)
     """Sentences that the run says about itself, such as that nothing was forgotten."""
+    notes: list[str] = Field(default_factory=list)
+    """What a reader has to know of how a benchmark made the data, one sentence each."""
     created: str
     """UTC, ISO 8601."""
     config: dict[str, Any]
@@ -293,8 +294,3 @@ def read_record(run_dir: Path) -> RunRecord:
         first = error.errors()[0]
         place = ".".join(str(part) for part in first["loc"])
         raise RunDirectoryError(f"The record '{path}' is damaged at '{place}': {first['msg']}. {_REPAIR}") from error
-
-
-def finite_or_none(value: float | None) -> float | None:
-    """The value if it is a finite number, else None: records hold no infinities in the step history."""
-    return value if value is not None and math.isfinite(value) else None

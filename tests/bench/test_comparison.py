@@ -44,13 +44,15 @@ def run_all(comparison, out_dir):
 @pytest.mark.parametrize("error", [NotFiniteError("the loss is infinite"), RuntimeError("out of memory")])
 def test_a_method_that_fails_does_not_keep_the_others_from_running(problem, tmp_path, broken, error):
     broken("tanh", error)
-    records = run_all(Comparison(problem.changed(training__steps=2), METHODS), tmp_path / "out")
+    notes = ["No test images.", "For choosing settings."]
+    records = run_all(Comparison(problem.changed(training__steps=2), METHODS, notes=notes), tmp_path / "out")
     assert [(record.name, record.status) for record in records] == [
         ("sine", "finished"),
         ("tanh", "failed"),
         ("identity", "finished"),
     ]
     assert str(error) in records[1].error
+    assert [read_record(tmp_path / "out" / name).notes for name in METHODS] == [notes] * 3
 
 
 def test_what_starts_from_a_failed_method_is_left_out(problem, tmp_path, broken):

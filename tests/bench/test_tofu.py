@@ -104,6 +104,13 @@ def test_settings_are_chosen_on_other_authors_than_those_that_are_reported() -> 
         assert forgotten[split].isdisjoint(others)
 
 
+@pytest.mark.parametrize("split", split_names())
+def test_a_validation_split_says_what_it_is_for(split: str) -> None:
+    assert ["For choosing settings" in note for note in tofu_comparison(split).notes] == (
+        [True] if "validation" in split else []
+    )
+
+
 def _data_of(split: str, data: str) -> DataConfig:
     return next(iter(tofu_comparison(split, data=data).configs().values())).data
 

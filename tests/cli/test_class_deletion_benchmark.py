@@ -64,6 +64,8 @@ def test_random_images_of_a_folder(bench, tmp_path):
     assert "no test images" in ended.out
     (record,) = records().values()
     assert sizes(record) == {"forget": 5, "retain": 6 * 7 - 5, "holdout": 6, "retain_test": 12}
+    assert "no test images" in record.notes[0]
+    assert "no test images" in Path("runs/report.html").read_text()
 
 
 def test_listed_images_are_forgotten_to_the_last_one(bench, tmp_path):

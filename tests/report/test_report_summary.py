@@ -114,6 +114,14 @@ def test_runs_that_were_measured_otherwise_are_another_problem(changed):
     assert [dict(page.facts).get("Measured with") for page in pages] == [None, f"{name} {value}"]
 
 
+def test_what_the_benchmark_noted_is_said_once():
+    noted = [["No test images."], ["No test images.", "A tenth is held out."], []]
+    records = [language_run("gd-sine", seed).model_copy(update={"notes": n}) for seed, n in enumerate(noted, start=1)]
+    (page,) = build_page(summarize(records)).groups
+    assert dict(page.facts)["Notes"] == "No test images. A tenth is held out."
+    assert "Notes" not in dict(build_page(summarize(records[2:])).groups[0].facts)
+
+
 def test_settings_that_an_older_record_lacks_are_the_defaults():
     newer = _measured(language_run("gd-lora", 1), seed=0, compat=None, num_resamples=200)
     assert len(group_by_problem([language_run("gd-sine", 1), newer])) == 1

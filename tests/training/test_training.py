@@ -224,9 +224,10 @@ def test_half_a_checkpoint_is_passed_over(tmp_path):
     assert last_complete_checkpoint(tmp_path) == tmp_path / "checkpoint-4"
 
 
-@pytest.mark.parametrize("kind", ["loss", "gradient"])
+@pytest.mark.parametrize("max_grad_norm", [1.0, 0.0])
+@pytest.mark.parametrize("kind", ["loss", "gradient", "norm of the gradient"])
 @pytest.mark.parametrize(("good_steps", "kept_step"), [(5, 4), (4, 2)])
-def test_what_is_not_finite_stops_with_the_last_good_adapter(tmp_path, kind, good_steps, kept_step):
+def test_what_is_not_finite_stops_with_the_last_good_adapter(tmp_path, kind, good_steps, kept_step, max_grad_norm):
     """The checkpoint of the last step before the failure holds the weights that failed, so an earlier one is kept."""
     found = sets()
     model = adapted_model()
@@ -239,16 +240,16 @@ def test_what_is_not_finite_stops_with_the_last_good_adapter(tmp_path, kind, goo
         if calls["count"] > good_steps:
             factor = float("nan") if kind == "loss" else 1.0
             logits = predictions.logits * factor
-            if kind == "gradient":
-                logits.register_hook(lambda gradient: gradient * float("inf"))
+            if kind != "loss":  # 1e30: finite entries whose squares are not
+                factor = float("inf") if kind == "gradient" else 1e30
+                logits.register_hook(lambda gradient: gradient * factor)
             return type(predictions)(logits, predictions.labels, predictions.example, predictions.num_examples)
         return predictions
 
     task = LanguageTask(FakeTokenizer())
     task.predict = poisoned
-    outcome = train(
-        model, task, build_objective("gradient_difference"), found, settings=settings(), output_dir=tmp_path
-    )
+    chosen = settings(max_grad_norm=max_grad_norm)
+    outcome = train(model, task, build_objective("gradient_difference"), found, settings=chosen, output_dir=tmp_path)
     assert kind in outcome.stopped
     assert f"in step {good_steps + 1}; the adapter of step {kept_step} was kept" in outcome.stopped
     assert outcome.num_steps == kept_step

@@ -114,17 +114,19 @@ def run_comparison(comparison: Comparison, out_dir: Path, *, progress: Progress)
         if comparison.after.get(name) in missing:
             missing.add(name)
             continue
-        record = _run_or_failure(config, out_dir / name, comparison.settings(name), progress)
+        record = _run_or_failure(config, out_dir / name, comparison.settings(name), comparison.notes, progress)
         if record.status == "failed":
             missing.add(name)
         yield record
 
 
-def _run_or_failure(config: RunConfig, run_dir: Path, given: Mapping[str, Any], progress: Progress) -> RunRecord:
+def _run_or_failure(
+    config: RunConfig, run_dir: Path, given: Mapping[str, Any], notes: Sequence[str], progress: Progress
+) -> RunRecord:
     """The record of a run, also of one that fails; one that left no record of this attempt raises what it raised."""
     before = _written(run_dir)
     try:
-        return run(config, run_dir, given=given, resume=True, progress=progress)
+        return run(config, run_dir, given=given, notes=notes, resume=True, progress=progress)
     except RunDirectoryError:
         raise
     except (StableForgettingError, RuntimeError):  # a GPU without memory left is a RuntimeError

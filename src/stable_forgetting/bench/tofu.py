@@ -20,6 +20,9 @@ HUB_NAME = "locuslab/TOFU"
 
 _TEMPLATE = PROBLEMS_DIR / "tofu.yaml"
 _COLUMNS = {"prompt": "question", "answer": "answer"}
+_FOR_CHOOSING = (
+    "For choosing settings: the authors that are forgotten are others than those of the split that is reported."
+)
 _WORLD = {"real_authors": "real_authors_perturbed", "world_facts": "world_facts_perturbed"}
 
 
@@ -51,7 +54,7 @@ def tofu_comparison(options: TofuOptions) -> Comparison:
     shared |= {"retain_model": options.retain_model, "retain_log": options.retain_log}
     if options.split not in template["splits"]:
         raise ConfigError(unknown_name("split", options.split, template["splits"]))
-    split = template["splits"][options.split]
+    split, is_validation = template["splits"][options.split], options.split.endswith("-validation")
     shared["data"] |= _sources(split, options.data)
     for limited, limit in split.get("limits", {}).items():
         if limited == "retain":
@@ -60,7 +63,7 @@ def tofu_comparison(options: TofuOptions) -> Comparison:
             shared["data"][limited]["limit"] = limit
     for place, value in options.set.items():
         apply_change(shared, place, value)
-    return Comparison(shared, method_changes(options))
+    return Comparison(shared, method_changes(options), notes=[_FOR_CHOOSING] if is_validation else [])
 
 
 def _sources(split: Mapping[str, Any], data: str) -> dict[str, Any]:

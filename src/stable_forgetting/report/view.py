@@ -110,6 +110,9 @@ def _group_facts(group: GroupSummary) -> Iterable[tuple[str, str]]:
     yield "Base model", _base_words(group)
     if protocol := unusual_protocol(group.methods[0].records[0]):
         yield "Measured with", protocol
+    notes = {note: None for method in group.methods for record in method.records for note in record.notes}
+    if notes:
+        yield "Notes", " ".join(notes)
 
 
 def _base_words(group: GroupSummary) -> str:

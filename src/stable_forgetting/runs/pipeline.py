@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -56,6 +56,7 @@ def run(
     run_dir: Path,
     *,
     given: Mapping[str, Any] | None = None,
+    notes: Sequence[str] = (),
     resume: bool = False,
     progress: Progress | None = None,
 ) -> RunRecord:
@@ -67,6 +68,7 @@ def run(
         config: The run's config.
         run_dir: Where everything is written; see `RunDirectory`.
         given: The settings as the user gave them, kept in the record.
+        notes: What a reader of the record has to know of the data, one sentence each.
         resume: Whether to continue what is in `run_dir`. A run that was killed gives the same adapter as one that was
             not; a finished one gives its record, if its data and models are still the same, or is measured as said now.
         progress: Where progress is shown.
@@ -79,11 +81,18 @@ def run(
     """
     processes.join()
     with alone_in(run_dir):
-        return _run(config, RunDirectory(run_dir), given or {}, progress or SilentProgress(), resume=resume)
+        directory = RunDirectory(run_dir)
+        return _run(config, directory, given or {}, notes, progress or SilentProgress(), resume=resume)
 
 
 def _run(
-    config: RunConfig, directory: RunDirectory, given: Mapping[str, Any], progress: Progress, *, resume: bool
+    config: RunConfig,
+    directory: RunDirectory,
+    given: Mapping[str, Any],
+    notes: Sequence[str],
+    progress: Progress,
+    *,
+    resume: bool,
 ) -> RunRecord:
     directory.check(config, resume=resume)
     finished, files = directory.finished_record(), local_files(config)
@@ -103,7 +112,7 @@ def _run(
     directory.claim(config, inputs, files)
     if finished is not None:
         return finished if is_measured else measure_again(finished, models, directory, given)
-    start = _new_record(config, given, models.sets)
+    start = _new_record(config, given, notes, models.sets)
     try:
         record = processes.agree(_unlearn_and_measure(models, objective, directory, start, resume=resume))
     except Exception as error:
@@ -128,7 +137,7 @@ def _check_merge(config: RunConfig) -> None:
         )
 
 
-def _new_record(config: RunConfig, given: Mapping[str, Any], sets: Sets) -> RunRecord:
+def _new_record(config: RunConfig, given: Mapping[str, Any], notes: Sequence[str], sets: Sets) -> RunRecord:
     return RunRecord(
         name=config.name,
         task=config.task,
@@ -136,6 +145,7 @@ def _new_record(config: RunConfig, given: Mapping[str, Any], sets: Sets) -> RunR
         created=datetime.now(UTC).isoformat(timespec="seconds"),
         config=config.model_dump(mode="json"),
         given=dict(given),
+        notes=list(notes),
         environment=environment(),
         sets=sets.identities(),
     )

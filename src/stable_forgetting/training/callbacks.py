@@ -1,4 +1,4 @@
-"""Callbacks of a training: checkpoints, statistics, finite gradients, weight clipping, time, progress."""
+"""Callbacks of a training: checkpoints, statistics, weight clipping, time, progress."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
 from stable_forgetting import processes
 from stable_forgetting.adapters import BoundedLoraLinear, adapter_statistics
-from stable_forgetting.errors import ConfigError, NotFiniteError
+from stable_forgetting.errors import ConfigError
 from stable_forgetting.progress import Advance, Progress
 from stable_forgetting.training.history import SECONDS, training_seconds
 
@@ -35,21 +35,6 @@ class CompleteCheckpoints(TrainerCallback):  # type: ignore[misc]
 
 def _checkpoint_dir(output_dir: Path, step: int) -> Path:
     return output_dir / f"{PREFIX_CHECKPOINT_DIR}-{step}"
-
-
-class FiniteGradients(TrainerCallback):  # type: ignore[misc]
-    """Stops before an update with a gradient that is infinite or not a number: such an update cannot be undone."""
-
-    def on_pre_optimizer_step(self, args: Any, state: Any, control: Any, **given: Any) -> None:
-        """Check all gradients: after they were averaged over the processes, so all of them find the same.
-
-        Raises:
-            NotFiniteError: One is not finite.
-        """
-        # By now the gradients were clipped by their common norm, so one that is NaN has made all of them NaN.
-        gradients = (parameter.grad for parameter in given["model"].parameters() if parameter.grad is not None)
-        if not all(torch.isfinite(gradient).all() for gradient in gradients):
-            raise NotFiniteError(f"the gradient became infinite or NaN in step {state.global_step + 1}")
 
 
 class WeightClipping(TrainerCallback):  # type: ignore[misc]

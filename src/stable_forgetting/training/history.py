@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 from typing import Any
 
-from stable_forgetting.records import StepRecord, finite_or_none
+from stable_forgetting.records import StepRecord
 
 
 @dataclass(frozen=True)
@@ -42,9 +43,14 @@ def step_records(log_history: list[dict[str, Any]]) -> list[StepRecord]:
         number = int(entry["step"])
         step = steps.setdefault(number, {"step": number, "epoch": entry.get("epoch", 0.0)})
         if "loss" in entry:
-            step |= {name: finite_or_none(entry.get(name)) for name in StepRecord.model_fields}
+            step |= {name: _finite_or_none(entry.get(name)) for name in StepRecord.model_fields}
             step |= {"step": number, "epoch": entry["epoch"]}
         validation = {name.removeprefix("eval_"): value for name, value in entry.items() if name.startswith("eval_")}
         if validation:
             step["validation"] = validation
     return [StepRecord(**step) for _, step in sorted(steps.items())]
+
+
+def _finite_or_none(value: float | None) -> float | None:
+    """The value if it is a finite number, else None: records hold no infinities in the step history."""
+    return value if value is not None and math.isfinite(value) else None

@@ -22,7 +22,6 @@ from stable_forgetting.objectives import Objective, get_term
 from stable_forgetting.progress import Progress, SilentProgress
 from stable_forgetting.training.callbacks import (
     CompleteCheckpoints,
-    FiniteGradients,
     ProgressBar,
     TrainingTime,
     adapter_callbacks,
@@ -107,7 +106,7 @@ def train(
             batches=batches,
             constants=sets.constants,
             validation=validation if settings.evaluate_every else None,
-            callbacks=[CompleteCheckpoints(), FiniteGradients(), TrainingTime(), rules, bar, *adapters],
+            callbacks=[CompleteCheckpoints(), TrainingTime(), rules, bar, *adapters],
         )
         checkpoint = processes.agree(last_complete_checkpoint(output_dir)) if resume else None
         keeps_best = settings.best_metric is not None

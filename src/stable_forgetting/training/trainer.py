@@ -204,6 +204,20 @@ class UnlearnTrainer(Trainer):  # type: ignore[misc]  # transformers is not type
             self._logged[name] = self._logged.get(name, 0.0) + total
         return float(loss)
 
+    def _get_grad_norm(self, model: nn.Module, grad_norm: Tensor | float | None = None) -> float:
+        """The norm of the gradient over all processes, which the Trainer asks for before each update.
+
+        Gradients that are finite can have a norm that is not, from entries of about 1e19 on: clipped by it they would
+        all be 0, and the update would be none.
+
+        Raises:
+            NotFiniteError: It is infinite or not a number: such an update could not be undone.
+        """
+        norm = float(super()._get_grad_norm(model, grad_norm))
+        if not math.isfinite(norm):
+            raise NotFiniteError(f"the norm of the gradient became {norm} in step {self.state.global_step + 1}")
+        return norm
+
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Add the terms to the log of the step that they belong to."""
         if "loss" in logs:
