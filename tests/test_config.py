@@ -122,6 +122,7 @@ def test_a_seed_is_one_of_32_bits(seed):
             parse_config(SMALLEST | {section: {"seed": seed}})
     with pytest.raises(ConfigError, match=f"adapter.seed = {seed}"):
         FinetuneConfig(adapter={"seed": seed})
+    assert parse_benchmark("tofu", {"model": "m", "seeds": 3, "learning_rates": 0.1}).seeds == (3,)
     with pytest.raises(ConfigError, match=f"seeds.1 = {seed}"):
         parse_benchmark("tofu", {"model": "m", "seeds": f"0,{seed}"})
 

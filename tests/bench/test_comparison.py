@@ -118,6 +118,12 @@ def test_a_section_of_a_method_keeps_the_settings_that_it_does_not_name(problem,
     (tmp_path / "c.yaml").write_text(yaml.safe_dump(settings))
     config = load_comparison(tmp_path / "c.yaml").configs()["1"]
     assert (config.adapter.bound, config.adapter.rank) == ("tanh", 3)
+    given = problem.changed(objective__target={"source": "number", "nll": 2.0})
+    methods = {"lower": {"objective": {"target": {"nll": 1.0}}}, "other": {"objective.target": {"source": "holdout"}}}
+    (tmp_path / "c.yaml").write_text(yaml.safe_dump(given | {"methods": methods}))
+    configs = load_comparison(tmp_path / "c.yaml").configs()
+    assert (configs["lower"].objective.target.source, configs["lower"].objective.target.nll) == ("number", 1.0)
+    assert (configs["other"].objective.target.source, configs["other"].objective.target.nll) == ("holdout", None)
 
 
 def test_methods_do_not_change_what_they_share(problem):

@@ -154,6 +154,13 @@ def test_a_change_that_would_count_for_nothing_is_refused(place: str, instead: s
         tofu_comparison("forget10", set={place: 1})
 
 
+def test_a_change_of_a_section_leaves_the_rest_of_the_protocol() -> None:
+    (config,) = tofu_comparison("tofu-20", bounds="sine", set={"evaluation": {"batch_size": 8}}).configs().values()
+    (usual,) = tofu_comparison("tofu-20", bounds="sine").configs().values()
+    assert config.evaluation == usual.evaluation.model_copy(update={"batch_size": 8})
+    assert usual.evaluation.retain_limit == 80
+
+
 def test_a_change_of_a_set_counts() -> None:
     changed = tofu_comparison("forget10", set={"data.forget.limit": 3})
     assert {config.data.forget.limit for config in changed.configs().values()} == {3}

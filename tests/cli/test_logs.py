@@ -8,6 +8,7 @@ from sample_scores import make_run_values, make_scores
 from stable_forgetting.evaluation.open_unlearning import read_log
 from stable_forgetting.records import RunRecord, write_record
 from stable_forgetting.runs.environment import environment
+from stable_forgetting.runs.retain_log import log_sha256
 
 
 def record_of(config):
@@ -67,12 +68,27 @@ def test_a_run_with_a_retain_log_is_compared_with_that_log(forget, run_dir, tmp_
     monkeypatch.setenv("HOME", str(tmp_path))
     write_record(record_of({"retain_log": "~/retain.json"}), run_dir)
     assert json.loads(forget("score", "tofu", "--log", run_dir, "--json").out)["metrics"] == before
+    found = json.loads(forget("score", "tofu", "--log", run_dir, "--json").out)
+    assert found["retain_log"] == str(used)
+    for known, message in ((log_sha256(used), ""), ("another", "has changed since")):
+        (run_dir / "inputs.json").write_text(json.dumps({"retain log": known}))
+        ended = forget("score", "tofu", "--log", run_dir, "--json")
+        assert (ended.code, message in ended.err) == (2 if message else 0, True)
     moved = used.rename(tmp_path / "moved.json")
     gone = forget("export", run_dir, "--out", tmp_path / "own")
-    assert (gone.code, "which is gone" in gone.err) == (2, True)
+    assert (gone.code, f"there is no file '{used}'" in gone.err) == (2, True)
     assert forget("export", run_dir, "--out", tmp_path / "own", "--retain-log", moved).code == 0
     write_record(record_of({}), run_dir)
     assert "Left out: forget_quality" in forget("export", run_dir, "--out", tmp_path / "own").out
+
+
+def test_a_run_is_scored_by_the_protocol_that_it_was_measured_with(forget, run_dir):
+    write_record(record_of({"evaluation": {"compat": "open-unlearning"}}), run_dir)
+    scored, asked = (
+        json.loads(forget("score", "tofu", "--log", run_dir, "--json", *more).out)
+        for more in ((), ("--compat", "open-unlearning"))
+    )
+    assert (scored["compat"], scored["metrics"]) == ("open-unlearning", asked["metrics"])
 
 
 def test_a_run_is_compared_with_its_base_model_where_it_left_values_of_it(forget, run_dir):

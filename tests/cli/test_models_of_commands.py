@@ -201,11 +201,20 @@ def test_a_comparison_with_a_failed_method_ends_with_1_and_its_report(forget, la
     assert [read_record(tmp_path / "out" / name).status for name in ("none", "fine")] == ["failed", "finished"]
 
 
-def test_a_comparison_that_a_later_method_ends_leaves_a_report_of_the_earlier_ones(forget, language, tmp_path):
+def test_a_method_that_cannot_begin_is_named_and_the_others_run(forget, language, tmp_path):
     settings = language.write(tmp_path / "c.yaml", training__steps=1).read_text()
-    methods = "methods: {fine: {adapter.bound: sine}, wrong: {retain_model: /no/such/model}}\n"
+    methods = (
+        "methods: {fine: {adapter.bound: sine}, wrong: {retain_model: /no/such/model}, worse: {adapter.blocks: [99]},"
+        " later: {adapter.bound: tanh}}\n"
+    )
     (tmp_path / "compare.yaml").write_text(settings + methods)
     ended = forget("compare", tmp_path / "compare.yaml", "--out", tmp_path / "out")
     assert (ended.code, ended.err.count("\n")) == (2, 1), ended
-    assert "/no/such/model" in ended.err
-    assert "fine" in (tmp_path / "out" / "report.html").read_text()
+    assert ended.err.startswith("forget: The method 'wrong': No model folder at '/no/such/model'")
+    assert "The method 'worse' is left out: There is no block 99" in " ".join(ended.out.split())
+    page = (tmp_path / "out" / "report.html").read_text()
+    assert all(name in page for name in ("fine", "later"))
+    (tmp_path / "compare.yaml").write_text(settings + "methods: {wrong: {adapter.blocks: [99]}, fine: {}}\n")
+    ended = forget("compare", tmp_path / "compare.yaml", "--out", tmp_path / "other")
+    assert ended.err.startswith("forget: The method 'wrong': There is no block 99")
+    assert not (tmp_path / "other" / "fine").exists(), "what keeps the first one from beginning may be of all of them"

@@ -50,12 +50,12 @@ def test_it_has_the_values_of_a_run_with_these_settings(problem, there, tmp_path
     weights = (run_dir / "adapter" / "adapter_model.safetensors").read_bytes()
     monkeypatch.setattr(UnlearnTrainer, "train", refuse("trained again"))
     with caplog.at_level(logging.WARNING):
-        again = run(config, run_dir, given={"name": "new"}, resume=True)
+        again = run(config, run_dir, given={"name": "new"}, notes=["No test images."], resume=True)
     assert values(again) == values(whole)
     assert again.evaluation("unlearned") != record.evaluation("unlearned")
     assert (run_dir / "adapter" / "adapter_model.safetensors").read_bytes() == weights
     assert "measured again, not trained again (evaluation.max_new_tokens: 6 there, 2 now; " in caplog.text
-    assert (again.config, again.given) == (whole.config, {"name": "new"})
+    assert (again.config, again.given, again.notes) == (whole.config, {"name": "new"}, ["No test images."])
     names = sorted(path.name for path in (run_dir / "per_example").iterdir())
     assert names == sorted(path.name for path in (tmp_path / "whole" / "per_example").iterdir())
     for name in names:

@@ -215,6 +215,14 @@ def test_a_comparison_says_what_was_finished(problem, forget, tmp_path):
         shown = forget("compare", path, "--out", tmp_path / "out")
     assert "sine: finished before (" in shown
     assert "tanh: " in shown
+    (tmp_path / "out" / "other").mkdir()
+    (tmp_path / "out" / "other" / "record.json").write_text("{")
+    path.write_text(yaml.safe_dump(config | {"methods": {"tanh": {"adapter.bound": "tanh"}}}))
+    shown = " ".join(forget("compare", path, "--out", tmp_path / "out").split())
+    assert "sine: finished" not in shown
+    assert "other/record.json' is damaged" in shown
+    page = (tmp_path / "out" / "report.html").read_text()
+    assert all(f">{name}<" in page for name in ("sine", "tanh")), "the page loses no run of the folder"
 
 
 def _without_dates(page: str) -> str:

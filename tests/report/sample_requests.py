@@ -42,12 +42,8 @@ def single_classes() -> list[RunRecord]:
     return [request_run(name, bound, seed) for name in CLASSES for bound in ("identity", "sine") for seed in SEEDS]
 
 
-def sequence(*, as_before: bool = False) -> list[RunRecord]:
-    """The same, but the second class is deleted from what the first deletion left.
-
-    Args:
-        as_before: Whether later steps name the merged model as the first sequences did, as `model.name`.
-    """
+def sequence() -> list[RunRecord]:
+    """The same, but the second class is deleted from what the first deletion left."""
     found = []
     for record in single_classes():
         deleted, method = record.name.split("-", 1)
@@ -58,9 +54,6 @@ def sequence(*, as_before: bool = False) -> list[RunRecord]:
         if step > 1:
             merged = f"/runs/digits/1-{CLASSES[0]}-{method}/merged"
             models["base"] = sha256(merged)
-            if as_before:
-                config |= {"model": {"name": merged, "finetune": None}, "retain_model": "/cache/models/12ab"}
-            else:
-                config |= {"base_model": merged}
+            config |= {"base_model": merged}
         found.append(record.model_copy(update={"name": name, "config": config, "models": models}))
     return found

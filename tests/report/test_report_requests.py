@@ -26,9 +26,22 @@ def values(records: list[RunRecord], metric: str) -> list[float]:
     return [record.evaluation("unlearned").metric(metric).value for record in records]
 
 
-@pytest.mark.parametrize("as_before", [False, True])
-def test_runs_of_a_step_are_one_problem_and_seeds_one_method(as_before):
-    groups = summarize(sequence(as_before=as_before)).groups
+def test_models_in_folders_called_merged_are_no_results_of_earlier_runs():
+    first, second = (
+        record.model_copy(
+            update={
+                "config": record.config | {"model": {"name": f"ck/vit_{place}/merged", "finetune": None}},
+                "models": record.models | {"base": f"hash of {place}"},
+            }
+        )
+        for place, record in enumerate(single_classes()[:2])
+    )
+    groups = summarize([first, second]).groups
+    assert [group.num_bases for group in groups] == [1, 1]
+
+
+def test_runs_of_a_step_are_one_problem_and_seeds_one_method():
+    groups = summarize(sequence()).groups
     assert [[(method.name, len(method.records)) for method in group.methods] for group in groups] == [
         [(f"{step}-{name}-{method}", len(SEEDS)) for method in METHODS] for step, name in enumerate(CLASSES, 1)
     ]

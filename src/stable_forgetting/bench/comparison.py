@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from stable_forgetting.bench.methods import refuse_changes
-from stable_forgetting.config import RunConfig, apply_change, copied, parse_config, read_yaml
+from stable_forgetting.config import RunConfig, apply_change, changes_by_path, copied, parse_config, read_yaml
 from stable_forgetting.errors import ConfigError, RunDirectoryError, StableForgettingError
 from stable_forgetting.progress import Progress
 from stable_forgetting.records import RECORD_NAME, RunRecord, read_record
@@ -17,6 +18,9 @@ from stable_forgetting.runs.check import check_names
 
 PROBLEMS = {"language": "people.yaml", "vision": "digits.yaml"}
 """The built-in comparisons by the name that `forget demo` takes."""
+
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -65,21 +69,12 @@ def load_comparison(path: Path, changes: Sequence[tuple[str, Any]] = ()) -> Comp
             f"The comparison '{path}' needs a section 'methods' with the changes of each method by its name, such as "
             "'sine: {adapter.bound: sine}'. For a single method use `forget run`."
         )
-    methods = {str(name): _by_path(chosen, given) for name, chosen in methods.items()}
+    methods = {str(name): changes_by_path(chosen, given) for name, chosen in methods.items()}
     for name, chosen in methods.items():
         refuse_changes(dict(changes), ["name", *chosen], f"the method '{name}'", f"the file '{path}'")
     for place, value in changes:
         apply_change(given, place, value)
     return Comparison(given, methods)
-
-
-def _by_path(changes: Mapping[str, Any], shared: Mapping[str, Any]) -> dict[str, Any]:
-    """A method's changes by their paths: one of a section leaves the section's other settings as they are."""
-    found: dict[str, Any] = {}
-    for name, value in changes.items():
-        is_section = isinstance(value, dict) and value and isinstance(shared.get(name), dict)
-        found |= {f"{name}.{path}": setting for path, setting in value.items()} if is_section else {name: value}
-    return found
 
 
 def problem_path(name: str) -> Path:
@@ -89,6 +84,9 @@ def problem_path(name: str) -> Path:
 
 def run_comparison(comparison: Comparison, out_dir: Path, *, progress: Progress) -> Iterator[RunRecord]:
     """Run every method that has not come to its end yet; one that fails stops only those that start from its result.
+
+    So does one that cannot begin, because of a mistake that is found before it is trained. Where no method has come
+    through before it, the mistake may be of all of them, and ends the comparison at once.
 
     Args:
         comparison: What is compared.
@@ -100,7 +98,8 @@ def run_comparison(comparison: Comparison, out_dir: Path, *, progress: Progress)
 
     Raises:
         RunDirectoryError: A method's folder holds something else, such as a run with other settings; nothing ran.
-        StableForgettingError: A mistake that was found before the method ran, so that no record tells of it.
+        StableForgettingError: What kept the first method from beginning that could not, so that no record tells of it;
+            with the name of the method, and raised when all others are done.
     """
     configs = comparison.configs()
     for name, config in configs.items():
@@ -110,14 +109,25 @@ def run_comparison(comparison: Comparison, out_dir: Path, *, progress: Progress)
             raise ConfigError(f"The method '{name}': {error}") from error
         RunDirectory(out_dir / name).check(config, resume=True)
     missing: set[str] = set()
-    for name, config in configs.items():
+    refusals: list[StableForgettingError] = []
+    for place, (name, config) in enumerate(configs.items()):
         if comparison.after.get(name) in missing:
             missing.add(name)
             continue
-        record = _run_or_failure(config, out_dir / name, comparison.settings(name), comparison.notes, progress)
+        try:
+            record = _run_or_failure(config, out_dir / name, comparison.settings(name), comparison.notes, progress)
+        except StableForgettingError as error:
+            refusals.append(type(error)(f"The method '{name}': {error}"))
+            if place == 0:
+                raise refusals[0] from error
+            logger.warning("The method '%s' is left out: %s", name, error)
+            missing.add(name)
+            continue
         if record.status == "failed":
             missing.add(name)
         yield record
+    if refusals:
+        raise refusals[0]
 
 
 def _run_or_failure(

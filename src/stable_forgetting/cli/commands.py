@@ -30,11 +30,11 @@ from stable_forgetting.cli.progress import Notes, RichProgress
 from stable_forgetting.cli.shown import say, show_tables, tell
 from stable_forgetting.config import FinetuneConfig, RunConfig, load_config, parse_change
 from stable_forgetting.config.benchmark_options import ClassDeletionOptions, TofuOptions
-from stable_forgetting.errors import ConfigError, ModelError
+from stable_forgetting.errors import ConfigError, ModelError, RunDirectoryError
 from stable_forgetting.evaluation import ModelScores, evaluate_scores
 from stable_forgetting.evaluation.values import Definitions, ModelValues
 from stable_forgetting.models.load import save_model, weights_sha256
-from stable_forgetting.records import ModelRole, RunRecord, read_record, write_text
+from stable_forgetting.records import RECORD_NAME, ModelRole, RunRecord, read_record, write_text
 from stable_forgetting.report import render_table, write_figures, write_report
 from stable_forgetting.runs import RunDirectory, prepare
 from stable_forgetting.runs import run as run_unlearning
@@ -46,6 +46,7 @@ from stable_forgetting.runs.retain_log import logged_retain_values
 from stable_forgetting.runs.scoring import score
 
 console = Console()
+logger = logging.getLogger(__name__)
 
 REFUSED = 2
 """Exit code of a command that found the user's mistakes."""
@@ -128,12 +129,24 @@ def _compare(comparison: Comparison, out_dir: Path) -> list[RunRecord]:
             tell(console, f"{record.name}: {before}{found}")
     finally:  # also what is there when a later method cannot begin
         if records:
-            write_report(records, out_dir / "report.html")
+            write_report([*records, *_others_in(out_dir, records)], out_dir / "report.html")
     _show(records)
     if all(_is_earlier(record, start) for record in records):
         tell(console, f"Nothing was run: all of it ({len(records)}) was finished before, in '{out_dir}'.")
     tell(console, f"Report: {out_dir / 'report.html'}")
     return records
+
+
+def _others_in(out_dir: Path, records: Sequence[RunRecord]) -> list[RunRecord]:
+    """Records of other runs in the folder, which its page is not to lose: of earlier commands, or not come to yet."""
+    known, found = {record.name for record in records}, []
+    for path in sorted(out_dir.glob(f"*/{RECORD_NAME}")):
+        if path.parent.name not in known:
+            try:
+                found.append(read_record(path.parent))
+            except RunDirectoryError as error:
+                logger.warning("%s It is left out of the report.", error)
+    return found
 
 
 def _end(records: Sequence[RunRecord]) -> None:

@@ -21,6 +21,7 @@ from stable_forgetting.evaluation.tofu import Aggregation
 from stable_forgetting.evaluation.values import Definitions, ModelValues
 from stable_forgetting.records import ModelEvaluation, ModelRole
 from stable_forgetting.runs import RunDirectory
+from stable_forgetting.runs.retain_log import log_sha256
 
 console = Console()
 
@@ -33,14 +34,16 @@ def score_tofu(
     log: Path, retain_log: Path | None, *, truth_ratio: Aggregation, compat: Compat | None, as_json: bool
 ) -> None:
     """`forget score tofu`."""
-    own, retain, base = _read(log, "unlearned"), _read_retain(log, retain_log), _read_base(log)
+    own, base, place = _read(log, "unlearned"), _read_base(log), _retain_place(log, retain_log)
+    retain = _read_retain(place)
+    compat = compat or _compat_of(log)
     definitions = Definitions(truth_ratio=truth_ratio, compat=compat)
     evaluation = _evaluate(own, retain, base, definitions)
     reference = None if retain is None else _evaluate(retain, None, base, definitions)
     if as_json:
         found = {
             "log": str(log),
-            "retain_log": None if retain is None else str(retain_log or log),
+            "retain_log": None if place is None else str(place),
             "truth_ratio": truth_ratio,
             "compat": compat,
             "examples": {name: values.size for name, values in own.sets.items()},
@@ -63,7 +66,7 @@ def export(run_dir: Path, role: ModelRole, out: Path, retain_log: Path | None) -
         )
     check_file(out / "TOFU_EVAL.json")
     values = _read(run_dir, role)
-    retain = None if role == "retain" else _read_retain(run_dir, retain_log)
+    retain = None if role == "retain" else _read_retain(_retain_place(run_dir, retain_log))
     for path in write_log(values, out, retain):
         tell(console, f"Written: {path}")
     if role != "retain" and retain is None:
@@ -86,24 +89,39 @@ def _read(path: Path, role: ModelRole) -> ModelValues:
     return values
 
 
-def _read_retain(log: Path, retain_log: Path | None) -> ModelValues | None:
-    """The retain log as given; a run directory brings its own retain model or the log that it was compared with."""
-    if retain_log is not None:
-        return _read(retain_log, "retain")
-    if not log.is_dir():
-        return None
-    if RunDirectory(log).scores("retain").is_file():
-        return _read(log, "retain")
-    record = RunDirectory(log).finished_record()
+def _read_retain(place: Path | None) -> ModelValues | None:
+    return None if place is None else _read(place, "retain")
+
+
+def _retain_place(log: Path, retain_log: Path | None) -> Path | None:
+    """Where the retain model's values are: the log that is given, else what a run was compared with."""
+    if retain_log is not None or not log.is_dir():
+        return retain_log
+    directory = RunDirectory(log)
+    if directory.scores("retain").is_file():
+        return log
+    record = directory.finished_record()
     used = None if record is None else record.config.get("retain_log")
     if used is None:
         return None
-    place = Path(used).expanduser()
+    place = Path(used).expanduser().absolute()
     if not place.is_file():
         raise DataError(
-            f"The run '{log}' was compared with the log '{used}', which is gone. Give it with --retain-log."
+            f"The run '{log}' was compared with the log '{used}', but there is no file '{place}'. Give it with "
+            "--retain-log."
         )
-    return _read(place, "retain")
+    if directory.known_input("retain log") not in (None, log_sha256(place)):
+        raise DataError(
+            f"The log '{place}' has changed since the run '{log}' was compared with it. Give the one to compare "
+            "with by --retain-log."
+        )
+    return place
+
+
+def _compat_of(log: Path) -> Compat | None:
+    """The protocol that a run was measured with; a log does not say."""
+    record = RunDirectory(log).finished_record() if log.is_dir() else None
+    return None if record is None else record.config.get("evaluation", {}).get("compat")
 
 
 def _read_base(log: Path) -> ModelValues | None:

@@ -18,6 +18,8 @@ from stable_forgetting.errors import ConfigError, unknown_name
 
 
 def _listed(given: Any) -> Any:
+    if isinstance(given, int | float) and not isinstance(given, bool):
+        return [given]
     found = [part.strip() for part in given.split(",") if part.strip()] if isinstance(given, str) else given
     if found in ([], ()):
         raise ValueError("names nothing; give one or several, with commas between them")
@@ -26,7 +28,7 @@ def _listed(given: Any) -> Any:
 
 def _names(given: Any) -> Any:
     """Names as text: classes may be named by numbers, which YAML reads as such."""
-    listed = _listed([given] if isinstance(given, int) and not isinstance(given, bool) else given)
+    listed = _listed(given)
     if not isinstance(listed, list | tuple):
         return listed
     return [str(name) if isinstance(name, int) and not isinstance(name, bool) else name for name in listed]

@@ -161,6 +161,26 @@ def apply_change(settings: dict[str, Any], path: str, value: Any) -> None:
     section[name] = value
 
 
+def changes_by_path(changes: Mapping[str, Any], settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Changes with those of a section one by one, by their paths: its other settings stay as they are.
+
+    Args:
+        changes: Values by path.
+        settings: What is changed; a value that is no section there replaces what there is.
+
+    Example:
+        >>> changes_by_path({"training": {"steps": 5}, "adapter.rank": 2}, {"training": {"steps": 9, "seed": 1}})
+        {'training.steps': 5, 'adapter.rank': 2}
+    """
+    found: dict[str, Any] = {}
+    for name, value in changes.items():
+        section = settings.get(name)
+        is_section = isinstance(value, Mapping) and isinstance(section, Mapping)
+        inner = changes_by_path(value, section or {}) if is_section else {}
+        found |= {f"{name}.{path}": setting for path, setting in inner.items()} or {name: value}
+    return found
+
+
 def flat_settings(settings: Mapping[str, Any]) -> dict[str, Any]:
     """Each setting by its path; a section without settings is one itself.
 

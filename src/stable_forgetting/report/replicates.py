@@ -34,9 +34,7 @@ def name_without_seed(name: str) -> str:
 
 def earlier_run(record: RunRecord) -> str | None:
     """Name without its seed of the run whose merged model is unlearned here; None if the base model is another one."""
-    model = record.config.get("model")
-    named = model.get("name") if isinstance(model, dict) else None
-    *folders, last = _FOLDERS.split(str(record.config.get("base_model") or named))
+    *folders, last = _FOLDERS.split(str(record.config.get("base_model")))
     return name_without_seed(folders[-1]) if folders and last == "merged" else None
 
 
@@ -175,11 +173,7 @@ def _settings_of_method(record: RunRecord) -> dict[str, Any]:
     """All settings but the run's name; of a merged model not the path, which holds a seed, but the run that left it."""
     settings = {name: value for name, value in record.config.items() if name != "name"}
     earlier = earlier_run(record)
-    if earlier is None:
-        return settings
-    if not settings.get("base_model"):  # the first sequences named the merged model as `model.name`
-        settings["model"] = settings["model"] | {"name": None}
-    return settings | {"base_model": earlier}
+    return settings if earlier is None else settings | {"base_model": earlier}
 
 
 def _key_of(record: RunRecord, settings: dict[str, Any], leave_out: Sequence[str] = ()) -> str:

@@ -150,6 +150,11 @@ class RunDirectory:
         except OSError as error:
             raise self._not_written(error) from error
 
+    def known_input(self, name: str) -> str | None:
+        """The hash of one input that the run was begun with; None if there is none of that name."""
+        path = self.path / INPUTS_NAME
+        return _read_json(path).get(name) if path.is_file() else None
+
     def _discard_values(self, config: RunConfig) -> None:
         """Delete what an unfinished run measured of the unlearned model with other settings."""
         if (self.path / CONFIG_NAME).is_file() and self._changes(config):

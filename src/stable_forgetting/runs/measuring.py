@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -127,7 +127,9 @@ def write_values(directory: RunDirectory, scores: Mapping[ModelRole, ModelScores
             write_scores(directory.scores(role), found)
 
 
-def measure_again(record: RunRecord, models: RunModels, directory: RunDirectory, given: Mapping[str, Any]) -> RunRecord:
+def measure_again(
+    record: RunRecord, models: RunModels, directory: RunDirectory, given: Mapping[str, Any], notes: Sequence[str]
+) -> RunRecord:
     """Measure a finished run with the settings of `models`, and replace its values and record by what comes out.
 
     Until all of it is measured the run stays as it was; what an interruption leaves is gone on from.
@@ -137,6 +139,7 @@ def measure_again(record: RunRecord, models: RunModels, directory: RunDirectory,
         models: The models of the run, with the new settings.
         directory: Of the run; its adapter is what is measured.
         given: The new settings as the user gave them.
+        notes: What a reader has to know of the data; if there is nothing, what the record says stays.
 
     Raises:
         StableForgettingError: The adapter is gone or damaged, or the model cannot be measured so; all is as before.
@@ -155,6 +158,7 @@ def measure_again(record: RunRecord, models: RunModels, directory: RunDirectory,
         update={
             "config": config.model_dump(mode="json"),
             "given": dict(given),
+            "notes": list(notes) or record.notes,
             "models": identities,
             "measured_again": again,
             "timings": record.timings | clock.seconds,

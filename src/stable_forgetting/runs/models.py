@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import shutil
 from collections.abc import Sequence
@@ -22,6 +21,7 @@ from stable_forgetting.progress import Progress
 from stable_forgetting.runs.cache import content_hash, made_once
 from stable_forgetting.runs.kept import inputs_of, with_kept_trunk
 from stable_forgetting.runs.outcomes import class_names
+from stable_forgetting.runs.retain_log import log_sha256
 from stable_forgetting.runs.sets import Sets
 from stable_forgetting.runs.teaching import teach
 from stable_forgetting.training.surroundings import move_to_training_device
@@ -86,7 +86,7 @@ class RunModels:
     def inputs(self) -> dict[str, str]:
         """Hashes of the model as configured, of each set and of what else decides: without them no run is resumed."""
         log = self.config.retain_log
-        others = {} if log is None else {"retain log": hashlib.sha256(Path(log).expanduser().read_bytes()).hexdigest()}
+        others = {} if log is None else {"retain log": log_sha256(Path(log).expanduser())}
         if self.config.retain_model is not None:
             others["retain model"] = model_sha256(self._in_its_place(self.config.retain_model).model)
         target, given_base = self.config.objective.target, self.config.base_model

@@ -111,7 +111,7 @@ def _run(
     processes.wait_for_all()  # every process has looked at the directory before one writes to it
     directory.claim(config, inputs, files)
     if finished is not None:
-        return finished if is_measured else measure_again(finished, models, directory, given)
+        return finished if is_measured else measure_again(finished, models, directory, given, notes)
     start = _new_record(config, given, notes, models.sets)
     try:
         record = processes.agree(_unlearn_and_measure(models, objective, directory, start, resume=resume))

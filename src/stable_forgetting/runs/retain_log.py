@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import logging
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,11 @@ from stable_forgetting.runs.scoring import measured_sets
 from stable_forgetting.runs.sets import Sets
 
 logger = logging.getLogger(__name__)
+
+
+def log_sha256(path: Path) -> str:
+    """Hash of a log's file, by which a run knows what it was compared with."""
+    return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
 def logged_retain_values(config: RunConfig) -> ModelValues | None:
