@@ -8,6 +8,7 @@ import sys
 import numpy as np
 import pytest
 import torch
+from accelerate import cpu_offload
 from peft import LoraConfig, PeftModel, get_peft_model
 from torch import nn
 from transformers import FalconConfig, FalconForCausalLM, GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM
@@ -23,6 +24,7 @@ from stable_forgetting.adapters import (
 )
 from stable_forgetting.adapters.layer_checks import check_layer
 from stable_forgetting.errors import ConfigError, ModelError
+from tiny_models import tiny_language_model
 
 pytestmark = pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")  # in PEFT
 TOKENS = torch.arange(24).reshape(2, 12)
@@ -193,6 +195,30 @@ def test_active_adapters_add_their_changes_and_merge_one_after_the_other(bounds)
     torch.testing.assert_close(logits(model), both, rtol=0, atol=1e-5)
     model.unmerge_adapter()
     assert all(torch.equal(a, b) for a, b in zip(base_weights(model), weights, strict=True))
+
+
+def test_adapters_that_pefts_lora_mixes_are_refused():
+    model = get_peft_model(tiny_language_model(), BoundedLoraConfig(), adapter_name="one")
+    model.add_adapter("two", BoundedLoraConfig(target_modules=["up_proj"]))
+    tokens = torch.ones(2, 3, dtype=torch.long)
+    with pytest.raises(ModelError, match=r"adapter_names is given, .* Call set_adapter\(NAME\)"):
+        model(tokens, adapter_names=["one", "two"])
+    with pytest.raises(ModelError, match="Activate several adapters together"):
+        model.add_weighted_adapter(["one", "two"], [1.0, 1.0], "both")
+    assert model(tokens).logits.shape == (2, 3, 40)
+
+
+@pytest.mark.parametrize("bound", ["sine", "identity"])
+def test_offloaded_weights_are_refused_until_the_adapter_is_merged(bound):
+    model = get_peft_model(tiny_language_model(), BoundedLoraConfig(bound=bound)).eval()
+    tokens = torch.ones(1, 3, dtype=torch.long)
+    expected = model(tokens).logits
+    cpu_offload(model, execution_device=torch.device("cpu"))
+    with pytest.raises(ModelError, match="weights of an adapted layer are offloaded"):
+        model(tokens)
+    merged = get_peft_model(tiny_language_model(), BoundedLoraConfig(bound=bound)).eval().merge_and_unload()
+    cpu_offload(merged, execution_device=torch.device("cpu"))
+    assert torch.equal(merged(tokens).logits, expected)
 
 
 def test_set_and_delete_adapter():

@@ -1,5 +1,6 @@
 """Several answers to one question: the shared prompt changes nothing, for every kind of attention and cache."""
 
+from collections import Counter
 from dataclasses import replace
 
 import numpy as np
@@ -9,6 +10,7 @@ from peft import get_peft_model
 from transformers import (
     AutoModelForCausalLM,
     AutoTokenizer,
+    BartConfig,
     BloomConfig,
     Gemma2Config,
     GPT2Config,
@@ -16,6 +18,7 @@ from transformers import (
     MambaConfig,
     MistralConfig,
     OPTConfig,
+    RobertaConfig,
 )
 
 from data_paths import shared_data
@@ -47,8 +50,17 @@ CONFIGS = {
         max_position_embeddings=64, word_embed_proj_dim=16, init_std=0.5, dropout=0.0,
     ),
     "alibi": BloomConfig(vocab_size=23, hidden_size=16, n_layer=2, n_head=2, initializer_range=0.5),
+    "places behind the pad token": RobertaConfig(**SMALL, **WIDE, is_decoder=True, pad_token_id=END),
+    "places that are counted by the model": BartConfig(
+        vocab_size=23, d_model=16, decoder_layers=2, decoder_attention_heads=2, decoder_ffn_dim=24,
+        max_position_embeddings=64, init_std=0.5, dropout=0.0,
+    ),
     "state space": MambaConfig(vocab_size=23, hidden_size=16, state_size=4, num_hidden_layers=2, use_mambapy=False),
 }  # fmt: skip
+
+
+COUNT_THEMSELVES = ("alibi", "places behind the pad token", "places that are counted by the model")
+"""These read prompts without padding: those of one length together."""
 
 
 def make_model(kind, implementation="sdpa"):
@@ -122,6 +134,9 @@ def test_equals_one_pass_per_answer(language_task, count_shared, kind, batch_siz
     np.testing.assert_allclose(scores.likelihood.tokens.variance, plain.tokens.variance, rtol=1e-4, atol=1e-6)
     assert scores.likelihood.first_extractable.tolist() == plain.first_extractable.tolist()
     whole = len(range(0, len(example_set), batch_size))
+    if kind in COUNT_THEMSELVES:
+        counts = Counter(common_prompt((example, *example.alternatives)) for example in example_set)
+        whole = sum(len(range(0, count, batch_size)) for count in counts.values())
     in_trees = [len((example, *example.alternatives)) <= batch_size for example in example_set]
     continued = len(range(0, in_trees.count(False), batch_size))
     assert len(count_shared) == {"state space": 1, "llama": continued}.get(kind, whole)

@@ -1,8 +1,10 @@
 import json
 from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
+from transformers import AutoModelForCausalLM, BartConfig, FalconH1Config, GraniteMoeHybridConfig, RobertaConfig
 
 from data_paths import shared_data
 from evaluation.conftest import END
@@ -92,6 +94,42 @@ def test_models_with_absolute_positions(language_task, make_language_set):
     example_set = make_language_set(count=6, seed=2)
     answers = greedy_answers(model, language_task, example_set, max_new_tokens=8, batch_size=4)
     assert answers == twin(model, example_set, 8)
+
+
+KINDS = {
+    "places behind the pad token": RobertaConfig(
+        vocab_size=23, hidden_size=16, intermediate_size=24, num_hidden_layers=2, num_attention_heads=2,
+        max_position_embeddings=64, initializer_range=0.5, is_decoder=True, pad_token_id=END,
+    ),
+    "places that are counted by the model": BartConfig(
+        vocab_size=23, d_model=16, decoder_layers=2, decoder_attention_heads=2, decoder_ffn_dim=24,
+        max_position_embeddings=64, init_std=0.5, dropout=0.0,
+    ),
+    "recurrent and attention layers": GraniteMoeHybridConfig(
+        vocab_size=23, hidden_size=32, intermediate_size=24, num_hidden_layers=4, num_attention_heads=4,
+        num_key_value_heads=2, layer_types=["mamba", "attention"] * 2, num_local_experts=2, mamba_n_heads=8,
+        mamba_d_head=8, mamba_n_groups=1, mamba_d_state=4, max_position_embeddings=64, initializer_range=0.5,
+    ),
+    "both in one layer": FalconH1Config(
+        vocab_size=23, hidden_size=32, intermediate_size=24, num_hidden_layers=2, num_attention_heads=4,
+        num_key_value_heads=2, mamba_n_heads=8, mamba_d_head=8, mamba_n_groups=1, mamba_d_state=4, mamba_d_ssm=64,
+        max_position_embeddings=64, initializer_range=0.5,
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("batch_size", [1, 4])
+@pytest.mark.parametrize("kind", KINDS)
+def test_every_kind_of_places_and_caches(language_task, kind, batch_size):
+    torch.manual_seed(0)
+    model = AutoModelForCausalLM.from_config(KINDS[kind]).eval()
+    generator = np.random.default_rng(1)
+    prompts = [tuple(generator.integers(3, 23, size=length).tolist()) for length in (2, 5, 5, 9, 3, 5)]
+    rows = [LanguageExample(str(prompt), "a", (*prompt, 4, END), len(prompt), END) for prompt in prompts]
+    example_set = frequent_ends(model, ExampleSet("forget", rows))
+    answers = greedy_answers(model, language_task, example_set, max_new_tokens=8, batch_size=batch_size)
+    assert answers == twin(model, example_set, 8)
+    assert len({len(answer.split()) for answer in answers}) > 1, "rows leave the batch at different steps"
 
 
 # PEFT 0.21 asks transformers for a property by its old name.

@@ -120,6 +120,35 @@ def test_after_an_error_in_training_the_model_can_be_given_again(monkeypatch):
     assert same(call(model).model, call().model)
 
 
+def test_an_error_while_adapters_are_merged_leaves_the_models_weights(monkeypatch):
+    """Merging makes new weights, layer after layer, for which memory can be too small."""
+    merge, merged = BoundedLoraLinear.merge, []
+
+    def without_memory(layer, *given, **options):
+        if len(merged) == 2:
+            raise torch.OutOfMemoryError("out of memory")
+        merge(layer, *given, **options)
+        merged.append(not torch.equal(layer.base_layer.weight, layer.kept_base_weight))
+
+    model = tiny_language_model()
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    monkeypatch.setattr(BoundedLoraLinear, "merge", without_memory)
+    training = TrainingConfig(steps=2, learning_rate=0.1, evaluate_every=1, warmup_share=0)
+    with pytest.raises(torch.OutOfMemoryError):
+        call(model, training=training)
+    assert merged == [True, True]
+    assert is_plain(model)
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+
+
+def test_the_config_of_a_saved_adapter_can_be_used_again(tmp_path):
+    first = call()
+    first.model.save_pretrained(tmp_path)
+    config = BoundedLoraConfig.from_pretrained(tmp_path)
+    assert config.inference_mode
+    assert same(call(adapter=config).model, first.model)
+
+
 @pytest.mark.parametrize("ends_in_step", [None, 2])
 def test_the_model_is_used_on_as_before(monkeypatch, ends_in_step):
     """Random states, modes, the use of the cache and activation checkpointing are the caller's."""
@@ -198,6 +227,7 @@ def test_a_compiled_model_is_refused():
         ({"objective": 3}, ConfigError, "objective is 3. Give the name"),
         ({"model": "gpt2"}, ModelError, "The model is 'gpt2', a str, but a loaded one is needed"),
         ({"model": nn.Linear(2, 2)}, ModelError, "a Linear without a config"),
+        ({"model": tiny_language_model().model}, ModelError, "LlamaModel has no output head"),
         ({"tokenizer": "gpt2"}, ConfigError, "tokenizer is 'gpt2', but a loaded one is needed"),
         ({"tokenizer": 5}, ConfigError, "tokenizer is 5, but a loaded one is needed"),
         ({"tokenizer": None, "image_processor": {}}, ConfigError, r"image_processor is \{\}, but a loaded one"),

@@ -194,6 +194,13 @@ def test_a_single_step_changes_the_adapter(tmp_path):
     assert any(not torch.equal(value, before[name]) for name, value in adapter_state(model).items())
 
 
+@pytest.mark.parametrize(("accumulation", "is_said"), [(2, False), (3, True)])
+def test_an_update_of_fewer_passes_than_were_asked_for_is_said(tmp_path, caplog, accumulation, is_said):
+    objective, chosen = build_objective("gradient_difference"), settings(steps=1, gradient_accumulation=accumulation)
+    train(adapted_model(), TASK, objective, sets(num_forget=5), settings=chosen, output_dir=tmp_path)
+    assert ("An update takes 2 forward passes" in caplog.text) == is_said
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
 def test_a_training_over_float16_weights_warns(tmp_path, caplog, dtype):
     model = get_peft_model(tiny_language_model().to(dtype), BoundedLoraConfig(init_seed=0))

@@ -20,7 +20,7 @@ from stable_forgetting.adapters.base_weight import (
 )
 from stable_forgetting.adapters.bounds import Bound
 from stable_forgetting.adapters.functional import LowRankChange, effective_weight, lora_linear
-from stable_forgetting.adapters.layer_checks import check_mergeable
+from stable_forgetting.adapters.layer_checks import check_loaded, check_mergeable
 from stable_forgetting.adapters.linear import bounded_linear
 from stable_forgetting.adapters.zero3 import register_weights, whole_shape
 from stable_forgetting.errors import ModelError
@@ -165,6 +165,7 @@ class BoundedLoraLinear(nn.Module, BaseTunerLayer):  # type: ignore[misc]
             self.unmerge()
         names = [] if self.disable_adapters or self.merged else self.active_names()
         changes = [self.low_rank_change(name) for name in names]
+        check_loaded(x, self.base_layer.weight, changes)
         bounded = [change for change in changes if change.bound.limit is not None]
         output = self._bounded_output(x, bounded) if bounded else self.base_layer(x)
         for change in changes:
@@ -210,8 +211,8 @@ class BoundedLoraLinear(nn.Module, BaseTunerLayer):  # type: ignore[misc]
             )
         # Not on the GPU: merged adapters of all layers would hold every weight twice, 10 GB more with 8 billion.
         self.kept_base_weight = base_weight.to("cpu") if kept is None else kept
+        self.merged_adapters = all_names  # before the weight: unmerging repairs what is interrupted in between
         self.base_layer.weight.data = merged
-        self.merged_adapters = all_names
 
     def unmerge(self) -> None:
         """Put the kept base weight back, bit for bit."""

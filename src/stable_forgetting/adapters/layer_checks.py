@@ -5,13 +5,14 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 from peft.tuners.tuners_utils import BaseTunerLayer
-from torch import nn
+from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 from torch.nn.modules.linear import NonDynamicallyQuantizableLinear
 from torch.nn.utils import parametrize
 from transformers.pytorch_utils import Conv1D
 
 from stable_forgetting.adapters.base_weight import check_quantized, quantization_of
+from stable_forgetting.adapters.functional import LowRankChange
 from stable_forgetting.errors import ModelError
 
 _PLAIN_IN_EFFECT = ("transformers.models.falcon.modeling_falcon.FalconLinear",)
@@ -143,4 +144,23 @@ def check_called(name: str, model: nn.Module) -> None:
         raise ModelError(
             f"Layer '{name}' of a {family} model is read by its kernels and never called there, so that an adapter "
             "would do nothing before it is merged. Choose other target_modules, such as in_proj."
+        )
+
+
+def check_loaded(x: Tensor, weight: Tensor, changes: Sequence[LowRankChange]) -> None:
+    """Check that weight and factors are there: offloading brings a module's when it is called, and here they are read.
+
+    Args:
+        x: Input of the layer.
+        weight: Of the base layer.
+        changes: Of the active adapters.
+
+    Raises:
+        ModelError: One is on the meta device, and the input is not.
+    """
+    weights = [weight, *(factor for change in changes for factor in (change.lora_a, change.lora_b))]
+    if changes and x.device.type != "meta" and any(each.device.type == "meta" for each in weights):
+        raise ModelError(
+            "The weights of an adapted layer are offloaded, and a bounded change is computed from all of them. Merge "
+            "the adapter before the model is offloaded, or load the model in 8 or 4 bits, without offloading."
         )

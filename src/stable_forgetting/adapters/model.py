@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any, ClassVar
 
 from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING, PEFT_TYPE_TO_PREFIX_MAPPING, PEFT_TYPE_TO_TUNER_MAPPING
@@ -122,6 +124,27 @@ class BoundedLoraModel(BaseTuner):  # type: ignore[misc]
                 check_not_shared(name, module, places)
                 check_called(name, model)
         _resolve_scales(config, matched)
+
+    def add_weighted_adapter(self, *_: Any, **__: Any) -> None:
+        """Refused: what LoRA's tuner makes of several adapters would have no bound of its own.
+
+        Raises:
+            ModelError: Always.
+        """
+        raise ModelError(
+            "A weighted sum of bounded changes is not one bounded change of their rank. Activate several adapters "
+            "together with base_model.set_adapter([...]): their changes add up."
+        )
+
+    @contextmanager
+    def _enable_peft_forward_hooks(self, *_: Any, adapter_names: Any = None, **__: Any) -> Iterator[None]:
+        """PEFT calls it around each pass. It would drop `adapter_names`, so that all rows had the active adapter."""
+        if adapter_names is not None:
+            raise ModelError(
+                "adapter_names is given, but bounded adapters cannot be mixed within a batch. Call set_adapter(NAME) "
+                "and give the rows of each adapter on their own."
+            )
+        yield
 
     def _check_merge_allowed(self) -> None:
         """Before the first layer is merged, so that a model with some quantised layers is not merged by half."""

@@ -20,6 +20,7 @@ from stable_forgetting.evaluation.prompts import (
     common_prompt,
     labels_after,
     model_inputs,
+    prompt_batches,
     read_prompts,
 )
 from stable_forgetting.models.predictions import Predictions
@@ -37,9 +38,7 @@ def continued_batches(
     answers = [answer for family in families for answer in family]
     starts = np.cumsum([0, *map(len, families)]).tolist()
     shared = [common_prompt(family) for family in families]
-    order = longest_first(shared)
-    for begin in range(0, len(order), batch_size):
-        chosen = order[begin : begin + batch_size]
+    for chosen in prompt_batches(model, shared, longest_first(shared), batch_size):
         prompts = None
         if min(shared) > 0:
             whole = task.inputs([families[index][0] for index in chosen])

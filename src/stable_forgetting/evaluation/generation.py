@@ -18,11 +18,13 @@ from typing import Any
 import torch
 from accelerate.utils import extract_model_from_parallel
 from torch import Tensor, nn
+from transformers.cache_utils import DynamicCache, LinearAttentionCacheLayerMixin
 
 from stable_forgetting.data.examples import ExampleSet, LanguageExample
 from stable_forgetting.errors import ModelError
 from stable_forgetting.evaluation.likelihood import Progress, inference, longest_first
-from stable_forgetting.evaluation.prompts import left_padded, model_inputs
+from stable_forgetting.evaluation.prompts import left_padded, model_inputs, prompt_batches
+from stable_forgetting.models.reading import num_positions
 from stable_forgetting.models.tasks import LanguageTask
 
 NO_TOKEN = -1
@@ -74,9 +76,10 @@ def greedy_answers(
     if progress is not None and num_done:
         progress(num_done, len(examples))
     with inference(model) as device:
-        for start in range(0, len(open_), batch_size):
-            chosen = [open_[place] for place in by_length[start : start + batch_size]]
-            read = [examples[i].input_ids[: examples[i].num_prompt_tokens + len(known[i])] for i in chosen]
+        num_read = [examples[index].num_prompt_tokens + len(known[index]) for index in open_]
+        for places in prompt_batches(model, num_read, by_length, batch_size):
+            chosen = [open_[place] for place in places]
+            read = [examples[open_[place]].input_ids[: num_read[place]] for place in places]
             prompts = [torch.tensor(row) for row in read]
             input_ids, attention_mask = left_padded(prompts, [task.visible(row) for row in prompts], device)
             ends = torch.tensor([_end(examples[i]) for i in chosen], device=device)
@@ -136,7 +139,7 @@ class _Rows:
         """Append a token to each row, and drop the rows that end with it."""
         going = (token != self.end) & (self.room > 1)
         if not going.all():
-            self.cache.batch_select_indices(going.nonzero()[:, 0])
+            _select_rows(self.cache, going.nonzero()[:, 0])
         token, self.number, self.end, self.room = (
             token[going],
             self.number[going],
@@ -162,6 +165,16 @@ def _decode(model: nn.Module, rows: _Rows) -> list[list[int]]:
     return answers
 
 
+def _select_rows(cache: Any, chosen: Tensor) -> None:
+    """Keep these rows of a cache. Layers with a recurrent state select all that they have by reordering it alone."""
+    if type(cache) is not DynamicCache:
+        cache.batch_select_indices(chosen)
+        return
+    for layer in cache.layers:
+        is_recurrent = isinstance(layer, LinearAttentionCacheLayerMixin)
+        (layer.reorder_cache if is_recurrent else layer.batch_select_indices)(chosen)
+
+
 def _cache_of(outputs: Any, model: nn.Module) -> Any:
     cache = getattr(outputs, "past_key_values", None)
     if cache is None or not hasattr(cache, "batch_select_indices"):
@@ -173,8 +186,7 @@ def _cache_of(outputs: Any, model: nn.Module) -> Any:
 
 
 def _check_positions(model: nn.Module, longest: int, max_new_tokens: int) -> None:
-    config = extract_model_from_parallel(model).config
-    positions = getattr(config.get_text_config(), "max_position_embeddings", None)
+    positions = num_positions(extract_model_from_parallel(model).config)
     if positions is None or longest + max_new_tokens <= positions:
         return
     room = positions - longest

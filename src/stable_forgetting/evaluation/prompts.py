@@ -6,19 +6,18 @@ E = rows, S = tokens read so far, T = tokens that come next.
 from __future__ import annotations
 
 import copy
-import inspect
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
-from accelerate.utils import extract_model_from_parallel
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 from transformers.cache_utils import DynamicCache, DynamicLayer, DynamicSlidingWindowLayer
 
 from stable_forgetting.data.examples import LanguageExample
+from stable_forgetting.models.reading import accepted_inputs, reads_padded_prompts
 from stable_forgetting.models.tasks import IGNORED
 
 Family = Sequence[LanguageExample]
@@ -85,6 +84,25 @@ class ReadPrompts:
         return ReadPrompts(self.attention_mask[chosen], cache)
 
 
+def prompt_batches(
+    model: nn.Module, num_tokens: Sequence[int], order: Sequence[int], batch_size: int
+) -> Iterator[Sequence[int]]:
+    """Which prompts are read together: as many as fit into a batch, and of one length if there may be no padding.
+
+    Args:
+        model: The model.
+        num_tokens: Length of each prompt.
+        order: Places of the prompts in the order in which they are read.
+        batch_size: Prompts in a batch at most.
+    """
+    groups = [order]
+    lengths = sorted({num_tokens[place] for place in order}, reverse=True)
+    if len(lengths) > 1 and not reads_padded_prompts(model):
+        groups = [[place for place in order if num_tokens[place] == length] for length in lengths]
+    for group in groups:
+        yield from (group[start : start + batch_size] for start in range(0, len(group), batch_size))
+
+
 def read_prompts(model: nn.Module, prompts: Sequence[Tensor], device: torch.device) -> ReadPrompts:
     """Let a model read prompts of at least one token each, given as `LanguageTask.inputs` gives them.
 
@@ -110,19 +128,14 @@ def model_inputs(model: nn.Module, input_ids: Tensor, attention_mask: Tensor, **
     """Inputs of a forward pass over the next tokens.
 
     Args:
-        model: The model; without position embeddings it takes no `position_ids`, and is not given any.
+        model: The model; one that counts places itself is not given any, see `prompt_batches`.
         input_ids: (E, T), tokens that it has not seen yet, or what a trunk makes of them, (E, T, D).
         attention_mask: (E, S + T), of these and all before them.
         **optional: Further inputs that are given if the model takes them.
     """
-    positions = (attention_mask.cumsum(dim=1) - 1).clamp(min=0)  # counted without padding
-    optional["position_ids"] = positions[:, -input_ids.shape[1] :]
-    accepted = _accepted_inputs(model)
+    if reads_padded_prompts(model):
+        positions = (attention_mask.cumsum(dim=1) - 1).clamp(min=0)  # counted without padding
+        optional["position_ids"] = positions[:, -input_ids.shape[1] :]
+    accepted = accepted_inputs(model)
     given = {name: value for name, value in optional.items() if name in accepted}
     return {"input_ids": input_ids, "attention_mask": attention_mask, **given}
-
-
-def _accepted_inputs(model: nn.Module) -> set[str]:
-    inner = extract_model_from_parallel(model)
-    base = inner.get_base_model() if hasattr(inner, "get_base_model") else inner
-    return set(inspect.signature(base.forward).parameters)

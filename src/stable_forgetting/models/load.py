@@ -32,6 +32,7 @@ from stable_forgetting.errors import ConfigError, ModelError, unknown_name
 from stable_forgetting.models.builtin import digits_model, people_model
 from stable_forgetting.models.folders import resolve_folder
 from stable_forgetting.models.processors import load_processor, with_pad_token
+from stable_forgetting.models.reading import check_causal
 from stable_forgetting.models.refusals import check_complete, readable
 from stable_forgetting.models.sharded import prepare_shares, sharding_options, whole_tensor
 from stable_forgetting.models.tasks import ImageTask, LanguageTask, Task
@@ -212,6 +213,7 @@ def _builtin(source: ModelSource) -> LoadedModel:
 def _ready(model: Any, processor: Any, source: ModelSource) -> LoadedModel:
     if source.kind == "image":
         return LoadedModel(model.eval(), ImageTask.of(model, processor), source.name)
+    check_causal(model)
     return LoadedModel(model.eval(), LanguageTask(with_pad_token(processor, f"of '{source.name}' ")), source.name)
 
 

@@ -21,6 +21,7 @@ from stable_forgetting.data.splits import check_no_overlap
 from stable_forgetting.data.vision import image_examples
 from stable_forgetting.errors import ConfigError, DataError, ModelError
 from stable_forgetting.models.processors import with_pad_token
+from stable_forgetting.models.reading import check_causal
 from stable_forgetting.models.tasks import ImageTask, LanguageTask, Task
 from stable_forgetting.objectives import Objective, build_objective
 from stable_forgetting.progress import Progress
@@ -92,6 +93,7 @@ def make_task(model: Any, tokenizer: Any, image_processor: Any) -> Task:
 
     Raises:
         ConfigError: Neither or both are given, one is a name, or the tokenizer has neither a pad nor an end token.
+        ModelError: The model is no causal language model, or an image classifier of other channels.
     """
     if (tokenizer is None) == (image_processor is None):
         given = "neither" if tokenizer is None else "both"
@@ -102,6 +104,7 @@ def make_task(model: Any, tokenizer: Any, image_processor: Any) -> Task:
             raise ConfigError(f"{what} is {value!r}, but a loaded one is needed. Load it with from_pretrained.")
     if image_processor is not None:
         return ImageTask.of(model, image_processor)
+    check_causal(model)
     return LanguageTask(with_pad_token(tokenizer))
 
 
@@ -185,7 +188,9 @@ def make_adapter(given: BoundedLoraConfig | None, seed: int) -> BoundedLoraConfi
             f"adapter.modules_to_save is {sorted(config.modules_to_save)}: these modules would be trained without a "
             "bound, and the certificate would say nothing about them. Leave it out, or adapt them by target_modules."
         )
-    return replace(config, init_seed=seed if config.init_seed is None else config.init_seed)
+    copied = replace(config, init_seed=seed if config.init_seed is None else config.init_seed)
+    copied.inference_mode = False  # which the config of a saved adapter says
+    return copied
 
 
 def make_sets(given: Mapping[str, Data | None], model: Any, task: Task, reading: Reading) -> dict[str, ExampleSet[Any]]:

@@ -7,6 +7,7 @@ from typing import Any
 
 from stable_forgetting.data.examples import ExampleSet, ImageExample, LanguageExample
 from stable_forgetting.errors import ConfigError, DataError
+from stable_forgetting.models.reading import num_positions
 
 
 def all_answers(sets: Iterable[ExampleSet[Any]]) -> list[LanguageExample]:
@@ -26,7 +27,7 @@ def check_positions(model: Any, texts: Iterable[LanguageExample], *, setting: st
     Raises:
         ConfigError: It does not.
     """
-    positions = getattr(model.config, "max_position_embeddings", None)
+    positions = num_positions(model.config)
     longest = max((len(text.input_ids) for text in texts), default=0)
     if positions is not None and longest > positions:
         raise ConfigError(

@@ -100,11 +100,13 @@ def merged_adapters(model: nn.Module) -> Iterator[bool]:
         yield plain and not waiting
         return
     tuner: Any = model
-    tuner.merge_adapter()
     try:
+        tuner.merge_adapter()  # what is out of memory here has merged some layers
         yield True
     finally:
-        tuner.unmerge_adapter()
+        for layer in layers:
+            if layer.merged:
+                layer.unmerge()
 
 
 def measuring_task(task: Task, settings: EvaluationConfig) -> Task:

@@ -50,6 +50,23 @@ def set_aside(model: nn.Module) -> Iterator[None]:
             model.to(device)
 
 
+def warn_of_few_batches(num_batches: int, gradient_accumulation: int) -> None:
+    """Say that an update takes fewer forward passes than it should: it does not go beyond an epoch.
+
+    Args:
+        num_batches: In an epoch.
+        gradient_accumulation: Forward passes of an update as set.
+    """
+    if num_batches < gradient_accumulation:
+        logger.warning(
+            "An update takes %d forward passes and not training.gradient_accumulation = %d: it does not go beyond an "
+            "epoch of the forget set, which has no more batches. Raise training.retain_batch_size for more retain "
+            "examples in an update, or lower training.forget_batch_size.",
+            num_batches,
+            gradient_accumulation,
+        )
+
+
 def warn_of_float16(model: nn.Module) -> None:
     """Say that a training over float16 weights loses small gradients, such as those of examples known by heart.
 

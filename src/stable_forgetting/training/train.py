@@ -38,7 +38,7 @@ from stable_forgetting.training.checkpoints import (
 from stable_forgetting.training.history import TrainingOutcome, step_records, training_seconds
 from stable_forgetting.training.sets import Sets
 from stable_forgetting.training.stop_rules import Stop, StopRules, wrong_peaks
-from stable_forgetting.training.surroundings import as_it_was, own_verbosity, warn_of_float16
+from stable_forgetting.training.surroundings import as_it_was, own_verbosity, warn_of_few_batches, warn_of_float16
 from stable_forgetting.training.trainer import UnlearnTrainer, Validation
 
 
@@ -92,6 +92,7 @@ def train(
         check_no_checkpoints(output_dir)
     processes.wait_for_all()  # every process has looked at the folder before one writes to it
     batches = _batches(objective, sets, settings)
+    warn_of_few_batches(len(batches), settings.gradient_accumulation)
     num_steps = _num_steps(batches, settings)
     rules = StopRules([Stop.of(rule) for rule in settings.stop])
     bar = ProgressBar(progress if progress and processes.is_main_process() else SilentProgress(), description)
