@@ -142,6 +142,33 @@ def test_equals_one_pass_per_answer(language_task, count_shared, kind, batch_siz
     assert len(count_shared) == {"state space": 1, "llama": continued}.get(kind, whole)
 
 
+@pytest.mark.parametrize("batch_size", [1, 4])
+@pytest.mark.parametrize(
+    "rope",
+    [
+        {"rope_type": "longrope", "short_factor": [1.0] * 16, "long_factor": [8.0] * 16},
+        {"rope_type": "dynamic", "factor": 4.0},
+    ],
+)
+def test_long_texts_stretch_no_positions_of_others(language_task, rope, batch_size):
+    """Each text alone is the twin: with others in its batch, a long one would change what they are."""
+    rope = rope | {"rope_theta": 1e4, "original_max_position_embeddings": 12}
+    torch.manual_seed(0)
+    config = LlamaConfig(**SMALL, **WIDE, rope_parameters=rope)
+    example_set = question_set()
+    texts = [answer for example in example_set for answer in (example, *example.alternatives)]
+    assert min(len(text.input_ids) for text in texts) < 12 < max(len(text.input_ids) for text in texts)
+    model = AutoModelForCausalLM.from_config(config).eval()
+    expected = {text.input_ids: plain_nll(model, language_task, [text])[0] for text in texts}
+    scores = score_answers(model, language_task, example_set, batch_size=batch_size)
+    plain = score_examples(model, language_task, ExampleSet("x", texts), batch_size=batch_size).nll_sum
+    np.testing.assert_allclose(plain, [expected[text.input_ids] for text in texts], rtol=1e-5)
+    right = [expected[example.input_ids] for example in example_set]
+    np.testing.assert_allclose(scores.likelihood.nll_sum, right, rtol=1e-5)
+    wrong = [expected[answer.input_ids] for example in example_set for answer in example.perturbed]
+    np.testing.assert_allclose(scores.perturbed.nll_sum, wrong, rtol=1e-5)
+
+
 @pytest.mark.parametrize("kind", ["llama", "sliding window"])
 def test_eager_attention(language_task, kind):
     model, example_set = make_model(kind, "eager"), question_set(seed=2)

@@ -22,8 +22,10 @@ from stable_forgetting.data.examples import ExampleSet
 from stable_forgetting.evaluation.alternatives import score_answers
 from stable_forgetting.evaluation.generation import greedy_answers
 from stable_forgetting.evaluation.gradient import gradient_norms
+from stable_forgetting.models.load import LoadedModel
 from stable_forgetting.models.tasks import LanguageTask
 from stable_forgetting.models.trunk import find_trunk
+from stable_forgetting.runs.kept import with_kept_trunk
 from tiny_models import VOCABULARY, FakeTokenizer, language_set
 
 CONFIGS = {"llama": LlamaConfig, "mistral": MistralConfig, "qwen2": Qwen2Config, "qwen3": Qwen3Config}
@@ -170,3 +172,14 @@ def test_texts_of_every_length_are_in_one_store(tmp_path):
         "shape.json",
         "lock",
     }
+
+
+@pytest.mark.parametrize(
+    ("rope", "is_kept"),
+    [({"rope_type": "default"}, True), ({"rope_type": "dynamic", "factor": 4.0}, False)],
+)
+def test_what_depends_on_the_other_texts_of_a_batch_is_not_kept(tmp_path, monkeypatch, rope, is_kept):
+    monkeypatch.setenv("STABLE_FORGETTING_CACHE", str(tmp_path))
+    model = AutoModelForCausalLM.from_config(LlamaConfig(**SHAPE, rope_parameters=rope | {"rope_theta": 1e4})).eval()
+    loaded = with_kept_trunk(LoadedModel(model, LanguageTask(FakeTokenizer()), "tiny"), 2, 100, limit_gib=1.0)
+    assert (loaded.task.trunk is not None) == is_kept

@@ -27,6 +27,7 @@ from stable_forgetting.evaluation.likelihood import (
     plain_batches,
 )
 from stable_forgetting.evaluation.prompts import Family
+from stable_forgetting.models.reading import stretching_length
 from stable_forgetting.models.tasks import LanguageTask
 
 
@@ -95,11 +96,14 @@ def answer_batches(
 ) -> Iterator[ScoredBatch]:
     """Predictions of all answers, numbered family after family.
 
-    Every answer is read with its own prompt where no question has a second answer, and where the task hides tokens,
-    which have a place if a text is read as a whole and none after prompts.
+    Every answer is read with its own prompt where no question has a second answer, where the task hides tokens, which
+    have a place if a text is read as a whole and none after prompts, and where answers are so long that they stretch
+    the rotary positions of their prompts.
     """
     answers = [answer for family in families for answer in family]
-    if len(answers) == len(families) or task.hides_pad_tokens:
+    limit = stretching_length(model)
+    is_stretched = limit is not None and max(len(answer.input_ids) for answer in answers) > limit
+    if len(answers) == len(families) or task.hides_pad_tokens or is_stretched:
         yield from plain_batches(model, task, answers, batch_size, device)
         return
     starts = np.cumsum([0, *map(len, families)]).tolist()

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import groupby
 from typing import Any
 
 import numpy as np
@@ -18,6 +19,7 @@ from torch import Tensor, nn
 from stable_forgetting.data.examples import Example, ExampleSet, LanguageExample
 from stable_forgetting.evaluation.likelihood_scores import Floats, Ints, LikelihoodScores, Singles, TokenScores
 from stable_forgetting.models.predictions import Predictions
+from stable_forgetting.models.reading import stretching_length
 from stable_forgetting.models.tasks import Task
 
 __all__ = [
@@ -86,10 +88,14 @@ def score_examples(
 def plain_batches(
     model: nn.Module, task: Task, examples: Sequence[Any], batch_size: int, device: torch.device
 ) -> Iterator[ScoredBatch]:
-    """Predictions of all examples, longest first, each example read as a whole."""
-    order = longest_first([_length(example) for example in examples])
-    for start in range(0, len(order), batch_size):
-        chosen = order[start : start + batch_size]
+    """Predictions of all examples, longest first, each example read as a whole.
+
+    A text that stretches the rotary positions of its batch is read with others of its length only.
+    """
+    lengths = [_length(example) for example in examples]
+    limit = stretching_length(model) if task.name == "language" else None
+    stretched = [0 if limit is None or length <= limit else length for length in lengths]
+    for chosen in batches_of_like(longest_first(lengths), stretched, batch_size):
         batch = {
             name: tensor.to(device) for name, tensor in task.collate([examples[index] for index in chosen]).items()
         }
@@ -225,6 +231,23 @@ def longest_first(lengths: Sequence[int]) -> list[int]:
         [1, 2, 0, 3]
     """
     return sorted(range(len(lengths)), key=lambda index: -lengths[index])
+
+
+def batches_of_like(order: Sequence[int], kinds: Sequence[int], batch_size: int) -> Iterator[list[int]]:
+    """Batches of places in their order, each of neighbours of one kind.
+
+    Args:
+        order: Places, each once.
+        kinds: What is alike, by place.
+        batch_size: Places in a batch at most.
+
+    Example:
+        >>> [*batches_of_like([3, 1, 0, 2], [5, 7, 5, 7], 2)]
+        [[3, 1], [0, 2]]
+    """
+    for _, group in groupby(order, key=kinds.__getitem__):
+        places = list(group)
+        yield from (places[start : start + batch_size] for start in range(0, len(places), batch_size))
 
 
 @contextmanager

@@ -17,6 +17,7 @@ from torch.nn.utils.rnn import pad_sequence
 from transformers.cache_utils import DynamicCache, DynamicLayer, DynamicSlidingWindowLayer
 
 from stable_forgetting.data.examples import LanguageExample
+from stable_forgetting.evaluation.likelihood import batches_of_like
 from stable_forgetting.models.reading import accepted_inputs, reads_padded_prompts
 from stable_forgetting.models.tasks import IGNORED
 
@@ -86,7 +87,7 @@ class ReadPrompts:
 
 def prompt_batches(
     model: nn.Module, num_tokens: Sequence[int], order: Sequence[int], batch_size: int
-) -> Iterator[Sequence[int]]:
+) -> Iterator[list[int]]:
     """Which prompts are read together: as many as fit into a batch, and of one length if there may be no padding.
 
     Args:
@@ -95,12 +96,10 @@ def prompt_batches(
         order: Places of the prompts in the order in which they are read.
         batch_size: Prompts in a batch at most.
     """
-    groups = [order]
-    lengths = sorted({num_tokens[place] for place in order}, reverse=True)
-    if len(lengths) > 1 and not reads_padded_prompts(model):
-        groups = [[place for place in order if num_tokens[place] == length] for length in lengths]
-    for group in groups:
-        yield from (group[start : start + batch_size] for start in range(0, len(group), batch_size))
+    kinds = [0] * len(num_tokens)
+    if len(set(num_tokens)) > 1 and not reads_padded_prompts(model):
+        order, kinds = sorted(order, key=lambda place: -num_tokens[place]), list(num_tokens)
+    yield from batches_of_like(order, kinds, batch_size)
 
 
 def read_prompts(model: nn.Module, prompts: Sequence[Tensor], device: torch.device) -> ReadPrompts:

@@ -16,12 +16,10 @@ import torch
 from torch import Tensor, nn
 
 from stable_forgetting.models.packing import causal_model, reads_positions
+from stable_forgetting.models.reading import stretching_length
 
 LARGEST_TREE = 1024
 """Nodes: the mask of a tree has their square, and attention looks at all of it."""
-
-_STRETCHED = frozenset({"dynamic", "longrope"})
-"""Kinds of rotary positions that depend on the length of what is read."""
 
 
 @dataclass(frozen=True)
@@ -156,6 +154,5 @@ def reads_trees(model: nn.Module, longest: int) -> bool:
     """
     if not reads_positions(model):
         return False
-    config = causal_model(model).config
-    window, rope = getattr(config, "sliding_window", None), getattr(config, "rope_parameters", None) or {}
-    return (window is None or longest <= window) and rope.get("rope_type", "default") not in _STRETCHED
+    window = getattr(causal_model(model).config, "sliding_window", None)
+    return (window is None or longest <= window) and stretching_length(model) is None

@@ -21,6 +21,9 @@ _BOTH_WAYS = _COUNT_FROM_PADDING | {
 }  # fmt: skip
 """Families of encoders, which are causal language models only where their config says so."""
 
+_STRETCHED = frozenset({"dynamic", "longrope"})
+"""Kinds of rotary positions that depend on the length of what is read."""
+
 _ADVICE = "Load a causal language model, with AutoModelForCausalLM."
 
 
@@ -57,6 +60,19 @@ def reads_padded_prompts(model: nn.Module) -> bool:
     Others count padding as tokens, or begin to count at another number than 0.
     """
     return "position_ids" in accepted_inputs(model) and causal_model(model).config.model_type not in _COUNT_FROM_PADDING
+
+
+def stretching_length(model: nn.Module) -> int | None:
+    """Tokens of the longest text that leaves rotary positions as they are; a longer one stretches its whole batch's.
+
+    Returns:
+        None for a model that stretches none.
+    """
+    config = causal_model(model).config.get_text_config()
+    rope = getattr(config, "rope_parameters", None) or {}
+    if rope.get("rope_type") not in _STRETCHED:
+        return None
+    return int(rope.get("original_max_position_embeddings") or config.max_position_embeddings)
 
 
 def accepted_inputs(model: nn.Module) -> set[str]:

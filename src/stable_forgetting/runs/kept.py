@@ -19,6 +19,7 @@ from stable_forgetting.data.array_store import CAN_GROW, ArrayStore
 from stable_forgetting.data.examples import ExampleSet, LanguageExample
 from stable_forgetting.data.rows import Rows
 from stable_forgetting.models.load import LoadedModel, cache_dir
+from stable_forgetting.models.reading import stretching_length
 from stable_forgetting.models.tasks import ImageTask, Task
 from stable_forgetting.models.trunk import find_trunk
 from stable_forgetting.runs.cache import content_hash
@@ -91,6 +92,8 @@ def with_kept_trunk(loaded: LoadedModel, num_blocks: int, num_inputs: int, limit
     task = loaded.task
     if limit_gib == 0 or processes.shards_models():
         return loaded
+    if task.name == "language" and stretching_length(loaded.model) is not None:
+        return loaded  # what a text gives depends on the longest one that it is read with
     options = task.options if isinstance(task, ImageTask) else {}
     trunk = find_trunk(loaded.model, num_blocks, options, cache_dir() / "activations")
     if trunk is None:
