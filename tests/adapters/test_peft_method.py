@@ -214,11 +214,21 @@ def test_offloaded_weights_are_refused_until_the_adapter_is_merged(bound):
     tokens = torch.ones(1, 3, dtype=torch.long)
     expected = model(tokens).logits
     cpu_offload(model, execution_device=torch.device("cpu"))
-    with pytest.raises(ModelError, match="weights of an adapted layer are offloaded"):
+    with pytest.raises(ModelError, match="Weights of an adapted layer are offloaded"):
         model(tokens)
     merged = get_peft_model(tiny_language_model(), BoundedLoraConfig(bound=bound)).eval().merge_and_unload()
     cpu_offload(merged, execution_device=torch.device("cpu"))
     assert torch.equal(merged(tokens).logits, expected)
+
+
+def test_plain_lora_goes_over_offloaded_base_weights():
+    model = get_peft_model(tiny_language_model(), BoundedLoraConfig(bound="identity")).eval()
+    tokens = torch.ones(1, 3, dtype=torch.long)
+    expected = model(tokens).logits
+    for layer in (module for module in model.modules() if isinstance(module, BoundedLoraLinear)):
+        cpu_offload(layer.base_layer, execution_device=torch.device("cpu"))
+        assert layer.base_layer.weight.device.type == "meta"
+    assert torch.equal(model(tokens).logits, expected)
 
 
 def test_set_and_delete_adapter():

@@ -12,7 +12,7 @@ import pytest
 from data_paths import shared_data
 from stable_forgetting.bench import Comparison, split_names
 from stable_forgetting.bench import tofu_comparison as comparison_of
-from stable_forgetting.config import DataConfig
+from stable_forgetting.config import DataConfig, FinetuneConfig
 from stable_forgetting.config.benchmark_options import parse_benchmark
 from stable_forgetting.errors import ConfigError, DataError
 from stable_forgetting.runs.sets import load_set_rows
@@ -159,6 +159,11 @@ def test_a_change_of_a_section_leaves_the_rest_of_the_protocol() -> None:
     (usual,) = tofu_comparison("tofu-20", bounds="sine").configs().values()
     assert config.evaluation == usual.evaluation.model_copy(update={"batch_size": 8})
     assert usual.evaluation.retain_limit == 80
+    (config,) = tofu_comparison("tofu-20", bounds="sine", set={"training": {"steps": 5}}).configs().values()
+    assert config.training == usual.training.model_copy(update={"steps": 5})
+    recipe = {"epochs": 3, "learning_rate": 1e-3, "batch_size": 8}
+    (config,) = tofu_comparison("tofu-20", bounds="sine", set={"model.finetune": recipe}).configs().values()
+    assert config.model.finetune == [FinetuneConfig(**recipe)], "a recipe is taken as it is"
 
 
 def test_a_change_of_a_set_counts() -> None:

@@ -4,7 +4,14 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from transformers import AutoModelForCausalLM, BartConfig, FalconH1Config, GraniteMoeHybridConfig, RobertaConfig
+from transformers import (
+    AutoModelForCausalLM,
+    BartConfig,
+    FalconH1Config,
+    GraniteMoeHybridConfig,
+    LlamaConfig,
+    RobertaConfig,
+)
 
 from data_paths import shared_data
 from evaluation.conftest import END
@@ -130,6 +137,24 @@ def test_every_kind_of_places_and_caches(language_task, kind, batch_size):
     answers = greedy_answers(model, language_task, example_set, max_new_tokens=8, batch_size=batch_size)
     assert answers == twin(model, example_set, 8)
     assert len({len(answer.split()) for answer in answers}) > 1, "rows leave the batch at different steps"
+
+
+def test_what_stretches_rotary_positions_is_answered_alone(language_task, make_language_set):
+    """The keys of a prompt are kept as they were read, so that an answer depends on what else is in the batch."""
+    torch.manual_seed(0)
+    rope = {"rope_type": "longrope", "short_factor": [1.0] * 4, "long_factor": [8.0] * 4, "rope_theta": 1e4}
+    config = LlamaConfig(
+        vocab_size=23, hidden_size=16, intermediate_size=24, num_hidden_layers=2, num_attention_heads=2,
+        max_position_embeddings=64, initializer_range=0.5,
+        rope_parameters=rope | {"original_max_position_embeddings": 12},
+    )  # fmt: skip
+    model, example_set = AutoModelForCausalLM.from_config(config).eval(), make_language_set(count=8, seed=5)
+    alone, together = (
+        greedy_answers(model, language_task, example_set, max_new_tokens=8, batch_size=size) for size in (1, 8)
+    )
+    assert alone == together
+    short = greedy_answers(model, language_task, example_set, max_new_tokens=2, batch_size=8)
+    assert [answer.split()[:2] for answer in alone] == [answer.split() for answer in short]
 
 
 # PEFT 0.21 asks transformers for a property by its old name.

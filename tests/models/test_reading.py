@@ -2,6 +2,8 @@
 
 import pytest
 from transformers import (
+    AlbertConfig,
+    AlbertForMaskedLM,
     BartConfig,
     BartForCausalLM,
     BertConfig,
@@ -15,10 +17,12 @@ from transformers import (
     RobertaConfig,
     T5Config,
     T5ForConditionalGeneration,
+    XLNetConfig,
+    XLNetLMHeadModel,
 )
 
 from stable_forgetting.errors import ModelError
-from stable_forgetting.models.reading import check_causal, num_positions
+from stable_forgetting.models.reading import check_causal, num_positions, stretching_length
 from tiny_models import CONFIGS, tiny_language_model
 
 SMALL = {"vocab_size": 20, "hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
@@ -31,6 +35,8 @@ TINY_BART = {"vocab_size": 20, "d_model": 16, "decoder_layers": 1, "decoder_atte
     [
         (lambda: BertLMHeadModel(BertConfig(**SMALL)), "BertLMHeadModel reads its texts in both directions"),
         (lambda: BertForMaskedLM(BertConfig(**SMALL)), "BertForMaskedLM reads its texts in both directions"),
+        (lambda: XLNetLMHeadModel(XLNetConfig(vocab_size=20, d_model=16, n_layer=1, n_head=2, d_inner=16)), "XLNet"),
+        (lambda: AlbertForMaskedLM(AlbertConfig(**SMALL, embedding_size=8)), "AlbertForMaskedLM reads its texts in"),
         (lambda: T5ForConditionalGeneration(T5Config(**TINY_T5)), "is an encoder with a decoder"),
         (lambda: LlamaModel(LlamaConfig(**SMALL)), "LlamaModel has no output head .* AutoModelForCausalLM"),
         (lambda: LlamaForSequenceClassification(LlamaConfig(**SMALL)), "has no output head"),
@@ -39,6 +45,14 @@ TINY_BART = {"vocab_size": 20, "d_model": 16, "decoder_layers": 1, "decoder_atte
 def test_what_is_no_causal_language_model_is_refused(model, message):
     with pytest.raises(ModelError, match=message):
         check_causal(model())
+
+
+def test_one_of_several_kinds_of_rotary_positions_may_stretch():
+    model = tiny_language_model()
+    assert stretching_length(model) is None
+    longrope = {"rope_type": "longrope", "original_max_position_embeddings": 12}
+    model.config.rope_parameters = {"full_attention": longrope, "sliding_attention": {"rope_type": "default"}}
+    assert stretching_length(model) == 12
 
 
 @pytest.mark.parametrize(

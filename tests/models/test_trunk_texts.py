@@ -176,7 +176,18 @@ def test_texts_of_every_length_are_in_one_store(tmp_path):
 
 @pytest.mark.parametrize(
     ("rope", "is_kept"),
-    [({"rope_type": "default"}, True), ({"rope_type": "dynamic", "factor": 4.0}, False)],
+    [
+        ({"rope_type": "default"}, True),
+        (
+            {
+                "rope_type": "longrope",
+                "short_factor": [1.0] * 4,
+                "long_factor": [8.0] * 4,
+                "original_max_position_embeddings": 12,
+            },
+            False,
+        ),
+    ],
 )
 def test_what_depends_on_the_other_texts_of_a_batch_is_not_kept(tmp_path, monkeypatch, rope, is_kept):
     monkeypatch.setenv("STABLE_FORGETTING_CACHE", str(tmp_path))

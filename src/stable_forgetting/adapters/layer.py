@@ -165,17 +165,18 @@ class BoundedLoraLinear(nn.Module, BaseTunerLayer):  # type: ignore[misc]
             self.unmerge()
         names = [] if self.disable_adapters or self.merged else self.active_names()
         changes = [self.low_rank_change(name) for name in names]
-        check_loaded(x, self.base_layer.weight, changes)
         bounded = [change for change in changes if change.bound.limit is not None]
         output = self._bounded_output(x, bounded) if bounded else self.base_layer(x)
         for change in changes:
             if change.bound.limit is None:
+                check_loaded(x, change.lora_a, change.lora_b)
                 output = lora_linear(output, x, change)
         return output
 
     def _bounded_output(self, x: Tensor, changes: list[LowRankChange]) -> Tensor:
         base = self.base_layer
         factors = [factor for change in changes for factor in (change.lora_a, change.lora_b)]
+        check_loaded(x, base.weight, *factors)
         register_weights(self, base.weight, *factors)
         if quantization_of(base) is None:
             return bounded_linear(x, base.weight, base.bias, changes, transposed=self.transposed)

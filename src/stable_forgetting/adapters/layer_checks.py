@@ -12,7 +12,6 @@ from torch.nn.utils import parametrize
 from transformers.pytorch_utils import Conv1D
 
 from stable_forgetting.adapters.base_weight import check_quantized, quantization_of
-from stable_forgetting.adapters.functional import LowRankChange
 from stable_forgetting.errors import ModelError
 
 _PLAIN_IN_EFFECT = ("transformers.models.falcon.modeling_falcon.FalconLinear",)
@@ -147,20 +146,18 @@ def check_called(name: str, model: nn.Module) -> None:
         )
 
 
-def check_loaded(x: Tensor, weight: Tensor, changes: Sequence[LowRankChange]) -> None:
-    """Check that weight and factors are there: offloading brings a module's when it is called, and here they are read.
+def check_loaded(x: Tensor, *weights: Tensor) -> None:
+    """Check that weights are there: offloading brings those of a module when it is called, and here they are read.
 
     Args:
         x: Input of the layer.
-        weight: Of the base layer.
-        changes: Of the active adapters.
+        weights: Of the adapter, and of the base layer if its own forward pass is not made.
 
     Raises:
         ModelError: One is on the meta device, and the input is not.
     """
-    weights = [weight, *(factor for change in changes for factor in (change.lora_a, change.lora_b))]
-    if changes and x.device.type != "meta" and any(each.device.type == "meta" for each in weights):
+    if x.device.type != "meta" and any(weight.device.type == "meta" for weight in weights):
         raise ModelError(
-            "The weights of an adapted layer are offloaded, and a bounded change is computed from all of them. Merge "
-            "the adapter before the model is offloaded, or load the model in 8 or 4 bits, without offloading."
+            "Weights of an adapted layer are offloaded, and its change is computed from all of them. Merge the adapter "
+            "before the model is offloaded, or load the model in 8 or 4 bits, without offloading."
         )

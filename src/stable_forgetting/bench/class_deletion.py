@@ -33,7 +33,7 @@ from stable_forgetting.bench.requests import (
     listed_rows,
     none_of,
 )
-from stable_forgetting.config import WITH_TARGETS, apply_change, changes_by_path, read_yaml
+from stable_forgetting.config import WITH_TARGETS, apply_change, read_yaml
 from stable_forgetting.config.benchmark_options import ClassDeletionOptions
 from stable_forgetting.data.pixel_hashes import PixelHashes
 from stable_forgetting.errors import ConfigError
@@ -191,7 +191,7 @@ def _shared_settings(
     shared["retain_model"] = options.retain_model
     columns = {name: table.columns[name] for name in ("image", "label")}
     shared["data"] = {"source": {"path": table.path, **columns}, "num_classes": table.num_classes}
-    for place, value in changes_by_path(options.set, shared).items():
+    for place, value in options.set.items():
         apply_change(shared, place, value)
     return shared
 

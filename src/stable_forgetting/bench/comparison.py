@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from stable_forgetting.bench.methods import refuse_changes
-from stable_forgetting.config import RunConfig, apply_change, changes_by_path, copied, parse_config, read_yaml
+from stable_forgetting.config import RunConfig, apply_change, copied, flat_settings, parse_config, read_yaml
 from stable_forgetting.errors import ConfigError, RunDirectoryError, StableForgettingError
 from stable_forgetting.progress import Progress
 from stable_forgetting.records import RECORD_NAME, RunRecord, read_record
@@ -69,9 +69,9 @@ def load_comparison(path: Path, changes: Sequence[tuple[str, Any]] = ()) -> Comp
             f"The comparison '{path}' needs a section 'methods' with the changes of each method by its name, such as "
             "'sine: {adapter.bound: sine}'. For a single method use `forget run`."
         )
-    methods = {str(name): changes_by_path(chosen, given) for name, chosen in methods.items()}
+    methods = {str(name): chosen for name, chosen in methods.items()}
     for name, chosen in methods.items():
-        refuse_changes(dict(changes), ["name", *chosen], f"the method '{name}'", f"the file '{path}'")
+        refuse_changes(dict(changes), ["name", *flat_settings(chosen)], f"the method '{name}'", f"the file '{path}'")
     for place, value in changes:
         apply_change(given, place, value)
     return Comparison(given, methods)
@@ -85,8 +85,8 @@ def problem_path(name: str) -> Path:
 def run_comparison(comparison: Comparison, out_dir: Path, *, progress: Progress) -> Iterator[RunRecord]:
     """Run every method that has not come to its end yet; one that fails stops only those that start from its result.
 
-    So does one that cannot begin, because of a mistake that is found before it is trained. Where no method has come
-    through before it, the mistake may be of all of them, and ends the comparison at once.
+    So does one that cannot begin, because of a mistake that is found before it is trained. Where no method has run
+    before it, the mistake may be of all of them, and ends the comparison at once.
 
     Args:
         comparison: What is compared.
@@ -110,7 +110,8 @@ def run_comparison(comparison: Comparison, out_dir: Path, *, progress: Progress)
         RunDirectory(out_dir / name).check(config, resume=True)
     missing: set[str] = set()
     refusals: list[StableForgettingError] = []
-    for place, (name, config) in enumerate(configs.items()):
+    has_run = False
+    for name, config in configs.items():
         if comparison.after.get(name) in missing:
             missing.add(name)
             continue
@@ -118,13 +119,14 @@ def run_comparison(comparison: Comparison, out_dir: Path, *, progress: Progress)
             record = _run_or_failure(config, out_dir / name, comparison.settings(name), comparison.notes, progress)
         except StableForgettingError as error:
             refusals.append(type(error)(f"The method '{name}': {error}"))
-            if place == 0:
+            if not has_run:
                 raise refusals[0] from error
             logger.warning("The method '%s' is left out: %s", name, error)
             missing.add(name)
             continue
         if record.status == "failed":
             missing.add(name)
+        has_run = True
         yield record
     if refusals:
         raise refusals[0]

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from stable_forgetting.config import read_yaml
+from stable_forgetting.config import flat_settings, read_yaml
 from stable_forgetting.config.benchmark_options import BenchmarkOptions
 from stable_forgetting.errors import ConfigError, unknown_name
 
@@ -84,7 +84,7 @@ def refuse_changes(given: Mapping[str, Any], chosen: Iterable[str], who: str, op
     Raises:
         ConfigError: A change is of such a place.
     """
-    for place, written in product(given, chosen):
+    for place, written in product(flat_settings(given), chosen):
         if not (f"{place}.".startswith(f"{written}.") or f"{written}.".startswith(f"{place}.")):
             continue
         single = "" if place.startswith(written) else f"Change single settings of '{place}' only. "

@@ -12,7 +12,7 @@ from typing import Any
 
 from stable_forgetting.bench.comparison import Comparison
 from stable_forgetting.bench.methods import PROBLEMS_DIR, method_changes, refuse_finetuning
-from stable_forgetting.config import apply_change, changes_by_path, read_yaml
+from stable_forgetting.config import apply_change, read_yaml
 from stable_forgetting.config.benchmark_options import TofuOptions
 from stable_forgetting.errors import ConfigError, DataError, unknown_name
 
@@ -61,7 +61,7 @@ def tofu_comparison(options: TofuOptions) -> Comparison:
             shared["evaluation"]["retain_limit"] = limit
         else:
             shared["data"][limited]["limit"] = limit
-    for place, value in changes_by_path(options.set, shared).items():
+    for place, value in options.set.items():
         apply_change(shared, place, value)
     return Comparison(shared, method_changes(options), notes=[_FOR_CHOOSING] if is_validation else [])
 

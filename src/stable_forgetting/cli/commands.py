@@ -127,13 +127,13 @@ def _compare(comparison: Comparison, out_dir: Path) -> list[RunRecord]:
             before = f"finished before ({_when(record)}). " if _is_earlier(record, start) else ""
             found = " ".join(record.verdicts) or record.error or record.status
             tell(console, f"{record.name}: {before}{found}")
-    finally:  # also what is there when a later method cannot begin
+    finally:  # also what is there when a method cannot begin
         if records:
             write_report([*records, *_others_in(out_dir, records)], out_dir / "report.html")
-    _show(records)
+            _show(records)
+            tell(console, f"Report: {out_dir / 'report.html'}")
     if all(_is_earlier(record, start) for record in records):
         tell(console, f"Nothing was run: all of it ({len(records)}) was finished before, in '{out_dir}'.")
-    tell(console, f"Report: {out_dir / 'report.html'}")
     return records
 
 

@@ -182,7 +182,8 @@ def score(
         Literal["geometric", "arithmetic"], typer.Option("--truth-ratio", help="How wrong answers are put together.")
     ] = "geometric",
     compat: Annotated[
-        Literal["open-unlearning"] | None, typer.Option("--compat", help="Reproduce the numbers of this package.")
+        Literal["open-unlearning"] | None,
+        typer.Option("--compat", help="Reproduce its numbers. Default: a run's own."),
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="JSON to stdout in place of the table.")] = False,
 ) -> None:

@@ -14,7 +14,6 @@ from stable_forgetting.config.options import (
 from stable_forgetting.config.problems import MEASURED_ONLY, WITH_TARGETS, measures_again
 from stable_forgetting.config.settings import (
     apply_change,
-    changes_by_path,
     copied,
     flat_settings,
     load_config,
@@ -39,7 +38,6 @@ __all__ = [
     "TargetConfig",
     "TrainingConfig",
     "apply_change",
-    "changes_by_path",
     "copied",
     "flat_settings",
     "load_config",

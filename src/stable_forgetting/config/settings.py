@@ -140,14 +140,18 @@ def parse_change(change: str) -> tuple[str, Any]:
 def apply_change(settings: dict[str, Any], path: str, value: Any) -> None:
     """Set one setting, in place; sections that are missing are made.
 
+    A section by its name alone, such as ``training``, keeps the settings that the value does not name, and so do those
+    within it; a path such as ``model.finetune`` gets the value as it is.
+
     Raises:
         ConfigError: The path leads through something that is no section.
 
     Example:
         >>> settings = {"training": {"epochs": 5}}
         >>> apply_change(settings, "training.learning_rate", 0.1)
+        >>> apply_change(settings, "training", {"seed": 1})
         >>> settings
-        {'training': {'epochs': 5, 'learning_rate': 0.1}}
+        {'training': {'epochs': 5, 'learning_rate': 0.1, 'seed': 1}}
     """
     *parents, name = path.split(".")
     section = settings
@@ -158,27 +162,19 @@ def apply_change(settings: dict[str, Any], path: str, value: Any) -> None:
         if not isinstance(inner, dict):
             raise ConfigError(f"The setting '{path}' goes through '{parent}', which is {inner!r} and not a section.")
         section = inner
-    section[name] = value
+    if parents:
+        section[name] = value
+    else:
+        _merge(section, {name: value})
 
 
-def changes_by_path(changes: Mapping[str, Any], settings: Mapping[str, Any]) -> dict[str, Any]:
-    """Changes with those of a section one by one, by their paths: its other settings stay as they are.
-
-    Args:
-        changes: Values by path.
-        settings: What is changed; a value that is no section there replaces what there is.
-
-    Example:
-        >>> changes_by_path({"training": {"steps": 5}, "adapter.rank": 2}, {"training": {"steps": 9, "seed": 1}})
-        {'training.steps': 5, 'adapter.rank': 2}
-    """
-    found: dict[str, Any] = {}
+def _merge(section: dict[str, Any], changes: Mapping[str, Any]) -> None:
     for name, value in changes.items():
-        section = settings.get(name)
-        is_section = isinstance(value, Mapping) and isinstance(section, Mapping)
-        inner = changes_by_path(value, section or {}) if is_section else {}
-        found |= {f"{name}.{path}": setting for path, setting in inner.items()} or {name: value}
-    return found
+        inner = section.get(name)
+        if isinstance(value, Mapping) and isinstance(inner, dict):
+            _merge(inner, value)
+        else:
+            section[name] = value
 
 
 def flat_settings(settings: Mapping[str, Any]) -> dict[str, Any]:

@@ -77,7 +77,7 @@ def greedy_answers(
         progress(num_done, len(examples))
     with inference(model) as device:
         num_read = [examples[index].num_prompt_tokens + len(known[index]) for index in open_]
-        for places in prompt_batches(model, num_read, by_length, batch_size):
+        for places in prompt_batches(model, num_read, by_length, batch_size, max_new_tokens):
             chosen = [open_[place] for place in places]
             read = [examples[open_[place]].input_ids[: num_read[place]] for place in places]
             prompts = [torch.tensor(row) for row in read]

@@ -18,7 +18,7 @@ from transformers.cache_utils import DynamicCache, DynamicLayer, DynamicSlidingW
 
 from stable_forgetting.data.examples import LanguageExample
 from stable_forgetting.evaluation.likelihood import batches_of_like
-from stable_forgetting.models.reading import accepted_inputs, reads_padded_prompts
+from stable_forgetting.models.reading import accepted_inputs, reads_padded_prompts, stretching_length
 from stable_forgetting.models.tasks import IGNORED
 
 Family = Sequence[LanguageExample]
@@ -86,17 +86,22 @@ class ReadPrompts:
 
 
 def prompt_batches(
-    model: nn.Module, num_tokens: Sequence[int], order: Sequence[int], batch_size: int
+    model: nn.Module, num_tokens: Sequence[int], order: Sequence[int], batch_size: int, num_to_come: int = 0
 ) -> Iterator[list[int]]:
     """Which prompts are read together: as many as fit into a batch, and of one length if there may be no padding.
+
+    What will stretch the rotary positions of its batch is read alone.
 
     Args:
         model: The model.
         num_tokens: Length of each prompt.
         order: Places of the prompts in the order in which they are read.
         batch_size: Prompts in a batch at most.
+        num_to_come: How many tokens are to be generated at most.
     """
-    kinds = [0] * len(num_tokens)
+    limit = stretching_length(model)
+    is_long = [limit is not None and count + num_to_come > limit for count in num_tokens]
+    kinds = [-1 - place if long else 0 for place, long in enumerate(is_long)]
     if len(set(num_tokens)) > 1 and not reads_padded_prompts(model):
         order, kinds = sorted(order, key=lambda place: -num_tokens[place]), list(num_tokens)
     yield from batches_of_like(order, kinds, batch_size)

@@ -3,9 +3,15 @@
 from __future__ import annotations
 
 import inspect
+from collections.abc import Callable
+from functools import cache
 from typing import Any
 
 from torch import nn
+from transformers.models.auto.modeling_auto import (
+    MODEL_FOR_CAUSAL_LM_MAPPING_NAMES,
+    MODEL_FOR_MASKED_LM_MAPPING_NAMES,
+)
 
 from stable_forgetting.errors import ModelError
 from stable_forgetting.models.packing import causal_model
@@ -17,12 +23,16 @@ _COUNT_FROM_PADDING = frozenset(
 """Families whose places begin behind the number of the pad token, and are counted by the model itself."""
 
 _BOTH_WAYS = _COUNT_FROM_PADDING | {
-    "bert", "bert-generation", "big_bird", "electra", "ernie", "megatron-bert", "rembert", "roc_bert", "roformer"
+    "bert", "bert-generation", "big_bird", "electra", "ernie", "flaubert", "megatron-bert", "rembert", "roc_bert",
+    "roformer", "xlm", "xlnet",
 }  # fmt: skip
 """Families of encoders, which are causal language models only where their config says so."""
 
-_STRETCHED = frozenset({"dynamic", "longrope"})
-"""Kinds of rotary positions that depend on the length of what is read."""
+_FOR_GAPS = {*MODEL_FOR_MASKED_LM_MAPPING_NAMES.values()} - {*MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.values()}
+"""Classes that fill gaps in texts."""
+
+_WITHOUT_PLACES = frozenset({"bloom", "mpt"})
+"""Families whose attention goes by distances alone (ALiBi)."""
 
 _ADVICE = "Load a causal language model, with AutoModelForCausalLM."
 
@@ -36,10 +46,11 @@ def check_causal(model: Any) -> None:
     config, name = model.config, type(model).__name__
     if getattr(config, "is_encoder_decoder", False):
         raise ModelError(f"{name} is an encoder with a decoder, but answers are read behind their prompts. {_ADVICE}")
-    if config.model_type in _BOTH_WAYS and not config.is_decoder:
+    is_causal = any(getattr(config, option, False) for option in ("is_decoder", "causal"))
+    if name in _FOR_GAPS or (config.model_type in _BOTH_WAYS and not is_causal):
         raise ModelError(
-            f"{name} reads its texts in both directions, so that it sees the tokens that it is to predict. Load it "
-            "with is_decoder=True if it was trained so, else another model."
+            f"{name} reads its texts in both directions, so that it sees the tokens that it is to predict. {_ADVICE} "
+            "An encoder that was trained as a decoder is loaded with is_decoder=True."
         )
     if is_of_transformers(model) and model.get_output_embeddings() is None:
         raise ModelError(f"{name} has no output head that predicts tokens. {_ADVICE}")
@@ -55,26 +66,36 @@ def num_positions(config: Any) -> int | None:
 
 
 def reads_padded_prompts(model: nn.Module) -> bool:
-    """Whether the model takes the places of tokens as they are given, so that there may be padding before a prompt.
+    """Whether there may be padding before a prompt: the model takes the places of tokens as given, or has none.
 
-    Others count padding as tokens, or begin to count at another number than 0.
+    Others count padding as tokens, as BART's decoders do, or begin to count at another number than 0.
     """
-    return "position_ids" in accepted_inputs(model) and causal_model(model).config.model_type not in _COUNT_FROM_PADDING
+    family = causal_model(model).config.model_type
+    takes_places = "position_ids" in accepted_inputs(model) and family not in _COUNT_FROM_PADDING
+    return takes_places or family in _WITHOUT_PLACES
 
 
 def stretching_length(model: nn.Module) -> int | None:
     """Tokens of the longest text that leaves rotary positions as they are; a longer one stretches its whole batch's.
 
+    Those of the kind ``dynamic`` are stretched behind the last position only, and such texts are refused.
+
     Returns:
         None for a model that stretches none.
     """
     config = causal_model(model).config.get_text_config()
-    rope = getattr(config, "rope_parameters", None) or {}
-    if rope.get("rope_type") not in _STRETCHED:
-        return None
-    return int(rope.get("original_max_position_embeddings") or config.max_position_embeddings)
+    given = getattr(config, "rope_parameters", None) or {}
+    ropes = [given, *(each for each in given.values() if isinstance(each, dict))]  # or one for each type of layer
+    long = [rope for rope in ropes if rope.get("rope_type") == "longrope"]
+    key = "original_max_position_embeddings"
+    return min((int(rope.get(key) or config.max_position_embeddings) for rope in long), default=None)
 
 
-def accepted_inputs(model: nn.Module) -> set[str]:
+def accepted_inputs(model: nn.Module) -> frozenset[str]:
     """Names of what the model's own forward pass takes."""
-    return set(inspect.signature(causal_model(model).forward).parameters)
+    return _parameters(type(causal_model(model)).forward)
+
+
+@cache  # it is asked for with every token of an answer
+def _parameters(forward: Callable[..., Any]) -> frozenset[str]:
+    return frozenset(inspect.signature(forward).parameters)
