@@ -17,11 +17,11 @@ from stable_forgetting.records import (
     ModelEvaluation,
     RunRecord,
     StepRecord,
-    finite_or_none,
     read_record,
     write_record,
     write_text,
 )
+from stable_forgetting.training.history import step_records
 
 
 def record(**changes) -> RunRecord:
@@ -73,7 +73,8 @@ def test_infinities_and_nan_survive(tmp_path):
     [(1.5, 1.5), (0.0, 0.0), (None, None), (math.inf, None), (-math.inf, None), (math.nan, None)],
 )
 def test_the_history_holds_finite_numbers_only(value, expected):
-    assert finite_or_none(value) == expected
+    (step,) = step_records([{"step": 1, "epoch": 0.5, "loss": value}])
+    assert step.loss == expected
 
 
 def test_what_is_missing_is_none():
