@@ -34,10 +34,13 @@ class TinyProblem:
         return self.folder / "model"
 
     def changed(self, **changes: Any) -> dict[str, Any]:
-        """Settings with changes; two underscores stand for a dot."""
+        """Settings with changes; two underscores stand for a dot, and a section by its name is replaced."""
         settings = copy.deepcopy(self.settings)
         for place, value in changes.items():
-            apply_change(settings, place.replace("__", "."), value)
+            if "__" not in place:
+                settings[place] = value
+            else:
+                apply_change(settings, place.replace("__", "."), value)
         return settings
 
     def config(self, **changes: Any) -> RunConfig:
