@@ -137,9 +137,8 @@ def model_inputs(model: nn.Module, input_ids: Tensor, attention_mask: Tensor, **
         attention_mask: (E, S + T), of these and all before them.
         **optional: Further inputs that are given if the model takes them.
     """
-    if reads_padded_prompts(model):
-        positions = (attention_mask.cumsum(dim=1) - 1).clamp(min=0)  # counted without padding
-        optional["position_ids"] = positions[:, -input_ids.shape[1] :]
+    positions = (attention_mask.cumsum(dim=1) - 1).clamp(min=0)  # counted without padding
+    optional["position_ids"] = positions[:, -input_ids.shape[1] :]
     accepted = accepted_inputs(model)
     given = {name: value for name, value in optional.items() if name in accepted}
     return {"input_ids": input_ids, "attention_mask": attention_mask, **given}

@@ -70,9 +70,7 @@ def reads_padded_prompts(model: nn.Module) -> bool:
 
     Others count padding as tokens, as BART's decoders do, or begin to count at another number than 0.
     """
-    family = causal_model(model).config.model_type
-    takes_places = "position_ids" in accepted_inputs(model) and family not in _COUNT_FROM_PADDING
-    return takes_places or family in _WITHOUT_PLACES
+    return "position_ids" in accepted_inputs(model) or causal_model(model).config.model_type in _WITHOUT_PLACES
 
 
 def stretching_length(model: nn.Module) -> int | None:
@@ -92,8 +90,10 @@ def stretching_length(model: nn.Module) -> int | None:
 
 
 def accepted_inputs(model: nn.Module) -> frozenset[str]:
-    """Names of what the model's own forward pass takes."""
-    return _parameters(type(causal_model(model)).forward)
+    """Names of what the model's own forward pass takes; without `position_ids` where they are better left to it."""
+    inner = causal_model(model)
+    own = {"position_ids"} if inner.config.model_type in _COUNT_FROM_PADDING else set()
+    return _parameters(type(inner).forward) - own
 
 
 @cache  # it is asked for with every token of an answer
