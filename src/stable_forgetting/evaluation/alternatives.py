@@ -7,16 +7,18 @@ keeps of it. The values are those of one pass per answer up to rounding.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 import torch
 from torch import nn
 
 from stable_forgetting.data.examples import ExampleSet, LanguageExample
-from stable_forgetting.evaluation.answer_trees import fits_a_tree, tree_batches
+from stable_forgetting.evaluation.answer_trees import Keep, fits_a_tree, tree_batches
 from stable_forgetting.evaluation.continued_answers import continued_batches
+from stable_forgetting.evaluation.generation import GreedyDecoder
 from stable_forgetting.evaluation.likelihood import (
     Ints,
     LikelihoodScores,
@@ -26,7 +28,8 @@ from stable_forgetting.evaluation.likelihood import (
     inference,
     plain_batches,
 )
-from stable_forgetting.evaluation.prompts import Family
+from stable_forgetting.evaluation.prompts import Family, ReadTexts
+from stable_forgetting.models.predictions import Predictions
 from stable_forgetting.models.reading import stretching_length
 from stable_forgetting.models.tasks import LanguageTask
 
@@ -57,6 +60,7 @@ def score_answers(
     *,
     batch_size: int,
     with_tokens: bool = False,
+    decoder: GreedyDecoder | None = None,
     progress: Progress | None = None,
 ) -> AnswerScores:
     """Likelihood of every answer of every example.
@@ -67,12 +71,17 @@ def score_answers(
         example_set: Examples with alternative answers.
         batch_size: Answers per forward pass; where they continue prompts that were read before, of those, too.
         with_tokens: Whether to keep the values of each label of the right answers.
+        decoder: Of the same examples; answers from what the model keeps of the texts that are read here, where it
+            keeps them.
         progress: Told after each batch; it counts all answers.
     """
     families = [(example, *example.alternatives) for example in example_set]
     first = np.cumsum([0, *map(len, families)])[:-1]
     with inference(model) as device:
-        batches = answer_batches(model, task, families, batch_size, device)
+        keep: Keep | None = None
+        if decoder is not None and task.trunk is None:  # else the model keeps nothing of the blocks below
+            keep = partial(_go_on, decoder, {int(start): index for index, start in enumerate(first)})
+        batches = answer_batches(model, task, families, batch_size, device, keep)
         wanted = frozenset(first.tolist()) if with_tokens else frozenset()
         collected = collect(batches, sum(map(len, families)), with_tokens=wanted, progress=progress)
     has_paraphrase = np.array([example.paraphrased is not None for example in example_set])
@@ -91,10 +100,24 @@ def score_answers(
     )
 
 
+def _go_on(
+    decoder: GreedyDecoder, examples: Mapping[int, int], numbers: list[int], predictions: Predictions, texts: ReadTexts
+) -> None:
+    """Let a decoder go on behind what the model gives of right answers, of which `examples` has number and example."""
+    known = predictions.num_leading_correct.tolist()
+    right = [place for place, number in enumerate(numbers) if number in examples]
+    decoder.go_on(texts, right, [examples[numbers[place]] for place in right], [known[place] for place in right])
+
+
 def answer_batches(
-    model: nn.Module, task: LanguageTask, families: Sequence[Family], batch_size: int, device: torch.device
+    model: nn.Module,
+    task: LanguageTask,
+    families: Sequence[Family],
+    batch_size: int,
+    device: torch.device,
+    keep: Keep | None = None,
 ) -> Iterator[ScoredBatch]:
-    """Predictions of all answers, numbered family after family.
+    """Predictions of all answers, numbered family after family; `keep` as `tree_batches` takes it.
 
     Every answer is read with its own prompt where no question has a second answer, where the task hides tokens, which
     have a place if a text is read as a whole and none after prompts, and where answers are so long that they stretch
@@ -111,7 +134,7 @@ def answer_batches(
     as_tree = [fits_a_tree(model, family, batch_size) for family in families]
     in_trees = [family for family, is_tree in zip(numbered, as_tree, strict=True) if is_tree]
     continued = [family for family, is_tree in zip(numbered, as_tree, strict=True) if not is_tree]
-    yield from tree_batches(model, task, in_trees, batch_size, device)
+    yield from tree_batches(model, task, in_trees, batch_size, device, keep)
     numbers = [number for family in continued for number, _ in family]
     others = [[answer for _, answer in family] for family in continued]
     for places, predictions in continued_batches(model, task, others, batch_size, device):

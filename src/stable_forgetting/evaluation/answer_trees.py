@@ -5,19 +5,36 @@ R = rows of a batch, C = nodes of its largest row, E = its answers, T = longest 
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
 
 import numpy as np
 import torch
 from torch import nn
 from torch.nn.utils.rnn import pad_sequence
+from transformers.cache_utils import DynamicCache
 
 from stable_forgetting.data.examples import LanguageExample
 from stable_forgetting.evaluation.likelihood import ScoredBatch, longest_first
-from stable_forgetting.evaluation.prompts import Family, ReadPrompts, common_prompt, labels_after, read_prompts
+from stable_forgetting.evaluation.prompts import (
+    Family,
+    ReadPrompts,
+    ReadTexts,
+    common_prompt,
+    keeps_all,
+    labels_after,
+    read_prompts,
+)
 from stable_forgetting.models.packing import causal_model, packed_rows, pass_cost
 from stable_forgetting.models.predictions import Predictions
-from stable_forgetting.models.prefix_trees import LARGEST_TREE, adds_mask, prefix_tree, reads_trees, tree_rows
+from stable_forgetting.models.prefix_trees import (
+    LARGEST_TREE,
+    TreeRows,
+    adds_mask,
+    prefix_tree,
+    reads_trees,
+    tree_rows,
+)
 from stable_forgetting.models.tasks import IGNORED, LanguageTask
 
 LEAST_BEGINNING = 16
@@ -25,6 +42,9 @@ LEAST_BEGINNING = 16
 
 Numbered = Sequence[tuple[int, LanguageExample]]
 """Answers with their numbers among all answers."""
+
+Keep = Callable[[list[int], Predictions, ReadTexts], None]
+"""Given the numbers of the answers of a batch, their predictions, and what the model keeps of their texts."""
 
 
 def fits_a_tree(model: nn.Module, family: Family, batch_size: int) -> bool:
@@ -44,11 +64,17 @@ def _size(family: Family) -> int:
 
 
 def tree_batches(
-    model: nn.Module, task: LanguageTask, families: Sequence[Numbered], batch_size: int, device: torch.device
+    model: nn.Module,
+    task: LanguageTask,
+    families: Sequence[Numbered],
+    batch_size: int,
+    device: torch.device,
+    keep: Keep | None = None,
 ) -> Iterator[ScoredBatch]:
     """Predictions from prefix trees, the largest families first, as many at once as have `batch_size` answers.
 
-    Small families share the rows that the largest one of a batch needs: less is read in vain.
+    Small families share the rows that the largest one of a batch needs: less is read in vain. `keep` is called with
+    each batch before it comes.
     """
     if not families:
         return
@@ -62,7 +88,11 @@ def tree_batches(
         packed = packed_rows([sizes[place] for place in taken], sizes[taken[0]])
         rows = [[answer for place in row for answer in families[taken[place]]] for row in packed]
         numbers = [number for row in rows for number, _ in row]
-        yield numbers, _predict(model, task, [[answer for _, answer in row] for row in rows], beginning)
+        read = [[answer for _, answer in row] for row in rows]
+        predictions, texts = _predict(model, task, read, beginning, keeps=keep is not None)
+        if keep is not None and texts is not None:
+            keep(numbers, predictions, texts)
+        yield numbers, predictions
 
 
 def _read_beginning(
@@ -80,8 +110,13 @@ def _read_beginning(
         return read_prompts(model, [read], device)
 
 
-def _predict(model: nn.Module, task: LanguageTask, rows: Sequence[Family], beginning: ReadPrompts) -> Predictions:
-    """Predictions of the labels of answers, those of each row as one tree behind the beginning."""
+def _predict(
+    model: nn.Module, task: LanguageTask, rows: Sequence[Family], beginning: ReadPrompts, *, keeps: bool
+) -> tuple[Predictions, ReadTexts | None]:
+    """Predictions of the labels of answers, those of each row as one tree behind the beginning.
+
+    Also what the model keeps of their texts, if it `keeps` that of every token.
+    """
     answers, num_read = [answer for row in rows for answer in row], beginning.num_tokens
     device = beginning.attention_mask.device
     trees = [prefix_tree([answer.input_ids[num_read:-1] for answer in row]) for row in rows]
@@ -92,7 +127,18 @@ def _predict(model: nn.Module, task: LanguageTask, rows: Sequence[Family], begin
     tree = tree_rows(trees, unread.shape[1], num_read, device)
     text, position = (labels != IGNORED).nonzero(as_tuple=True)
     where, which = tree.places(text, position)
+    cache = DynamicCache() if keeps else None
+    if num_read:
+        cache = beginning.rows(torch.zeros(len(rows), dtype=torch.long, device=device)).cache
     inputs = tree.inputs(unread, adds_mask=adds_mask(model))
-    cache = beginning.rows(torch.zeros(len(rows), dtype=torch.long, device=device)).cache if num_read else None
-    logits = task.logits_at(model, {**inputs, "past_key_values": cache, "use_cache": num_read > 0}, where)[which]
-    return Predictions(logits=logits, labels=labels[text, position], example=text, num_examples=len(answers))
+    cached = {"past_key_values": cache, "use_cache": cache is not None}
+    logits = task.logits_at(model, {**inputs, **cached}, where)[which]
+    predictions = Predictions(logits=logits, labels=labels[text, position], example=text, num_examples=len(answers))
+    return predictions, _read_texts(cache, tree, num_read) if keeps and keeps_all(cache) else None
+
+
+def _read_texts(cache: Any, tree: TreeRows, num_before: int) -> ReadTexts:
+    """Where the tokens of each text are, behind those that all texts begin with."""
+    columns = tree.source.shape[1]
+    before = torch.arange(num_before, device=tree.node.device).expand(len(tree.node), -1)
+    return ReadTexts(cache, tree.node[:, 0] // columns, torch.cat([before, num_before + tree.node % columns], dim=1))

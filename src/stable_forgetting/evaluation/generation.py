@@ -5,26 +5,23 @@ model's own generation config: a repetition penalty or suppressed tokens in ther
 
 Where the likelihood pass has found that the model gives the first k tokens of the right answer itself, the loop begins
 behind them: of an answer that the model knows by heart, nothing is generated at all.
-
-E = rows still going, T = tokens so far.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import torch
 from accelerate.utils import extract_model_from_parallel
 from torch import Tensor, nn
-from transformers.cache_utils import DynamicCache, LinearAttentionCacheLayerMixin
 
 from stable_forgetting.data.examples import ExampleSet, LanguageExample
 from stable_forgetting.errors import ModelError
+from stable_forgetting.evaluation.decoding import Rows, joined
 from stable_forgetting.evaluation.likelihood import Progress, inference, longest_first
-from stable_forgetting.evaluation.prompts import left_padded, model_inputs, prompt_batches
-from stable_forgetting.models.reading import num_positions
+from stable_forgetting.evaluation.prompts import ReadTexts, keeps_all, left_padded, prompt_batches
+from stable_forgetting.models.reading import num_positions, reads_padded_prompts, stretching_length
 from stable_forgetting.models.tasks import LanguageTask
 
 NO_TOKEN = -1
@@ -41,7 +38,13 @@ def greedy_answers(
     num_known: Sequence[int] | None = None,
     progress: Progress | None = None,
 ) -> list[str]:
-    """What the model answers to each prompt, decoded greedily, in the order of the set.
+    """What the model answers to each prompt, see `GreedyDecoder` and its `answers`."""
+    decoder = GreedyDecoder(model, task, example_set, max_new_tokens=max_new_tokens, batch_size=batch_size)
+    return decoder.answers(num_known, progress=progress)
+
+
+class GreedyDecoder:
+    """Answers the prompts of a set greedily; prompts join the answers that are under way, where caches allow it.
 
     An answer ends before the example's end token, if it has one, or after `max_new_tokens` tokens. The attention mask
     comes from lengths and not from token ids, unless the task hides tokens; those have no place of their own then, as
@@ -52,45 +55,145 @@ def greedy_answers(
         task: Gives the tokenizer.
         example_set: Examples whose prompts are answered.
         max_new_tokens: At most this many tokens per answer, at least 1.
-        batch_size: Prompts decoded at once.
-        num_known: How many first tokens of each right answer are the most likely ones for this model, each after the
-            prompt and those before; None: not known.
-        progress: Told after each batch.
-
-    Returns:
-        One text per example, without special tokens and surrounding white space.
+        batch_size: Prompts read at once. While others wait, at least as many are answered at once, and up to three
+            times as many: a step, which is a token of each, takes nearly as long with a few as with many.
 
     Raises:
-        ModelError: A prompt and its answer do not fit into the model's positions, or the model keeps no cache.
+        ModelError: A prompt and its answer do not fit into the model's positions.
     """
-    examples = example_set.examples
-    _check_positions(model, max(example.num_prompt_tokens for example in examples), max_new_tokens)
-    known = [
-        _known(examples[i], 0 if num_known is None else num_known[i], max_new_tokens) for i in range(len(examples))
-    ]
-    tokens = {index: list(row) for index, row in enumerate(known)}
-    open_ = [index for index, example in enumerate(examples) if _is_open(example, known[index], max_new_tokens)]
-    # A model that knows an answer ends it where the right one ends: a batch of equally long ones ends together.
-    by_length = longest_first([examples[index].num_labels - len(known[index]) for index in open_])
-    num_done = len(examples) - len(open_)
-    if progress is not None and num_done:
-        progress(num_done, len(examples))
-    with inference(model) as device:
-        num_read = [examples[index].num_prompt_tokens + len(known[index]) for index in open_]
-        for places in prompt_batches(model, num_read, by_length, batch_size, max_new_tokens):
-            chosen = [open_[place] for place in places]
-            read = [examples[open_[place]].input_ids[: num_read[place]] for place in places]
-            prompts = [torch.tensor(row) for row in read]
-            input_ids, attention_mask = left_padded(prompts, [task.visible(row) for row in prompts], device)
-            ends = torch.tensor([_end(examples[i]) for i in chosen], device=device)
-            room = torch.tensor([max_new_tokens - len(known[i]) for i in chosen], device=device)
-            rows = _Rows(torch.arange(len(chosen), device=device), ends, room, input_ids, attention_mask)
-            for index, row in zip(chosen, _decode(model, rows), strict=True):
-                tokens[index] += row
-            num_done += len(chosen)
-            if progress is not None:
-                progress(num_done, len(examples))
-    return [_text(task, examples[index], tokens[index]) for index in range(len(examples))]
+
+    def __init__(
+        self,
+        model: nn.Module,
+        task: LanguageTask,
+        example_set: ExampleSet[LanguageExample],
+        *,
+        max_new_tokens: int,
+        batch_size: int,
+    ) -> None:
+        self.model = model
+        self.task = task
+        self.examples = example_set.examples
+        self.max_new_tokens = max_new_tokens
+        self.batch_size = batch_size
+        _check_positions(model, max(example.num_prompt_tokens for example in self.examples), max_new_tokens)
+        self._may_pad = reads_padded_prompts(model) and stretching_length(model) is None
+        self._tokens: dict[int, list[int]] = {}
+        self._under_way: list[Rows] = []
+        self._num_told = 0
+
+    def go_on(self, texts: ReadTexts, places: Sequence[int], numbers: Sequence[int], num_known: Sequence[int]) -> None:
+        """Answer prompts from what the model keeps of texts that it has read; called within `inference`.
+
+        Args:
+            texts: Texts, as this model has read them.
+            places: Places among them of prompts with their right answers.
+            numbers: Numbers of these in the set.
+            num_known: See `answers`.
+        """
+        if not self._may_pad:
+            return
+        place_of = dict(zip(numbers, places, strict=True))
+        open_ = self._begin(numbers, num_known)
+        if open_:
+            # The last token is read once more, as the first step; a prompt of a single one is read behind nothing.
+            begun = [self._text(number) for number in open_]
+            kept = texts.beginnings([place_of[number] for number in open_], [len(text) - 1 for text in begun])
+            last = torch.tensor([text[-1:] for text in begun], device=kept.attention_mask.device)
+            mask = torch.cat([kept.attention_mask, torch.ones_like(last)], dim=1)
+            self._enter(self._rows(open_, last, mask, kept.cache))
+
+    def answers(self, num_known: Sequence[int] | None = None, *, progress: Progress | None = None) -> list[str]:
+        """The answers to all prompts, in the order of the set; those that there are already are not decoded again.
+
+        Args:
+            num_known: How many first tokens of each right answer are the most likely ones for this model, each after
+                the prompt and those before; None: not known.
+            progress: Told as answers end.
+
+        Returns:
+            One text per example, without special tokens and surrounding white space.
+
+        Raises:
+            ModelError: The model keeps no cache.
+        """
+        new = [number for number in range(len(self.examples)) if number not in self._tokens]
+        open_ = self._begin(new, [0 if num_known is None else num_known[number] for number in new])
+        begun = [self._text(number) for number in open_]
+        num_tokens = [len(text) for text in begun]
+        # A model that knows an answer ends it where the right one ends: a batch of equally long ones ends together.
+        by_length = longest_first([self.examples[number].num_labels - len(self._tokens[number]) for number in open_])
+        num_unread = len(open_)
+        self._tell(progress, num_unread)
+        with inference(self.model) as device:
+            for places in prompt_batches(self.model, num_tokens, by_length, self.batch_size, self.max_new_tokens):
+                read = [torch.tensor(begun[place]) for place in places]
+                inputs = left_padded(read, [self.task.visible(text) for text in read], device)
+                self._enter(self._rows([open_[place] for place in places], *inputs))
+                num_unread -= len(places)
+                self._tell(progress, num_unread)
+            self._go_on_together(until=0)
+        self._tell(progress, 0)
+        return [self._answer(number) for number in range(len(self.examples))]
+
+    def _tell(self, progress: Progress | None, num_unread: int) -> None:
+        num_done = len(self.examples) - num_unread - self._num_under_way
+        if progress is not None and num_done > self._num_told:
+            progress(num_done, len(self.examples))
+            self._num_told = num_done
+
+    @property
+    def _num_under_way(self) -> int:
+        return sum(len(rows) for rows in self._under_way)
+
+    def _begin(self, numbers: Sequence[int], num_known: Sequence[int]) -> list[int]:
+        """Begin answers with what is known of them; those that go on behind it."""
+        for number, count in zip(numbers, num_known, strict=True):
+            self._tokens[number] = list(_known(self.examples[number], count, self.max_new_tokens))
+        return [n for n in numbers if _is_open(self.examples[n], self._tokens[n], self.max_new_tokens)]
+
+    def _text(self, number: int) -> tuple[int, ...]:
+        """A prompt and what there is of its answer."""
+        example = self.examples[number]
+        return (*example.input_ids[: example.num_prompt_tokens], *self._tokens[number])
+
+    def _rows(self, numbers: Sequence[int], input_ids: Tensor, attention_mask: Tensor, cache: Any = None) -> Rows:
+        """Rows of answers that were begun."""
+        ends = [_end(self.examples[number]) for number in numbers]
+        room = [self.max_new_tokens - len(self._tokens[number]) for number in numbers]
+        number, end, left = torch.tensor([numbers, ends, room], device=input_ids.device)
+        return Rows(number, end, left, input_ids, attention_mask, cache)
+
+    def _enter(self, rows: Rows) -> None:
+        """Let rows go on with those under way, once there are two batches of them; or alone, to their end."""
+        if rows.cache is None:
+            self._step(rows)
+        if not (self._may_pad and keeps_all(rows.cache)):
+            self._decode(rows, until=0)
+            return
+        self._under_way.append(rows)
+        if self._num_under_way >= 2 * self.batch_size:
+            self._go_on_together(until=self.batch_size)
+
+    def _go_on_together(self, *, until: int) -> None:
+        if self._under_way:
+            rows = joined(self._under_way)
+            self._under_way = [rows]
+            self._decode(rows, until=until)
+
+    def _decode(self, rows: Rows, *, until: int) -> None:
+        """Go on until so many rows are left."""
+        while len(rows) > until:
+            self._step(rows)
+
+    def _step(self, rows: Rows) -> None:
+        for number, token in rows.step(self.model):
+            self._tokens[number].append(token)
+
+    def _answer(self, number: int) -> str:
+        tokens = self._tokens[number]
+        answer = tokens[:-1] if _end(self.examples[number]) in tokens[-1:] else tokens
+        return str(self.task.tokenizer.decode(answer, skip_special_tokens=True)).strip()
 
 
 def _known(example: LanguageExample, num_known: int, max_new_tokens: int) -> tuple[int, ...]:
@@ -105,84 +208,9 @@ def _is_open(example: LanguageExample, known: Sequence[int], max_new_tokens: int
     return len(known) < max_new_tokens and _end(example) not in known[-1:]
 
 
-def _text(task: LanguageTask, example: LanguageExample, tokens: Sequence[int]) -> str:
-    answer = tokens[:-1] if _end(example) in tokens[-1:] else tokens
-    return str(task.tokenizer.decode(answer, skip_special_tokens=True)).strip()
-
-
 def _end(example: LanguageExample) -> int:
     """The example's end token, or a number that no token has."""
     return NO_TOKEN if example.end_token is None else example.end_token
-
-
-@dataclass(eq=False)
-class _Rows:
-    """The rows that are still going.
-
-    Args:
-        number: (E,), place of each row in the batch as it came.
-        end: (E,), end token of each row.
-        room: (E,), how many tokens of each row may still come.
-        input_ids: (E, T) at first, then (E, 1): tokens that the model has not seen yet.
-        attention_mask: (E, T), 1 for tokens and 0 for padding.
-        cache: Keys and values of the tokens seen so far.
-    """
-
-    number: Tensor
-    end: Tensor
-    room: Tensor
-    input_ids: Tensor
-    attention_mask: Tensor
-    cache: Any = None
-
-    def advance(self, token: Tensor) -> None:
-        """Append a token to each row, and drop the rows that end with it."""
-        going = (token != self.end) & (self.room > 1)
-        if not going.all():
-            _select_rows(self.cache, going.nonzero()[:, 0])
-        token, self.number, self.end, self.room = (
-            token[going],
-            self.number[going],
-            self.end[going],
-            self.room[going] - 1,
-        )
-        mask = self.attention_mask[going]
-        self.attention_mask = torch.cat([mask, mask.new_ones(len(mask), 1)], dim=1)
-        self.input_ids = token[:, None]
-
-
-def _decode(model: nn.Module, rows: _Rows) -> list[list[int]]:
-    """Greedy tokens of each row, with its end token where it was reached."""
-    answers: list[list[int]] = [[] for _ in rows.number]
-    while len(rows.number):
-        inputs = model_inputs(model, rows.input_ids, rows.attention_mask, logits_to_keep=1)
-        outputs = model(**inputs, past_key_values=rows.cache, use_cache=True)
-        rows.cache = _cache_of(outputs, model)
-        found = outputs.logits[:, -1].argmax(dim=-1)
-        for number, token in zip(rows.number.tolist(), found.tolist(), strict=True):
-            answers[number].append(token)
-        rows.advance(found)
-    return answers
-
-
-def _select_rows(cache: Any, chosen: Tensor) -> None:
-    """Keep these rows of a cache. Layers with a recurrent state select all that they have by reordering it alone."""
-    if type(cache) is not DynamicCache:
-        cache.batch_select_indices(chosen)
-        return
-    for layer in cache.layers:
-        is_recurrent = isinstance(layer, LinearAttentionCacheLayerMixin)
-        (layer.reorder_cache if is_recurrent else layer.batch_select_indices)(chosen)
-
-
-def _cache_of(outputs: Any, model: nn.Module) -> Any:
-    cache = getattr(outputs, "past_key_values", None)
-    if cache is None or not hasattr(cache, "batch_select_indices"):
-        raise ModelError(
-            f"{type(model).__name__} returns no key-value cache, which greedy answers need. "
-            "Set evaluation.generate to false to measure without answers."
-        )
-    return cache
 
 
 def _check_positions(model: nn.Module, longest: int, max_new_tokens: int) -> None:

@@ -171,7 +171,7 @@ def _columns(predictions: Predictions, *, is_image: bool, with_classes: bool) ->
         "nll_sum": predictions.nll_sum.double(),
         "num_labels": counts,
         "num_correct": predictions.sum_by_example(correct.long()),
-        "num_leading_correct": _first_wrong(predictions, torch.where(correct, counts[example], position)),
+        "num_leading_correct": predictions.num_leading_correct,
         "first_extractable": _first_extractable(predictions, position, ~correct),
         "num_correct_without_last": predictions.sum_by_example((correct & ~is_last).long()),
         "first_extractable_without_last": _first_extractable(predictions, position, ~correct & ~is_last),
@@ -211,12 +211,6 @@ def _first_extractable(predictions: Predictions, position: Tensor, wrong: Tensor
     """Index after the last wrong position of each example, (E,); 0 if none is wrong."""
     after = torch.where(wrong, position + 1, 0)
     return after.new_zeros(predictions.num_examples).scatter_reduce(0, predictions.example, after, reduce="amax")
-
-
-def _first_wrong(predictions: Predictions, place: Tensor) -> Tensor:
-    """Smallest place of each example, (E,)."""
-    most = place.new_full((predictions.num_examples,), torch.iinfo(place.dtype).max)
-    return most.scatter_reduce(0, predictions.example, place, reduce="amin")
 
 
 def _length(example: Example) -> int:

@@ -6,12 +6,13 @@ E = rows, S = tokens read so far, T = tokens that come next.
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 from transformers.cache_utils import DynamicCache, DynamicLayer, DynamicSlidingWindowLayer
@@ -79,10 +80,76 @@ class ReadPrompts:
         Args:
             chosen: (rows,), indices.
         """
-        cache = copy.copy(self.cache)
-        cache.layers = [copy.copy(layer) for layer in self.cache.layers]
+        cache = _copied(self.cache)
         cache.batch_select_indices(chosen)
         return ReadPrompts(self.attention_mask[chosen], cache)
+
+    def without_padding(self) -> ReadPrompts:
+        """The same without columns that are padding in every row; the cache must keep every token."""
+        start = int(self.attention_mask.any(dim=0).long().argmax())
+        if start == 0:
+            return self
+        return ReadPrompts(self.attention_mask[:, start:], _changed(self.cache, lambda kept: kept[:, :, start:]))
+
+
+def keeps_all(cache: Any) -> bool:
+    """Whether a cache has keys and values of every token, and nothing else."""
+    if type(cache) is not DynamicCache:
+        return False
+    return all(type(layer) is DynamicLayer and layer.get_seq_length() > 0 for layer in cache.layers)
+
+
+def side_by_side(parts: Sequence[ReadPrompts]) -> ReadPrompts:
+    """The rows of all parts, one part behind the other; their caches must keep every token (`keeps_all`)."""
+    parts = [part.without_padding() for part in parts]
+    missing = [max(part.num_tokens for part in parts) - part.num_tokens for part in parts]
+
+    def joined(number: int, name: str) -> Tensor:
+        kept = [getattr(part.cache.layers[number], name) for part in parts]
+        return torch.cat([F.pad(rows, (0, 0, count, 0)) for rows, count in zip(kept, missing, strict=True)])
+
+    cache = _copied(parts[0].cache)
+    for number, layer in enumerate(cache.layers):
+        layer.keys, layer.values = joined(number, "keys"), joined(number, "values")
+    masks = [F.pad(part.attention_mask, (count, 0)) for part, count in zip(parts, missing, strict=True)]
+    return ReadPrompts(torch.cat(masks), cache)
+
+
+@dataclass(frozen=True, eq=False)
+class ReadTexts:
+    """What a model keeps of texts whose tokens lie anywhere in the rows of a pass, as those of prefix trees do.
+
+    Args:
+        cache: Keys and values of all that was read.
+        row: (E,), row of each text.
+        column: (E, T), place of each of its tokens in that row.
+    """
+
+    cache: Any
+    row: Tensor
+    column: Tensor
+
+    def beginnings(self, texts: Sequence[int], num_tokens: Sequence[int]) -> ReadPrompts:
+        """The first tokens of some texts, at least one of each, as if they had been read alone."""
+        device = self.row.device
+        columns = [self.column[text, :count] for text, count in zip(texts, num_tokens, strict=True)]
+        column, mask = left_padded(columns, [torch.ones_like(places) for places in columns], device)
+        row = self.row[torch.tensor(texts, device=device), None]
+        return ReadPrompts(mask, _changed(self.cache, lambda kept: kept.transpose(1, 2)[row, column].transpose(1, 2)))
+
+
+def _copied(cache: Any) -> Any:
+    copied = copy.copy(cache)
+    copied.layers = [copy.copy(layer) for layer in cache.layers]
+    return copied
+
+
+def _changed(cache: Any, change: Callable[[Tensor], Tensor]) -> Any:
+    """A copy whose keys and values, (rows, heads, tokens, D) each, are changed."""
+    changed = _copied(cache)
+    for layer in changed.layers:
+        layer.keys, layer.values = change(layer.keys), change(layer.values)
+    return changed
 
 
 def prompt_batches(

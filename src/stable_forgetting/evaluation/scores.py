@@ -14,7 +14,7 @@ from torch import nn
 from stable_forgetting.data.examples import ExampleSet, LanguageExample
 from stable_forgetting.errors import DataError, unknown_name
 from stable_forgetting.evaluation.alternatives import score_answers
-from stable_forgetting.evaluation.generation import greedy_answers
+from stable_forgetting.evaluation.generation import GreedyDecoder
 from stable_forgetting.evaluation.gradient import gradient_norms
 from stable_forgetting.evaluation.images import score_images
 from stable_forgetting.evaluation.likelihood import Floats, Ints, LikelihoodScores, Progress
@@ -262,21 +262,23 @@ def _score_language_set(
     tell: Callable[[str], Progress | None],
 ) -> SetScores:
     size, is_attacked = options.batch_size, name in ATTACKED_SETS
+    decoder = None
+    if options.generate and name in options.generate_sets and _asks(example_set):
+        decoder = GreedyDecoder(model, task, example_set, max_new_tokens=options.max_new_tokens, batch_size=size)
     scores = score_answers(
-        model, task, example_set, batch_size=size, with_tokens=is_attacked, progress=tell(f"likelihood of {name}")
+        model,
+        task,
+        example_set,
+        batch_size=size,
+        with_tokens=is_attacked,
+        decoder=decoder,
+        progress=tell(f"likelihood of {name}"),
     )
     columns: dict[str, Any] = {}
-    if options.generate and name in options.generate_sets and _asks(example_set):
-        answers = greedy_answers(
-            model,
-            task,
-            example_set,
-            max_new_tokens=options.max_new_tokens,
-            batch_size=size,
-            # Places count in another way in answers than in likelihoods where tokens are hidden.
-            num_known=None if task.hides_pad_tokens else scores.num_leading_correct.tolist(),
-            progress=tell(f"answers of {name}"),
-        )
+    if decoder is not None:
+        # Places count in another way in answers than in likelihoods where tokens are hidden.
+        num_known = None if task.hides_pad_tokens else scores.num_leading_correct.tolist()
+        answers = decoder.answers(num_known, progress=tell(f"answers of {name}"))
         columns = {"answers": tuple(answers), "references": tuple(example.answer for example in example_set)}
     if is_attacked:
         sizes = [len(zlib.compress(example.answer.encode())) for example in example_set]

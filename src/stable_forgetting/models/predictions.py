@@ -64,6 +64,13 @@ class Predictions:
         """Whether the most likely token or class is the label, (P,), bool."""
         return self.logits.argmax(dim=-1) == self.labels
 
+    @cached_property
+    def num_leading_correct(self) -> Tensor:
+        """Labels of each example before the first that is not the most likely token or class, (E,)."""
+        most = self.num_labels
+        place = torch.where(self.correct, most[self.example], self.position)
+        return most.scatter_reduce(0, self.example, place, reduce="amin")
+
     def sum_by_example(self, values: Tensor) -> Tensor:
         """Sum of a value per position over the positions of each example, (P,) to (E,)."""
         return values.new_zeros(self.num_examples).index_add(0, self.example, values)
