@@ -125,15 +125,12 @@ def _predict(
         device
     )
     tree = tree_rows(trees, unread.shape[1], num_read, device)
-    text, position = (labels != IGNORED).nonzero(as_tuple=True)
-    where, which = tree.places(text, position)
     cache = DynamicCache() if keeps else None
     if num_read:
         cache = beginning.rows(torch.zeros(len(rows), dtype=torch.long, device=device)).cache
     inputs = tree.inputs(unread, adds_mask=adds_mask(model))
     cached = {"past_key_values": cache, "use_cache": cache is not None}
-    logits = task.logits_at(model, {**inputs, **cached}, where)[which]
-    predictions = Predictions(logits=logits, labels=labels[text, position], example=text, num_examples=len(answers))
+    predictions = task.predict_next(model, {**inputs, **cached}, labels, tree.places)
     return predictions, _read_texts(cache, tree, num_read) if keeps and keeps_all(cache) else None
 
 

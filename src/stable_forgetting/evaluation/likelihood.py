@@ -193,7 +193,7 @@ def _token_columns(predictions: Predictions, wanted: Sequence[bool]) -> dict[int
     places = torch.tensor(wanted, device=predictions.example.device)[predictions.example].nonzero()[:, 0]
     parts = []
     for chunk in torch.split(places, POSITIONS_AT_ONCE):
-        log_probabilities = predictions.logits[chunk].float().log_softmax(dim=-1)
+        log_probabilities = predictions.logits_of(chunk).float().log_softmax(dim=-1)
         probabilities = log_probabilities.exp()
         # Excluded tokens have -inf, and 0 * -inf is not a number; what is that unlikely has probability 0 anyway.
         log_probabilities = log_probabilities.clamp(min=LEAST_LOG_PROBABILITY)

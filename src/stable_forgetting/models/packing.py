@@ -29,6 +29,10 @@ _ATTENTION = frozenset({"eager", "sdpa"})
 """Kinds of attention that know texts in several rows by their positions; others do so in a single row only."""
 
 
+Places = tuple[tuple[Tensor, Tensor], Tensor | None]
+"""Row and column in the inputs of some tokens, (R,) each, and which of them each of P tokens is, (P,); None: R = P."""
+
+
 @dataclass(frozen=True, eq=False)
 class Packing:
     """Where the texts of a padded batch go.
@@ -54,9 +58,9 @@ class Packing:
         flat = padded.reshape(-1, *padded.shape[2:])
         return {"input_ids": flat[self.source], "position_ids": self.position_ids}
 
-    def places(self, text: Tensor, position: Tensor) -> tuple[Tensor, Tensor]:
-        """Row and column of tokens that are named by text and position, each (P,)."""
-        return self.row[text], self.start[text] + position
+    def places(self, text: Tensor, position: Tensor) -> Places:
+        """Where tokens are that are named by text and position, each (P,)."""
+        return (self.row[text], self.start[text] + position), None
 
 
 def find_packing(model: nn.Module, attention_mask: Tensor) -> Packing | None:

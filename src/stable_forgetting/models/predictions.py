@@ -32,6 +32,10 @@ class Predictions:
     example: Tensor
     num_examples: int
 
+    def logits_of(self, positions: Tensor) -> Tensor:
+        """Logits of some positions, (chosen, V)."""
+        return self.logits[positions]
+
     @cached_property
     def nll(self) -> Tensor:
         """Negative log-likelihood of each label, (P,), in nats."""

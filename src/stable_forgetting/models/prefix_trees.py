@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from stable_forgetting.models.packing import causal_model, reads_positions
+from stable_forgetting.models.packing import Places, causal_model, reads_positions
 from stable_forgetting.models.reading import stretching_length
 
 LARGEST_TREE = 1024
@@ -97,12 +97,8 @@ class TreeRows:
             mask = torch.zeros(mask.shape, device=mask.device).masked_fill_(~mask, torch.finfo(torch.float32).min)
         return {"input_ids": flat[self.source], "position_ids": self.position_ids, "attention_mask": mask}
 
-    def places(self, text: Tensor, position: Tensor) -> tuple[tuple[Tensor, Tensor], Tensor]:
-        """Where tokens are that are named by text and position, each (P,).
-
-        Returns:
-            Row and column of each node that is asked for, and which of them each token is, (P,).
-        """
+    def places(self, text: Tensor, position: Tensor) -> Places:
+        """The nodes of tokens that are named by text and position, each (P,); each node once."""
         nodes, which = torch.unique(self.node[text, position], return_inverse=True)
         columns = self.source.shape[1]
         return (nodes // columns, nodes % columns), which

@@ -7,19 +7,19 @@ it is handling in order to compute a value.
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any, Literal, Protocol
 
 import numpy as np
 import torch
-from accelerate.utils import extract_model_from_parallel
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 
 from stable_forgetting.data.examples import Example, ImageExample, LanguageExample
 from stable_forgetting.errors import ModelError
-from stable_forgetting.models.packing import find_packing
+from stable_forgetting.models.output_head import predictions_at
+from stable_forgetting.models.packing import Places, find_packing
 from stable_forgetting.models.predictions import Predictions
 from stable_forgetting.models.processors import pixel_values
 from stable_forgetting.models.trunk import FrozenTrunk
@@ -132,7 +132,7 @@ class LanguageTask:
         model: nn.Module,
         inputs: Mapping[str, Any],
         labels: Tensor,
-        places: Callable[[Tensor, Tensor], tuple[Tensor, Tensor]] = lambda *where: where,
+        places: Callable[[Tensor, Tensor], Places] = lambda *where: (where, None),
     ) -> Predictions:
         """Predictions of labels that are given place by place.
 
@@ -140,53 +140,13 @@ class LanguageTask:
             model: The model.
             inputs: What its forward pass takes.
             labels: (E, T), the token after each of the first T tokens of each text, `IGNORED` where it is no label.
-            places: From text and position of some tokens, (P,) each, to their row and column in the inputs; by default
-                each text has a row.
+            places: From text and position of some tokens, (P,) each, to where they are in the inputs; by default each
+                text has a row.
         """
         text, position = (labels != IGNORED).nonzero(as_tuple=True)
-        logits = self.logits_at(model, inputs, places(text, position))
-        return Predictions(logits=logits, labels=labels[text, position], example=text, num_examples=len(labels))
-
-    def logits_at(self, model: nn.Module, inputs: Mapping[str, Any], where: tuple[Tensor, Tensor]) -> Tensor:
-        """Logits at some rows and columns of the inputs of a forward pass, (P, V); the output head runs there only."""
-        head = _output_head(model)
+        where, row = places(text, position)
         with self.reading():
-            if head is None:
-                logits: Tensor = model(**inputs).logits[where]
-            else:
-                with _head_only_at(head, where):
-                    logits = model(**inputs).logits[0]
-        return logits
-
-
-def _output_head(model: nn.Module) -> nn.Module | None:
-    unwrapped = extract_model_from_parallel(model)
-    find_head = getattr(unwrapped, "get_output_embeddings", None)
-    head = find_head() if find_head is not None else None
-    return head if isinstance(head, nn.Module) else None
-
-
-@contextmanager
-def _head_only_at(head: nn.Module, where: tuple[Tensor, Tensor]) -> Iterator[None]:
-    """Let the output head see only the hidden states that predict a label.
-
-    A hook on the head, and not a call of the decoder and then of the head, so that whatever a model does to its logits
-    afterwards (scaling, soft caps) stays in force, and wrappers for adapters and sharding need not be known here.
-
-    Args:
-        head: The output head; its input is (rows, columns, H).
-        where: Row and column of each token that a label follows, (P,) each.
-    """
-
-    def keep_label_positions(_: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-        hidden, *rest = inputs
-        return (hidden[where].unsqueeze(0), *rest)
-
-    handle = head.register_forward_pre_hook(keep_label_positions)
-    try:
-        yield
-    finally:
-        handle.remove()
+            return predictions_at(model, inputs, where, row, labels[text, position], text, len(labels))
 
 
 class ImageTask:
