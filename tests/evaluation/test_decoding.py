@@ -1,20 +1,22 @@
 """Answers that go on from what the likelihood pass keeps, and rows that join others: equal to each answer alone."""
 
+import weakref
 from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
 from peft import LoraConfig, get_peft_model
-from transformers import AutoModelForCausalLM, GPT2Config, LlamaConfig, MistralConfig
+from transformers import AutoModelForCausalLM, GPT2Config, GPTNeoConfig, LlamaConfig, MistralConfig
 
 from evaluation.conftest import END
 from reference.metric_twins import greedy_tokens
 from stable_forgetting.data.examples import ExampleSet, LanguageExample
 from stable_forgetting.evaluation.alternatives import score_answers
+from stable_forgetting.evaluation.answer_trees import tree_batches
 from stable_forgetting.evaluation.generation import GreedyDecoder, greedy_answers
 from stable_forgetting.evaluation.likelihood import inference
-from stable_forgetting.evaluation.prompts import ReadPrompts, read_prompts, side_by_side
+from stable_forgetting.evaluation.prompts import read_prompts, side_by_side
 
 NEW = 7
 """Tokens of an answer at most."""
@@ -35,13 +37,13 @@ def make_model(implementation="sdpa", config=None):
 def twin(model, examples):
     prompts = [example.input_ids[: example.num_prompt_tokens] for example in examples]
     return [
-        " ".join(map(str, greedy_tokens(model, prompt, example.end_token, NEW)))
+        " ".join(map(str, greedy_tokens(model, prompt, -1 if example.end_token is None else example.end_token, NEW)))
         for prompt, example in zip(prompts, examples, strict=True)
     ]
 
 
 def question_set(model, *, beginning=0, count=9, shortest=1):
-    """Questions with wrong answers; the model gives nothing, a part, or all of the right ones by itself."""
+    """Questions with wrong answers; the model gives 0 to 4 tokens of a right one, or all of it, and ends some early."""
     generator = np.random.default_rng(3)
 
     def tokens(least, most):
@@ -51,7 +53,10 @@ def question_set(model, *, beginning=0, count=9, shortest=1):
     for index in range(count):
         prompt = (*common, *tokens(shortest, shortest + 9))
         own = greedy_tokens(model, prompt, end=-1, max_new_tokens=NEW)
-        known, end = tuple(own[: index % 5]), own[index % 7]
+        other, never = [token for token in range(3, 23) if token not in own][:2]
+        known, end = (*own[: index % 5], other), own[index % NEW] if index % 3 == 0 else never
+        if index % 6 == 0:
+            known = tuple(own[: own.index(end)])
         wrong = tuple((*prompt, *known[:1], *tokens(1, 6), end) for _ in range(2 + index % 2))
         others = tuple(LanguageExample("q", str(ids), ids, len(prompt), end) for ids in wrong)
         right = (*prompt, *known, end)
@@ -59,67 +64,94 @@ def question_set(model, *, beginning=0, count=9, shortest=1):
     return ExampleSet("forget", examples)
 
 
-def answers_behind_likelihoods(model, task, example_set, batch_size, read=None):
-    """Answers of a decoder that goes on from what is read, and the columns of all passes that it needs itself."""
+def shapes_read(model):
+    """Rows and columns of all passes from now on, and tokens that they may look at."""
+    shapes = []
+
+    def note(_, __, given):
+        mask = given.get("attention_mask")
+        shapes.append((*given["input_ids"].shape, None if mask is None else mask.shape[-1]))
+
+    model.register_forward_pre_hook(note, with_kwargs=True)
+    return shapes
+
+
+def answers_behind_likelihoods(model, task, example_set, batch_size):
+    """Answers of a decoder that goes on from what is read for likelihoods."""
     decoder = GreedyDecoder(model, task, example_set, max_new_tokens=NEW, batch_size=batch_size)
     found = score_answers(model, task, example_set, batch_size=batch_size, decoder=decoder)
-    num_before = 0 if read is None else len(read)
-    return decoder.answers(found.num_leading_correct.tolist()), [] if read is None else read[num_before:]
+    return decoder.answers(found.num_leading_correct.tolist())
 
 
-def columns_read(model):
-    sizes = []
-    model.register_forward_pre_hook(lambda _, __, given: sizes.append(given["input_ids"].shape[1]), with_kwargs=True)
-    return sizes
-
-
-@pytest.mark.parametrize("batch_size", [3, 8, 50])
+@pytest.mark.parametrize("batch_size", [3, 4, 8, 50])
 @pytest.mark.parametrize("beginning", [0, 20])
 @pytest.mark.parametrize("implementation", ["eager", "sdpa"])
-def test_prompts_that_were_read_for_likelihoods_are_not_read_again(
-    language_task, implementation, beginning, batch_size
-):
+def test_answers_behind_likelihoods(language_task, implementation, beginning, batch_size):
     model = make_model(implementation)
-    example_set = question_set(model, beginning=beginning)
-    read = columns_read(model)
-    answers, read_later = answers_behind_likelihoods(model, language_task, example_set, batch_size, read)
-    if batch_size > 3:  # a family of four answers needs a batch of four
-        assert set(read_later) <= {1}
+    example_set = question_set(model, beginning=beginning, count=24)
+    answers = answers_behind_likelihoods(model, language_task, example_set, batch_size)
     assert answers == twin(model, example_set)
     assert len({len(answer.split()) for answer in answers}) > 3
-    plain = score_answers(model, language_task, example_set, batch_size=batch_size)
-    found = score_answers(
-        model, language_task, example_set, batch_size=batch_size,
-        decoder=GreedyDecoder(model, language_task, example_set, max_new_tokens=NEW, batch_size=batch_size),
-    )  # fmt: skip
-    np.testing.assert_allclose(found.likelihood.nll_sum, plain.likelihood.nll_sum, rtol=1e-6)
+
+
+@pytest.mark.parametrize("beginning", [0, 20])
+def test_prompts_are_not_read_again_and_not_kept(language_task, beginning):
+    """Decoding goes on between the passes of the likelihoods; what is kept never comes to more than three batches."""
+    model = make_model()
+    example_set = question_set(model, beginning=beginning, count=30, shortest=8)  # enough in common for trees
+    plain = score_answers(model, language_task, example_set, batch_size=4)
+    shapes = shapes_read(model)
+    decoder = GreedyDecoder(model, language_task, example_set, max_new_tokens=NEW, batch_size=4)
+    found = score_answers(model, language_task, example_set, batch_size=4, decoder=decoder)
+    within = [rows for rows, columns, _ in shapes if columns == 1]
+    assert len(within) > NEW
+    assert max(within) <= 12
+    num_before = len(shapes)
+    decoder.answers(found.num_leading_correct.tolist())
+    assert {columns for _, columns, _ in shapes[num_before:]} == {1}
+    np.testing.assert_allclose(found.likelihood.nll_sum, plain.likelihood.nll_sum, rtol=1e-12)
+
+
+def test_what_is_kept_of_a_batch_is_gone_before_the_next(language_task):
+    model, alive, kept = make_model(), [], []
+    numbered = [[(i, e), (i + 99, e.perturbed[0])] for i, e in enumerate(question_set(model, count=6))]
+
+    def keep(numbers, predictions, texts):
+        alive.append(sum(reference() is not None for reference in kept))
+        kept.append(weakref.ref(texts.cache))
+
+    with inference(model) as device:
+        for _ in tree_batches(model, language_task, numbered, 4, device, keep):
+            pass
+    assert alive == [0, 0, 0]
 
 
 def test_a_prompt_of_one_token_is_answered_behind_nothing(language_task):
     model = make_model()
     example_set = question_set(model, shortest=0, beginning=1, count=24)
-    lengths = [example.num_prompt_tokens for example in example_set]
-    assert lengths.count(1) > 1
     only = ExampleSet("x", [example for example in example_set if example.num_prompt_tokens == 1])
+    assert 1 < len(only) < len(example_set)
     for chosen in (example_set, only):
-        answers, _ = answers_behind_likelihoods(model, language_task, chosen, 8)
-        assert answers == twin(model, chosen)
+        assert answers_behind_likelihoods(model, language_task, chosen, 8) == twin(model, chosen)
 
 
 @pytest.mark.parametrize(
     "config",
     [
-        MistralConfig(**SHAPE, sliding_window=4),
-        MistralConfig(**SHAPE, sliding_window=24),  # texts fit into it, trees do not
+        MistralConfig(**SHAPE, sliding_window=4),  # nothing is read as a tree
+        MistralConfig(**SHAPE, sliding_window=15),  # some texts fit into it, trees and answers do not
         GPT2Config(vocab_size=23, n_embd=16, n_layer=2, n_head=2, n_positions=64, initializer_range=0.5),
     ],
     ids=["short window", "window", "absolute positions"],
 )
-def test_models_whose_trees_cannot_be_gone_on_from(language_task, config):
+def test_other_caches_and_positions(language_task, config):
     model = make_model(config=config)
-    example_set = question_set(model, count=10)
-    answers, _ = answers_behind_likelihoods(model, language_task, example_set, 8)
+    example_set = question_set(model, count=16)
+    answers = answers_behind_likelihoods(model, language_task, example_set, 4)
     assert answers == twin(model, example_set)
+    lengths = [e.num_prompt_tokens + len(a.split()) for e, a in zip(example_set, answers, strict=True)]
+    longest = max(lengths)
+    assert longest > (getattr(config, "sliding_window", None) or 0)
 
 
 @pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing. is deprecated:FutureWarning")
@@ -127,7 +159,7 @@ def test_under_adapters(language_task):
     config = LoraConfig(r=2, target_modules=["up_proj"], init_lora_weights=False, task_type="CAUSAL_LM")
     model = get_peft_model(make_model(), config).double().eval()
     example_set = question_set(model, beginning=18)
-    assert answers_behind_likelihoods(model, language_task, example_set, 8)[0] == twin(model, example_set)
+    assert answers_behind_likelihoods(model, language_task, example_set, 8) == twin(model, example_set)
 
 
 def test_hidden_tokens_are_read_anew(language_task):
@@ -147,16 +179,51 @@ def test_rows_join_while_prompts_wait(language_task):
     """As long as prompts wait, no step has fewer rows than a batch."""
     model = make_model()
     example_set = question_set(model, count=40, shortest=2)
-    expected, steps = twin(model, example_set), []
-    model.register_forward_pre_hook(
-        lambda _, __, given: steps.append(tuple(given["input_ids"].shape)), with_kwargs=True
-    )
+    expected, shapes = twin(model, example_set), shapes_read(model)
     answers = greedy_answers(model, language_task, example_set, max_new_tokens=NEW, batch_size=4)
     assert answers == expected
-    last_read = max(place for place, (_, columns) in enumerate(steps) if columns > 1)
-    sizes = [rows for rows, columns in steps[:last_read] if columns == 1]
+    last_read = max(place for place, (_, columns, _) in enumerate(shapes) if columns > 1)
+    sizes = [rows for rows, columns, _ in shapes[:last_read] if columns == 1]
     assert min(sizes) > 4
     assert max(sizes) <= 12
+
+
+@pytest.mark.parametrize("ends", [True, False])
+def test_no_column_is_read_in_vain(language_task, ends):
+    """Also where all rows leave in one step, as those of a model that never ends its answers do."""
+    model = make_model()
+    example_set = question_set(model, count=40, shortest=2)
+    if not ends:
+        example_set = ExampleSet("x", [replace(example, end_token=None) for example in example_set])
+    expected, shapes = twin(model, example_set), shapes_read(model)
+    assert greedy_answers(model, language_task, example_set, max_new_tokens=NEW, batch_size=4) == expected
+    longest = max(example.num_prompt_tokens for example in example_set)
+    assert max(tokens for _, _, tokens in shapes) <= longest + NEW - 1
+
+
+def test_models_with_room_for_no_more_than_a_prompt_and_its_answer(language_task):
+    config = GPTNeoConfig(
+        vocab_size=23, hidden_size=16, num_layers=2, attention_types=[[["global"], 2]], num_heads=2,
+        max_position_embeddings=11 + NEW, initializer_range=0.5,
+    )  # fmt: skip
+    model = make_model("eager", config)
+    example_set = question_set(model, count=24, shortest=3)
+    assert max(example.num_prompt_tokens for example in example_set) == 11
+    answers = greedy_answers(model, language_task, example_set, max_new_tokens=NEW, batch_size=2)
+    assert answers == twin(model, example_set)
+
+
+def test_progress_goes_on_with_the_answers(language_task):
+    model, told = make_model(), []
+    example_set = question_set(model, count=24)
+    greedy_answers(
+        model, language_task, example_set, max_new_tokens=NEW, batch_size=16, progress=lambda *step: told.append(step)
+    )
+    done = [number for number, _ in told]
+    assert done == sorted(set(done))
+    assert done[-1] == 24
+    assert len(done) >= NEW / 2
+    assert {total for _, total in told} == {24}
 
 
 @pytest.mark.parametrize("lengths", [[(3, 5), (2,)], [(4,), (6, 1), (2, 2)]])
@@ -181,11 +248,9 @@ def test_columns_without_any_token_are_dropped():
     model = make_model()
     with inference(model) as device:
         read = read_prompts(model, [torch.tensor([3, 4, 5, 6]), torch.tensor([3, 4])], device)
+    assert read.without_padding() is read
     short = read.rows(torch.tensor([1]))
     trimmed = short.without_padding()
-    assert short.num_tokens == 4
-    assert trimmed.num_tokens == 2
+    assert (short.num_tokens, trimmed.num_tokens) == (4, 2)
     assert torch.equal(trimmed.cache.layers[1].keys, read.cache.layers[1].keys[1:, :, 2:])
     assert read.cache.layers[1].keys.shape[2] == 4
-    full = ReadPrompts(read.attention_mask, read.cache)
-    assert full.without_padding() is full

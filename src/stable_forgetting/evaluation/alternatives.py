@@ -80,7 +80,7 @@ def score_answers(
     with inference(model) as device:
         keep: Keep | None = None
         if decoder is not None and task.trunk is None:  # else the model keeps nothing of the blocks below
-            keep = partial(_go_on, decoder, {int(start): index for index, start in enumerate(first)})
+            keep = partial(_hand_over, decoder, {int(start): index for index, start in enumerate(first)})
         batches = answer_batches(model, task, families, batch_size, device, keep)
         wanted = frozenset(first.tolist()) if with_tokens else frozenset()
         collected = collect(batches, sum(map(len, families)), with_tokens=wanted, progress=progress)
@@ -100,13 +100,15 @@ def score_answers(
     )
 
 
-def _go_on(
+def _hand_over(
     decoder: GreedyDecoder, examples: Mapping[int, int], numbers: list[int], predictions: Predictions, texts: ReadTexts
 ) -> None:
     """Let a decoder go on behind what the model gives of right answers, of which `examples` has number and example."""
     known = predictions.num_leading_correct.tolist()
     right = [place for place, number in enumerate(numbers) if number in examples]
-    decoder.go_on(texts, right, [examples[numbers[place]] for place in right], [known[place] for place in right])
+    decoder.continue_from(
+        texts, right, [examples[numbers[place]] for place in right], [known[place] for place in right]
+    )
 
 
 def answer_batches(

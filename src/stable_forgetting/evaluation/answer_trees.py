@@ -6,6 +6,7 @@ R = rows of a batch, C = nodes of its largest row, E = its answers, T = longest 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -89,10 +90,7 @@ def tree_batches(
         rows = [[answer for place in row for answer in families[taken[place]]] for row in packed]
         numbers = [number for row in rows for number, _ in row]
         read = [[answer for _, answer in row] for row in rows]
-        predictions, texts = _predict(model, task, read, beginning, keeps=keep is not None)
-        if keep is not None and texts is not None:
-            keep(numbers, predictions, texts)
-        yield numbers, predictions
+        yield numbers, _predict(model, task, read, beginning, None if keep is None else partial(keep, numbers))
 
 
 def _read_beginning(
@@ -111,11 +109,15 @@ def _read_beginning(
 
 
 def _predict(
-    model: nn.Module, task: LanguageTask, rows: Sequence[Family], beginning: ReadPrompts, *, keeps: bool
-) -> tuple[Predictions, ReadTexts | None]:
+    model: nn.Module,
+    task: LanguageTask,
+    rows: Sequence[Family],
+    beginning: ReadPrompts,
+    keep: Callable[[Predictions, ReadTexts], None] | None,
+) -> Predictions:
     """Predictions of the labels of answers, those of each row as one tree behind the beginning.
 
-    Also what the model keeps of their texts, if it `keeps` that of every token.
+    `keep` is called with them and with what the model keeps of the texts, if that is all of it.
     """
     answers, num_read = [answer for row in rows for answer in row], beginning.num_tokens
     device = beginning.attention_mask.device
@@ -125,13 +127,15 @@ def _predict(
         device
     )
     tree = tree_rows(trees, unread.shape[1], num_read, device)
-    cache = DynamicCache() if keeps else None
+    cache = None if keep is None else DynamicCache()
     if num_read:
         cache = beginning.rows(torch.zeros(len(rows), dtype=torch.long, device=device)).cache
     inputs = tree.inputs(unread, adds_mask=adds_mask(model))
     cached = {"past_key_values": cache, "use_cache": cache is not None}
     predictions = task.predict_next(model, {**inputs, **cached}, labels, tree.places)
-    return predictions, _read_texts(cache, tree, num_read) if keeps and keeps_all(cache) else None
+    if keep is not None and keeps_all(cache):
+        keep(predictions, _read_texts(cache, tree, num_read))
+    return predictions
 
 
 def _read_texts(cache: Any, tree: TreeRows, num_before: int) -> ReadTexts:

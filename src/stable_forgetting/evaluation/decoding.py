@@ -1,6 +1,6 @@
 """Rows of answers that are decoded together, a token of each in a step; they leave as they end, and others may join.
 
-E = rows still going, T = tokens so far.
+E = rows still going, T = tokens that the model has not seen yet.
 """
 
 from __future__ import annotations
@@ -25,9 +25,9 @@ class Rows:
         number: (E,), number of each row's example.
         end: (E,), end token of each row.
         room: (E,), how many tokens of each row may still come.
-        input_ids: (E, T) at first, then (E, 1): tokens that the model has not seen yet.
-        attention_mask: (E, T), 1 for tokens and 0 for padding.
-        cache: Keys and values of the tokens seen so far.
+        input_ids: (E, T), tokens that the model has not seen yet; behind a step T = 1.
+        attention_mask: (E, T), 1 for those and 0 for padding.
+        read: What the model keeps of the tokens before; None: there are none.
     """
 
     number: Tensor
@@ -35,7 +35,7 @@ class Rows:
     room: Tensor
     input_ids: Tensor
     attention_mask: Tensor
-    cache: Any = None
+    read: ReadPrompts | None = None
 
     def __len__(self) -> int:
         return len(self.number)
@@ -49,30 +49,35 @@ class Rows:
         Raises:
             ModelError: The model keeps no cache.
         """
-        inputs = model_inputs(model, self.input_ids, self.attention_mask, logits_to_keep=1)
-        outputs = model(**inputs, past_key_values=self.cache, use_cache=True)
-        self.cache = _cache_of(outputs, model)
+        mask, cache = self.attention_mask, None
+        if self.read is not None:
+            mask, cache = torch.cat([self.read.attention_mask, mask], dim=1), self.read.cache
+        outputs = model(
+            **model_inputs(model, self.input_ids, mask, logits_to_keep=1), past_key_values=cache, use_cache=True
+        )
         token = outputs.logits[:, -1].argmax(dim=-1)
         found = list(zip(self.number.tolist(), token.tolist(), strict=True))
-        self._advance(token)
+        self._advance(token, ReadPrompts(mask, _cache_of(outputs, model)))
         return found
 
-    def _advance(self, token: Tensor) -> None:
+    def _advance(self, token: Tensor, read: ReadPrompts) -> None:
         going = (token != self.end) & (self.room > 1)
         if not going.all():
-            _select_rows(self.cache, going.nonzero()[:, 0])
+            _select_rows(read.cache, going.nonzero()[:, 0])
+            read = ReadPrompts(read.attention_mask[going], read.cache)
+            if read.keeps_all:
+                read = read.without_padding()  # the longest may have left: no column is to be read in vain
         self.number, self.end, self.room = self.number[going], self.end[going], self.room[going] - 1
-        mask = self.attention_mask[going]
-        self.attention_mask = torch.cat([mask, mask.new_ones(len(mask), 1)], dim=1)
-        self.input_ids = token[going, None]
+        self.input_ids, self.read = token[going, None], read
+        self.attention_mask = torch.ones_like(self.input_ids)
 
 
 def joined(parts: Sequence[Rows]) -> Rows:
-    """All rows as one batch; of each there is one token that the model has not seen, and caches keep every other."""
-    read = side_by_side([ReadPrompts(rows.attention_mask[:, :-1], rows.cache) for rows in parts])
-    columns = [(rows.number, rows.end, rows.room, rows.input_ids, rows.attention_mask[:, -1:]) for rows in parts]
-    number, end, room, input_ids, last = (torch.cat(column) for column in zip(*columns, strict=True))
-    return Rows(number, end, room, input_ids, torch.cat([read.attention_mask, last], dim=1), read.cache)
+    """All rows as one batch; each has one token that the model has not seen, and it keeps all those before."""
+    read = side_by_side([rows.read for rows in parts if rows.read is not None])
+    columns = [(rows.number, rows.end, rows.room, rows.input_ids, rows.attention_mask) for rows in parts]
+    number, end, room, input_ids, mask = (torch.cat(column) for column in zip(*columns, strict=True))
+    return Rows(number, end, room, input_ids, mask, read)
 
 
 def _select_rows(cache: Any, chosen: Tensor) -> None:

@@ -10,7 +10,6 @@ behind them: of an answer that the model knows by heart, nothing is generated at
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 import torch
 from accelerate.utils import extract_model_from_parallel
@@ -20,7 +19,7 @@ from stable_forgetting.data.examples import ExampleSet, LanguageExample
 from stable_forgetting.errors import ModelError
 from stable_forgetting.evaluation.decoding import Rows, joined
 from stable_forgetting.evaluation.likelihood import Progress, inference, longest_first
-from stable_forgetting.evaluation.prompts import ReadTexts, keeps_all, left_padded, prompt_batches
+from stable_forgetting.evaluation.prompts import ReadPrompts, ReadTexts, left_padded, prompt_batches
 from stable_forgetting.models.reading import num_positions, reads_padded_prompts, stretching_length
 from stable_forgetting.models.tasks import LanguageTask
 
@@ -48,7 +47,7 @@ class GreedyDecoder:
 
     An answer ends before the example's end token, if it has one, or after `max_new_tokens` tokens. The attention mask
     comes from lengths and not from token ids, unless the task hides tokens; those have no place of their own then, as
-    in transformers' `generate`. The batch size changes nothing beyond rounding.
+    in transformers' `generate`. The batch size changes nothing beyond rounding. A decoder is used once.
 
     Args:
         model: Causal language model of transformers, with or without adapters.
@@ -80,9 +79,12 @@ class GreedyDecoder:
         self._may_pad = reads_padded_prompts(model) and stretching_length(model) is None
         self._tokens: dict[int, list[int]] = {}
         self._under_way: list[Rows] = []
-        self._num_told = 0
+        self._num_ended = 0
+        self._progress: Progress | None = None
 
-    def go_on(self, texts: ReadTexts, places: Sequence[int], numbers: Sequence[int], num_known: Sequence[int]) -> None:
+    def continue_from(
+        self, texts: ReadTexts, places: Sequence[int], numbers: Sequence[int], num_known: Sequence[int]
+    ) -> None:
         """Answer prompts from what the model keeps of texts that it has read; called within `inference`.
 
         Args:
@@ -91,17 +93,14 @@ class GreedyDecoder:
             numbers: Numbers of these in the set.
             num_known: See `answers`.
         """
-        if not self._may_pad:
-            return
         place_of = dict(zip(numbers, places, strict=True))
         open_ = self._begin(numbers, num_known)
         if open_:
-            # The last token is read once more, as the first step; a prompt of a single one is read behind nothing.
             begun = [self._text(number) for number in open_]
-            kept = texts.beginnings([place_of[number] for number in open_], [len(text) - 1 for text in begun])
-            last = torch.tensor([text[-1:] for text in begun], device=kept.attention_mask.device)
-            mask = torch.cat([kept.attention_mask, torch.ones_like(last)], dim=1)
-            self._enter(self._rows(open_, last, mask, kept.cache))
+            # The last token is read once more, as the first step; a prompt of a single one is read behind nothing.
+            read = texts.beginnings([place_of[number] for number in open_], [len(text) - 1 for text in begun])
+            last = torch.tensor([text[-1:] for text in begun], device=read.attention_mask.device)
+            self._enter(self._rows(open_, last, torch.ones_like(last), read))
 
     def answers(self, num_known: Sequence[int] | None = None, *, progress: Progress | None = None) -> list[str]:
         """The answers to all prompts, in the order of the set; those that there are already are not decoded again.
@@ -123,61 +122,57 @@ class GreedyDecoder:
         num_tokens = [len(text) for text in begun]
         # A model that knows an answer ends it where the right one ends: a batch of equally long ones ends together.
         by_length = longest_first([self.examples[number].num_labels - len(self._tokens[number]) for number in open_])
-        num_unread = len(open_)
-        self._tell(progress, num_unread)
+        self._progress = progress
+        self._tell()
         with inference(self.model) as device:
             for places in prompt_batches(self.model, num_tokens, by_length, self.batch_size, self.max_new_tokens):
                 read = [torch.tensor(begun[place]) for place in places]
                 inputs = left_padded(read, [self.task.visible(text) for text in read], device)
                 self._enter(self._rows([open_[place] for place in places], *inputs))
-                num_unread -= len(places)
-                self._tell(progress, num_unread)
-            self._go_on_together(until=0)
-        self._tell(progress, 0)
+            self._continue_together(until=0)
         return [self._answer(number) for number in range(len(self.examples))]
 
-    def _tell(self, progress: Progress | None, num_unread: int) -> None:
-        num_done = len(self.examples) - num_unread - self._num_under_way
-        if progress is not None and num_done > self._num_told:
-            progress(num_done, len(self.examples))
-            self._num_told = num_done
-
-    @property
-    def _num_under_way(self) -> int:
-        return sum(len(rows) for rows in self._under_way)
+    def _tell(self) -> None:
+        if self._progress is not None and self._num_ended:
+            self._progress(self._num_ended, len(self.examples))
 
     def _begin(self, numbers: Sequence[int], num_known: Sequence[int]) -> list[int]:
         """Begin answers with what is known of them; those that go on behind it."""
         for number, count in zip(numbers, num_known, strict=True):
             self._tokens[number] = list(_known(self.examples[number], count, self.max_new_tokens))
-        return [n for n in numbers if _is_open(self.examples[n], self._tokens[n], self.max_new_tokens)]
+        open_ = [n for n in numbers if _is_open(self.examples[n], self._tokens[n], self.max_new_tokens)]
+        self._num_ended += len(numbers) - len(open_)
+        return open_
 
     def _text(self, number: int) -> tuple[int, ...]:
         """A prompt and what there is of its answer."""
         example = self.examples[number]
         return (*example.input_ids[: example.num_prompt_tokens], *self._tokens[number])
 
-    def _rows(self, numbers: Sequence[int], input_ids: Tensor, attention_mask: Tensor, cache: Any = None) -> Rows:
+    def _rows(
+        self, numbers: Sequence[int], input_ids: Tensor, attention_mask: Tensor, read: ReadPrompts | None = None
+    ) -> Rows:
         """Rows of answers that were begun."""
         ends = [_end(self.examples[number]) for number in numbers]
-        room = [self.max_new_tokens - len(self._tokens[number]) for number in numbers]
-        number, end, left = torch.tensor([numbers, ends, room], device=input_ids.device)
-        return Rows(number, end, left, input_ids, attention_mask, cache)
+        rooms = [self.max_new_tokens - len(self._tokens[number]) for number in numbers]
+        number, end, room = torch.tensor([numbers, ends, rooms], device=input_ids.device)
+        return Rows(number, end, room, input_ids, attention_mask, read)
 
     def _enter(self, rows: Rows) -> None:
         """Let rows go on with those under way, once there are two batches of them; or alone, to their end."""
-        if rows.cache is None:
+        if rows.read is None:
             self._step(rows)
-        if not (self._may_pad and keeps_all(rows.cache)):
+        if rows.read is None or not (self._may_pad and rows.read.keeps_all):
             self._decode(rows, until=0)
             return
         self._under_way.append(rows)
-        if self._num_under_way >= 2 * self.batch_size:
-            self._go_on_together(until=self.batch_size)
+        if sum(map(len, self._under_way)) >= 2 * self.batch_size:
+            self._continue_together(until=self.batch_size)
 
-    def _go_on_together(self, *, until: int) -> None:
-        if self._under_way:
-            rows = joined(self._under_way)
+    def _continue_together(self, *, until: int) -> None:
+        parts = [rows for rows in self._under_way if len(rows)]
+        if parts:
+            rows = joined(parts)
             self._under_way = [rows]
             self._decode(rows, until=until)
 
@@ -187,8 +182,12 @@ class GreedyDecoder:
             self._step(rows)
 
     def _step(self, rows: Rows) -> None:
+        num_before = len(rows)
         for number, token in rows.step(self.model):
             self._tokens[number].append(token)
+        self._num_ended += num_before - len(rows)
+        if len(rows) < num_before:
+            self._tell()
 
     def _answer(self, number: int) -> str:
         tokens = self._tokens[number]

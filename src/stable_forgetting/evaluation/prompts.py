@@ -71,8 +71,12 @@ class ReadPrompts:
     @property
     def can_be_copied(self) -> bool:
         """Whether the cache is one that `rows` knows how to copy: plain keys and values, all of them or a window."""
-        known = (DynamicLayer, DynamicSlidingWindowLayer)
-        return type(self.cache) is DynamicCache and all(type(layer) in known for layer in self.cache.layers)
+        return _has_only(self.cache, DynamicLayer, DynamicSlidingWindowLayer)
+
+    @property
+    def keeps_all(self) -> bool:
+        """Whether there are keys and values of every token, and nothing else."""
+        return keeps_all(self.cache)
 
     def rows(self, chosen: Tensor) -> ReadPrompts:
         """A copy with the chosen rows, each as often as it is named; what is appended to it does not show here.
@@ -94,23 +98,24 @@ class ReadPrompts:
 
 def keeps_all(cache: Any) -> bool:
     """Whether a cache has keys and values of every token, and nothing else."""
-    if type(cache) is not DynamicCache:
-        return False
-    return all(type(layer) is DynamicLayer and layer.get_seq_length() > 0 for layer in cache.layers)
+    return _has_only(cache, DynamicLayer) and all(layer.is_initialized for layer in cache.layers)
+
+
+def _has_only(cache: Any, *kinds: type) -> bool:
+    return type(cache) is DynamicCache and all(type(layer) in kinds for layer in cache.layers)
 
 
 def side_by_side(parts: Sequence[ReadPrompts]) -> ReadPrompts:
-    """The rows of all parts, one part behind the other; their caches must keep every token (`keeps_all`)."""
-    parts = [part.without_padding() for part in parts]
+    """The rows of all parts, one part behind the other; their caches must keep every token."""
     missing = [max(part.num_tokens for part in parts) - part.num_tokens for part in parts]
 
-    def joined(number: int, name: str) -> Tensor:
+    def beside(number: int, name: str) -> Tensor:
         kept = [getattr(part.cache.layers[number], name) for part in parts]
         return torch.cat([F.pad(rows, (0, 0, count, 0)) for rows, count in zip(kept, missing, strict=True)])
 
     cache = _copied(parts[0].cache)
     for number, layer in enumerate(cache.layers):
-        layer.keys, layer.values = joined(number, "keys"), joined(number, "values")
+        layer.keys, layer.values = beside(number, "keys"), beside(number, "values")
     masks = [F.pad(part.attention_mask, (count, 0)) for part, count in zip(parts, missing, strict=True)]
     return ReadPrompts(torch.cat(masks), cache)
 
@@ -130,7 +135,7 @@ class ReadTexts:
     column: Tensor
 
     def beginnings(self, texts: Sequence[int], num_tokens: Sequence[int]) -> ReadPrompts:
-        """The first tokens of some texts, at least one of each, as if they had been read alone."""
+        """The first tokens of some texts, as if they had been read alone."""
         device = self.row.device
         columns = [self.column[text, :count] for text, count in zip(texts, num_tokens, strict=True)]
         column, mask = left_padded(columns, [torch.ones_like(places) for places in columns], device)
