@@ -165,7 +165,7 @@ class EvaluationConfig(Section):
     """What is measured at the end, and in validations."""
 
     batch_size: Count = 16
-    """Examples per forward pass; language: up to three times as many are answered at once, a token of each in a step."""
+    """Examples per forward pass; language: up to three times as many are answered at once, a token each in a step."""
     generate: bool = True
     """Language: greedy answers for ROUGE and for the examples in the report."""
     max_new_tokens: Count = 64
