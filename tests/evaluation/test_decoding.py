@@ -12,8 +12,10 @@ from transformers import AutoModelForCausalLM, GPT2Config, GPTNeoConfig, LlamaCo
 from evaluation.conftest import END
 from reference.metric_twins import greedy_tokens
 from stable_forgetting.data.examples import ExampleSet, LanguageExample
+from stable_forgetting.evaluation import generation
 from stable_forgetting.evaluation.alternatives import score_answers
 from stable_forgetting.evaluation.answer_trees import tree_batches
+from stable_forgetting.evaluation.decoding import Rows
 from stable_forgetting.evaluation.generation import GreedyDecoder, greedy_answers
 from stable_forgetting.evaluation.likelihood import inference
 from stable_forgetting.evaluation.prompts import read_prompts, side_by_side
@@ -124,6 +126,25 @@ def test_what_is_kept_of_a_batch_is_gone_before_the_next(language_task):
         for _ in tree_batches(model, language_task, numbered, 4, device, keep):
             pass
     assert alive == [0, 0, 0]
+
+
+def test_caches_of_rows_that_joined_are_gone(language_task, monkeypatch):
+    model, caches, alive = make_model(), [], []
+    join, step = generation.joined, Rows.step
+
+    def noted(parts):
+        caches.extend(weakref.ref(part.read.cache) for part in parts)
+        return join(parts)
+
+    def counted(rows, model):
+        alive.append(sum(reference() is not None for reference in caches))
+        return step(rows, model)
+
+    monkeypatch.setattr(generation, "joined", noted)
+    monkeypatch.setattr(Rows, "step", counted)
+    answers_behind_likelihoods(model, language_task, question_set(model, count=30, shortest=8), 4)
+    assert len(caches) > 12
+    assert set(alive) == {0}
 
 
 def test_a_prompt_of_one_token_is_answered_behind_nothing(language_task):

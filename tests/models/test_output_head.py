@@ -14,8 +14,8 @@ WORDS = 23
 
 
 @pytest.fixture(autouse=True)
-def few_words_at_once(monkeypatch):
-    monkeypatch.setattr(output_head, "WORDS_AT_ONCE", 5)  # the last part is shorter
+def few_tokens_at_once(monkeypatch):
+    monkeypatch.setattr(output_head, "TOKENS_AT_ONCE", 5)  # the last part is shorter
 
 
 def both(hidden, head, row, labels):
@@ -83,23 +83,88 @@ def predicted(model):
     return predictions_at(model, {"input_ids": input_ids}, where, row, labels, example, 3)
 
 
-def test_the_head_computes_nothing_in_the_pass():
+def of_the_model(model):
+    return model(input_ids=torch.arange(3, 15).reshape(2, 6)).logits[[0, 0, 1, 1], [2, 2, 1, 4]]
+
+
+def test_there_are_never_all_logits(monkeypatch):
     model, sizes = causal(), []
+    linear = F.linear
     with torch.inference_mode():
-        expected = model(input_ids=torch.arange(3, 15).reshape(2, 6)).logits[[0, 0, 1, 1], [2, 2, 1, 4]]
-        linear = F.linear
-        forward = model.lm_head.forward
-        model.lm_head.forward = lambda hidden: sizes.append(hidden.shape) or linear(hidden, model.lm_head.weight)
+        expected = of_the_model(model)
+        monkeypatch.setattr(F, "linear", lambda *given: sizes.append(linear(*given).shape) or linear(*given))
         found = predicted(model)
-        model.lm_head.forward = forward
-        assert sizes == [(1, 0, 16)]
+        of_words = [size for size in sizes if size[-1] not in (16, 24, 8)]
+        assert of_words == [(1, 0, WORDS), *[(3, 5)] * 4, (3, 3)]
         assert isinstance(found, HeadPredictions)
         torch.testing.assert_close(found.nll, F.cross_entropy(expected, found.labels, reduction="none"))
         torch.testing.assert_close(found.logits, expected)
 
 
+@pytest.mark.parametrize("under_adapter", [False, True])
+def test_values_are_those_of_the_pass(under_adapter):
+    """What happens to the weights afterwards changes nothing."""
+    model = causal()
+    if under_adapter:
+        config = LoraConfig(r=2, target_modules=["up_proj"], init_lora_weights=False, task_type="CAUSAL_LM")
+        model = get_peft_model(model, config).eval()
+        model.merge_adapter()
+    with torch.inference_mode():
+        expected, found = of_the_model(model), predicted(model)
+    assert isinstance(found, HeadPredictions)
+    model.get_output_embeddings().weight.data.mul_(2)
+    torch.testing.assert_close(found.nll, F.cross_entropy(expected, found.labels, reduction="none"))
+    assert torch.equal(found.correct, expected.argmax(-1) == found.labels)
+
+
 def hooked(model):
     model.lm_head.register_forward_hook(lambda _, __, logits: 2 * logits)
+    return model
+
+
+def hooked_before(model):
+    model.lm_head.register_forward_pre_hook(lambda _, hidden: (2 * hidden[0],))
+    return model
+
+
+def hooked_as_a_whole(model):
+    def change(_, __, output):
+        output.logits = 2 * output.logits
+
+    model.register_forward_hook(change)
+    return model
+
+
+def patched(model):
+    """As accelerate does for offloaded weights."""
+    forward = model.lm_head.forward
+    model.lm_head.forward = lambda hidden: 2 * forward(hidden)
+    return model
+
+
+def under_autocast(model):
+    """As accelerate does for `bf16`."""
+    model.forward = torch.autocast("cpu", dtype=torch.bfloat16)(model.forward)
+    return model
+
+
+def with_a_head_of_its_own(model):
+    class Doubled(torch.nn.Linear):
+        def forward(self, hidden):
+            return 2 * super().forward(hidden)
+
+    model.lm_head.__class__ = Doubled
+    return model
+
+
+def with_a_class_of_its_own(model):
+    class Doubled(type(model)):
+        def forward(self, **given):
+            output = super().forward(**given)
+            output.logits = 2 * output.logits
+            return output
+
+    model.__class__ = Doubled
     return model
 
 
@@ -108,19 +173,31 @@ def adapted(model):
     return get_peft_model(model, config).eval()
 
 
+def capped(_):
+    return causal(Gemma2Config, final_logit_softcapping=1.0)
+
+
 # PEFT 0.21 asks transformers for a property by its old name.
 @pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing. is deprecated:FutureWarning")
 @pytest.mark.parametrize(
-    "make",
-    [lambda: hooked(causal()), lambda: adapted(causal()), lambda: causal(Gemma2Config, final_logit_softcapping=1.0)],
-)
-def test_heads_that_are_more_than_a_product_run_as_they_are(make):
-    model = make()
+    "change",
+    [hooked, hooked_before, hooked_as_a_whole, patched, under_autocast, with_a_head_of_its_own,
+     with_a_class_of_its_own, adapted, capped],
+)  # fmt: skip
+def test_logits_that_are_more_than_a_product_are_taken_as_they_are(change):
+    model = change(causal())
     with torch.inference_mode():
-        found = predicted(model)
-        expected = model(input_ids=torch.arange(3, 15).reshape(2, 6)).logits[[0, 0, 1, 1], [2, 2, 1, 4]]
+        found, expected = predicted(model), of_the_model(model)
+        assert change is capped or not torch.equal(expected, of_the_model(causal()))
     assert type(found) is Predictions
     torch.testing.assert_close(found.logits, expected)
+
+
+def test_large_logits_do_not_overflow():
+    head = torch.nn.Linear(1, WORDS, bias=False)
+    head.weight.data = torch.linspace(-1, 1, WORDS)[:, None]
+    found, expected = both(torch.tensor([[200.0], [-200.0]]), head, None, torch.tensor([WORDS - 2, 0]))
+    torch.testing.assert_close(found.nll, expected.nll, rtol=1e-6, atol=0)
 
 
 def test_training_needs_all_logits():

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -74,7 +74,7 @@ class Rows:
 
 def joined(parts: Sequence[Rows]) -> Rows:
     """All rows as one batch; each has one token that the model has not seen, and it keeps all those before."""
-    read = side_by_side([rows.read for rows in parts if rows.read is not None])
+    read = side_by_side([cast(ReadPrompts, rows.read) for rows in parts])
     columns = [(rows.number, rows.end, rows.room, rows.input_ids, rows.attention_mask) for rows in parts]
     number, end, room, input_ids, mask = (torch.cat(column) for column in zip(*columns, strict=True))
     return Rows(number, end, room, input_ids, mask, read)

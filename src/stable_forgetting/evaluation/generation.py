@@ -98,9 +98,9 @@ class GreedyDecoder:
         if open_:
             begun = [self._text(number) for number in open_]
             # The last token is read once more, as the first step; a prompt of a single one is read behind nothing.
-            read = texts.beginnings([place_of[number] for number in open_], [len(text) - 1 for text in begun])
-            last = torch.tensor([text[-1:] for text in begun], device=read.attention_mask.device)
-            self._enter(self._rows(open_, last, torch.ones_like(last), read))
+            last = torch.tensor([text[-1:] for text in begun], device=texts.row.device)
+            chosen, num_tokens = [place_of[number] for number in open_], [len(text) - 1 for text in begun]
+            self._enter(self._rows(open_, last, torch.ones_like(last), texts.beginnings(chosen, num_tokens)))
 
     def answers(self, num_known: Sequence[int] | None = None, *, progress: Progress | None = None) -> list[str]:
         """The answers to all prompts, in the order of the set; those that there are already are not decoded again.
@@ -165,16 +165,19 @@ class GreedyDecoder:
         if rows.read is None or not (self._may_pad and rows.read.keeps_all):
             self._decode(rows, until=0)
             return
-        self._under_way.append(rows)
+        if len(rows):
+            self._under_way.append(rows)
         if sum(map(len, self._under_way)) >= 2 * self.batch_size:
             self._continue_together(until=self.batch_size)
 
     def _continue_together(self, *, until: int) -> None:
-        parts = [rows for rows in self._under_way if len(rows)]
-        if parts:
-            rows = joined(parts)
+        if self._under_way:
+            rows = joined(self._under_way)
+            for part in self._under_way:
+                part.read = None  # whoever holds the part would keep its caches as long as these rows go on
             self._under_way = [rows]
             self._decode(rows, until=until)
+            self._under_way = [rows] if len(rows) else []
 
     def _decode(self, rows: Rows, *, until: int) -> None:
         """Go on until so many rows are left."""

@@ -102,7 +102,8 @@ def keeps_all(cache: Any) -> bool:
 
 
 def _has_only(cache: Any, *kinds: type) -> bool:
-    return type(cache) is DynamicCache and all(type(layer) in kinds for layer in cache.layers)
+    layers = cache.layers if type(cache) is DynamicCache else []
+    return bool(layers) and all(type(layer) in kinds for layer in layers)
 
 
 def side_by_side(parts: Sequence[ReadPrompts]) -> ReadPrompts:

@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class Predictions:
     """Logits at the label positions of a batch.
 

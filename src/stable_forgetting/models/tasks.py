@@ -144,9 +144,9 @@ class LanguageTask:
                 text has a row.
         """
         text, position = (labels != IGNORED).nonzero(as_tuple=True)
-        where, row = places(text, position)
+        where, state = places(text, position)
         with self.reading():
-            return predictions_at(model, inputs, where, row, labels[text, position], text, len(labels))
+            return predictions_at(model, inputs, where, state, labels[text, position], text, len(labels))
 
 
 class ImageTask:

@@ -51,9 +51,13 @@ def target_distributions(
     with inference(model) as device, bar as advance:
         for numbers, predictions in plain_batches(model, task, forget.examples, batch_size, device):
             own = np.concatenate([of_example[number] for number in numbers])
-            wanted = torch.tensor(own, dtype=torch.float32, device=predictions.logits.device)
+            wanted = torch.tensor(own, dtype=torch.float32, device=device)
             parts = [
-                _groups(predictions.logits[chunk].float(), predictions.labels[chunk, None], wanted[chunk, None])
+                _groups(
+                    predictions.logits_of(chunk.to(device)).float(),
+                    predictions.labels[chunk, None],
+                    wanted[chunk, None],
+                )
                 for chunk in torch.split(torch.arange(len(wanted)), POSITIONS_AT_ONCE)
             ]
             counts = predictions.num_labels.tolist()
