@@ -4,6 +4,8 @@ import os
 import sys
 from pathlib import Path
 
+# Beside other programs, tiny tensors on several threads take many times as long: the threads wait for each other.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("HF_DATASETS_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")

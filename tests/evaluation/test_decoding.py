@@ -2,6 +2,7 @@
 
 import weakref
 from dataclasses import replace
+from functools import cache
 
 import numpy as np
 import pytest
@@ -85,14 +86,21 @@ def answers_behind_likelihoods(model, task, example_set, batch_size):
     return decoder.answers(found.num_leading_correct.tolist())
 
 
+@cache
+def case(implementation, beginning):
+    """A model, questions, and the answer to each alone."""
+    model = make_model(implementation)
+    example_set = question_set(model, beginning=beginning, count=24)
+    return model, example_set, twin(model, example_set)
+
+
 @pytest.mark.parametrize("batch_size", [3, 4, 8, 50])
 @pytest.mark.parametrize("beginning", [0, 20])
 @pytest.mark.parametrize("implementation", ["eager", "sdpa"])
 def test_answers_behind_likelihoods(language_task, implementation, beginning, batch_size):
-    model = make_model(implementation)
-    example_set = question_set(model, beginning=beginning, count=24)
+    model, example_set, expected = case(implementation, beginning)
     answers = answers_behind_likelihoods(model, language_task, example_set, batch_size)
-    assert answers == twin(model, example_set)
+    assert answers == expected
     assert len({len(answer.split()) for answer in answers}) > 3
 
 
