@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 from peft import LoraConfig, get_peft_model
-from transformers import AutoModelForCausalLM, GPT2Config, GPTNeoConfig, LlamaConfig, MistralConfig
+from transformers import AutoModelForCausalLM, DynamicCache, GPT2Config, GPTNeoConfig, LlamaConfig, MistralConfig
 
 from evaluation.conftest import END
 from reference.metric_twins import greedy_tokens
@@ -19,7 +19,7 @@ from stable_forgetting.evaluation.answer_trees import tree_batches
 from stable_forgetting.evaluation.decoding import Rows
 from stable_forgetting.evaluation.generation import GreedyDecoder, greedy_answers
 from stable_forgetting.evaluation.likelihood import inference
-from stable_forgetting.evaluation.prompts import read_prompts, side_by_side
+from stable_forgetting.evaluation.prompts import keeps_all, read_prompts, side_by_side
 
 NEW = 7
 """Tokens of an answer at most."""
@@ -283,3 +283,8 @@ def test_columns_without_any_token_are_dropped():
     assert (short.num_tokens, trimmed.num_tokens) == (4, 2)
     assert torch.equal(trimmed.cache.layers[1].keys, read.cache.layers[1].keys[1:, :, 2:])
     assert read.cache.layers[1].keys.shape[2] == 4
+
+
+def test_caches_that_were_not_filled_keep_nothing():
+    assert not keeps_all(DynamicCache())
+    assert not keeps_all(DynamicCache(config=LlamaConfig(**SHAPE)))
