@@ -48,7 +48,7 @@ from stable_forgetting.config import EvaluationConfig, FinetuneConfig
 from stable_forgetting.data.examples import ExampleSet, LanguageExample
 from stable_forgetting.data.language import LanguageColumns, language_examples
 from stable_forgetting.data.sources import load_rows
-from stable_forgetting.evaluation import ModelScores, alternatives, answer_trees, score_examples
+from stable_forgetting.evaluation import ModelScores, alternatives, score_examples
 from stable_forgetting.evaluation.likelihood import inference
 from stable_forgetting.models.load import LoadedModel, ModelSource, load_model
 from stable_forgetting.progress import SilentProgress
@@ -166,7 +166,7 @@ def likelihoods_step_by_step(loaded: LoadedModel, sets: dict[str, Any], batch_si
             for name, examples in sets.items():
                 together = [answer for example in examples for answer in (example, *example.alternatives)]
                 score_examples(loaded.model, task, ExampleSet(name, together), batch_size=batch_size)
-        with clock("shared prompts"), patch.object(answer_trees, "LARGEST_TREE", 0):
+        with clock("shared prompts"), patch.object(alternatives, "fits_a_tree", lambda *_: False):
             for examples in sets.values():
                 alternatives.score_answers(loaded.model, task, examples, batch_size=batch_size)
 

@@ -216,14 +216,14 @@ def family(*rows, num_prompt_tokens=3):
 
 
 def test_what_answers_begin_with_is_read_once(language_task):
-    """Prompt and first words of three answers; a row as long as the larger tree, and the ends are not read at all."""
+    """Prompt and first words of three answers, in one row with those of another question; the ends are not read."""
     model = make_model("llama")
     question = family((5, 6, 7, 8, 9, 10, END), (5, 6, 7, 8, 9, 11, END), (5, 6, 7, 8, 12, END))
     other = family((3, 4, 5, 6, END), (3, 4, 5, 6, END))
     expected = plain_nll(model, language_task, [question, *question.perturbed, other, *other.perturbed])
     sizes = rows_read(model)
     scores = score_answers(model, language_task, ExampleSet("x", [question, other]), batch_size=5)
-    assert sizes == [(2, 8)]
+    assert sizes == [(1, 8 + 4)]
     nll = [scores.likelihood.nll_sum[0], *scores.perturbed.nll_sum[:2]]
     np.testing.assert_allclose([*nll, scores.likelihood.nll_sum[1], scores.perturbed.nll_sum[2]], expected, rtol=1e-5)
 
@@ -241,8 +241,8 @@ def test_what_all_prompts_begin_with_is_read_once_for_the_set(language_task, mon
     np.testing.assert_allclose([*scores.likelihood.nll_sum, *scores.perturbed.nll_sum], expected, rtol=1e-5)
 
 
-def test_small_questions_share_the_row_of_a_large_one(language_task):
-    """Otherwise each would have a row as long as the largest tree, and most of what is read would be padding."""
+def test_what_questions_begin_with_alike_is_read_once(language_task):
+    """In one row without padding, large and small ones."""
     generator = np.random.default_rng(3)
     answers = [(*range(5, 20), *generator.integers(8, 23, size=8).tolist(), END) for _ in range(4)]
     large = family(*answers, num_prompt_tokens=15)
@@ -252,7 +252,7 @@ def test_small_questions_share_the_row_of_a_large_one(language_task):
     expected = plain_nll(model, language_task, everything)
     sizes = rows_read(model)
     scores = score_answers(model, language_task, questions, batch_size=40)
-    assert [(rows, columns <= 14 + 4 * 9) for rows, columns in sizes] == [(4, True)]
+    assert sizes == [(1, (15 + 4 * 8) + 2 + 15 * 5)]
     found = iter(scores.perturbed.nll_sum)
     values = [nll for own in scores.likelihood.nll_sum[:7] for nll in (own, next(found))]
     values += [scores.likelihood.nll_sum[7], *(next(found) for _ in range(3))]
@@ -305,23 +305,6 @@ def test_the_output_head_sees_what_answers_share_once(language_task):
     model.lm_head.register_forward_hook(lambda _, __, output: seen.append(output.shape[-2]))
     score_answers(model, language_task, ExampleSet("x", [question]), batch_size=2)
     assert seen == [4], "what follows 7, 8, 9 and 10"
-
-
-def test_trees_that_cost_more_than_their_answers_are_not_made():
-    """Attention looks at all pairs of nodes, which a narrow model feels with many answers to a short prompt."""
-    rows = [(5, 6, 7, *range(10 * place, 10 * place + 10), END) for place in range(60)]
-    answers = [LanguageExample("q", str(row), row, 3, END) for row in rows]
-    assert answer_trees.fits_a_tree(make_model("llama"), answers[:3], 100)
-    assert not answer_trees.fits_a_tree(make_model("llama"), answers, 100)
-
-
-@pytest.mark.parametrize(("largest", "is_tree"), [(16, True), (15, False)])
-def test_trees_that_are_too_large_are_not_made(language_task, count_shared, monkeypatch, largest, is_tree):
-    monkeypatch.setattr(answer_trees, "LARGEST_TREE", largest)
-    model = make_model("llama")
-    question = family((5, 6, 7, 8, 9, 10, END), (5, 6, 7, 8, 9, 11, END), (5, 6, 7, 8, 12, END))
-    score_answers(model, language_task, ExampleSet("x", [question]), batch_size=5)
-    assert (count_shared == []) is is_tree
 
 
 def test_a_window_that_no_text_leaves(language_task, count_shared):

@@ -56,9 +56,9 @@ def forget_value(objective, predictions):
 def test_what_is_kept_is_what_autograd_saves(family, objective, monkeypatch):
     """And the batch; within 6 %, as some of what is there is not saved, and the other way round.
 
-    Without shared rows: the estimate is for batches of equally long texts, which have no padding to save.
+    Without trees: the estimate is for batches of equally long texts that share nothing.
     """
-    monkeypatch.setattr(tasks, "find_packing", lambda *_: None)
+    monkeypatch.setattr(tasks, "find_tree_row", lambda *_: None)
     chosen = build_objective(objective)
     if family == "vit":
         model, task, make = tiny_image_model(), ImageTask(None), image_set

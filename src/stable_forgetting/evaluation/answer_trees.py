@@ -1,13 +1,9 @@
-"""Answers that are read as prefix trees, behind what all questions of a set begin with, such as a system prompt.
-
-R = rows of a batch, C = nodes of its largest row, E = its answers, T = longest of them behind the common beginning.
-"""
+"""Answers that are read as prefix trees, behind what all questions of a set begin with, such as a system prompt."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
-from typing import Any
 
 import numpy as np
 import torch
@@ -26,16 +22,8 @@ from stable_forgetting.evaluation.prompts import (
     labels_after,
     read_prompts,
 )
-from stable_forgetting.models.packing import causal_model, packed_rows, pass_cost
 from stable_forgetting.models.predictions import Predictions
-from stable_forgetting.models.prefix_trees import (
-    LARGEST_TREE,
-    TreeRows,
-    adds_mask,
-    prefix_tree,
-    reads_trees,
-    tree_rows,
-)
+from stable_forgetting.models.prefix_trees import prefix_tree, reads_trees, tree_row
 from stable_forgetting.models.tasks import IGNORED, LanguageTask
 
 LEAST_BEGINNING = 16
@@ -50,18 +38,7 @@ Keep = Callable[[list[int], Predictions, ReadTexts], None]
 
 def fits_a_tree(model: nn.Module, family: Family, batch_size: int) -> bool:
     """Whether all answers can be in one tree: a second one for those that are too many would read the prompt again."""
-    lengths, size = [len(answer.input_ids) for answer in family], _size(family)
-    if len(family) > batch_size or size > LARGEST_TREE or not reads_trees(model, max(lengths)):
-        return False
-    hidden_size = causal_model(model).config.hidden_size
-    alone = sum(pass_cost([[0]], [length], hidden_size) for length in lengths)
-    return pass_cost([[0]], [size], hidden_size) < alone  # attention looks at all pairs of a tree's nodes
-
-
-def _size(family: Family) -> int:
-    """Tokens of the answers to a question, those of the prompt that they share counted once."""
-    prompt = common_prompt(family)
-    return prompt + sum(len(answer.input_ids) - prompt for answer in family)
+    return len(family) <= batch_size and reads_trees(model, max(len(answer.input_ids) for answer in family))
 
 
 def tree_batches(
@@ -74,23 +51,19 @@ def tree_batches(
 ) -> Iterator[ScoredBatch]:
     """Predictions from prefix trees, the largest families first, as many at once as have `batch_size` answers.
 
-    Small families share the rows that the largest one of a batch needs: less is read in vain. `keep` is called with
-    each batch before it comes.
+    `keep` is called with each batch before it comes.
     """
     if not families:
         return
     beginning = _read_beginning(model, task, [answer for family in families for _, answer in family], device)
-    sizes = [_size([answer for _, answer in family]) - beginning.num_tokens for family in families]
-    waiting = longest_first(sizes)
+    waiting = longest_first([sum(len(answer.input_ids) for _, answer in family) for family in families])
     while waiting:
         counts = np.cumsum([len(families[place]) for place in waiting[:batch_size]])
         num_taken = int((counts <= batch_size).sum())
         taken, waiting = waiting[:num_taken], waiting[num_taken:]
-        packed = packed_rows([sizes[place] for place in taken], sizes[taken[0]])
-        rows = [[answer for place in row for answer in families[taken[place]]] for row in packed]
-        numbers = [number for row in rows for number, _ in row]
-        read = [[answer for _, answer in row] for row in rows]
-        yield numbers, _predict(model, task, read, beginning, None if keep is None else partial(keep, numbers))
+        numbers, answers = zip(*(numbered for place in taken for numbered in families[place]), strict=True)
+        keep_these = None if keep is None else partial(keep, [*numbers])
+        yield [*numbers], _predict(model, task, answers, beginning, keep_these)
 
 
 def _read_beginning(
@@ -111,35 +84,25 @@ def _read_beginning(
 def _predict(
     model: nn.Module,
     task: LanguageTask,
-    rows: Sequence[Family],
+    answers: Sequence[LanguageExample],
     beginning: ReadPrompts,
     keep: Callable[[Predictions, ReadTexts], None] | None,
 ) -> Predictions:
-    """Predictions of the labels of answers, those of each row as one tree behind the beginning.
+    """Predictions of the labels of answers, which are read as one tree behind the beginning.
 
     `keep` is called with them and with what the model keeps of the texts, if that is all of it.
     """
-    answers, num_read = [answer for row in rows for answer in row], beginning.num_tokens
-    device = beginning.attention_mask.device
-    trees = [prefix_tree([answer.input_ids[num_read:-1] for answer in row]) for row in rows]
-    unread = pad_sequence([row[num_read:-1] for row in task.inputs(answers)], batch_first=True).to(device)
-    labels = pad_sequence(labels_after(answers, [num_read] * len(answers)), batch_first=True, padding_value=IGNORED).to(
-        device
-    )
-    tree = tree_rows(trees, unread.shape[1], num_read, device)
+    num_read, device = beginning.num_tokens, beginning.attention_mask.device
+    unread = pad_sequence([text[num_read:-1] for text in task.inputs(answers)], batch_first=True)
+    texts = prefix_tree([answer.input_ids[num_read:-1] for answer in answers])
+    tree = tree_row(texts, unread.shape[1], num_read, device)
+    following = labels_after(answers, [num_read] * len(answers))
+    labels = pad_sequence(following, batch_first=True, padding_value=IGNORED)
     cache = None if keep is None else DynamicCache()
     if num_read:
-        cache = beginning.rows(torch.zeros(len(rows), dtype=torch.long, device=device)).cache
-    inputs = tree.inputs(unread, adds_mask=adds_mask(model))
-    cached = {"past_key_values": cache, "use_cache": cache is not None}
-    predictions = task.predict_next(model, {**inputs, **cached}, labels, tree.places)
+        cache = beginning.rows(torch.zeros(1, dtype=torch.long, device=device)).cache
+    inputs = {**tree.inputs(unread.to(device)), "past_key_values": cache, "use_cache": cache is not None}
+    predictions = task.predict_next(model, inputs, labels.to(device), tree)
     if keep is not None and keeps_all(cache):
-        keep(predictions, _read_texts(cache, tree, num_read))
+        keep(predictions, ReadTexts(cache, tree.texts.keys))
     return predictions
-
-
-def _read_texts(cache: Any, tree: TreeRows, num_before: int) -> ReadTexts:
-    """Where the tokens of each text are, behind those that all texts begin with."""
-    columns = tree.source.shape[1]
-    before = torch.arange(num_before, device=tree.node.device).expand(len(tree.node), -1)
-    return ReadTexts(cache, tree.node[:, 0] // columns, torch.cat([before, num_before + tree.node % columns], dim=1))

@@ -98,7 +98,7 @@ class GreedyDecoder:
         if open_:
             begun = [self._text(number) for number in open_]
             # The last token is read once more, as the first step; a prompt of a single one is read behind nothing.
-            last = torch.tensor([text[-1:] for text in begun], device=texts.row.device)
+            last = torch.tensor([text[-1:] for text in begun], device=texts.column.device)
             chosen, num_tokens = [place_of[number] for number in open_], [len(text) - 1 for text in begun]
             self._enter(self._rows(open_, last, torch.ones_like(last), texts.beginnings(chosen, num_tokens)))
 

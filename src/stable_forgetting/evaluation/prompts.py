@@ -123,25 +123,21 @@ def side_by_side(parts: Sequence[ReadPrompts]) -> ReadPrompts:
 
 @dataclass(frozen=True, eq=False)
 class ReadTexts:
-    """What a model keeps of texts whose tokens lie anywhere in the rows of a pass, as those of prefix trees do.
+    """What a model keeps of texts whose tokens lie anywhere in the only row of a pass, as those of prefix trees do.
 
     Args:
         cache: Keys and values of all that was read.
-        row: (E,), row of each text.
-        column: (E, T), place of each of its tokens in that row.
+        column: (E, T), place of each token of each text in the row.
     """
 
     cache: Any
-    row: Tensor
     column: Tensor
 
     def beginnings(self, texts: Sequence[int], num_tokens: Sequence[int]) -> ReadPrompts:
         """The first tokens of some texts, as if they had been read alone."""
-        device = self.row.device
         columns = [self.column[text, :count] for text, count in zip(texts, num_tokens, strict=True)]
-        column, mask = left_padded(columns, [torch.ones_like(places) for places in columns], device)
-        row = self.row[torch.tensor(texts, device=device), None]
-        return ReadPrompts(mask, _changed(self.cache, lambda kept: kept.transpose(1, 2)[row, column].transpose(1, 2)))
+        column, mask = left_padded(columns, [torch.ones_like(places) for places in columns], self.column.device)
+        return ReadPrompts(mask, _changed(self.cache, lambda kept: kept[0].transpose(0, 1)[column].transpose(1, 2)))
 
 
 def _copied(cache: Any) -> Any:

@@ -15,8 +15,8 @@ import torch.nn.functional as F
 from accelerate.utils import extract_model_from_parallel
 from torch import Tensor, nn
 
-from stable_forgetting.models.packing import causal_model
 from stable_forgetting.models.predictions import Predictions
+from stable_forgetting.models.reading import causal_model
 from stable_forgetting.models.trunk import LANGUAGE_FAMILIES, is_of_transformers
 
 TOKENS_AT_ONCE = 4096

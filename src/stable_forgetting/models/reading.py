@@ -7,6 +7,7 @@ from collections.abc import Callable
 from functools import cache
 from typing import Any
 
+from accelerate.utils import extract_model_from_parallel
 from torch import nn
 from transformers.models.auto.modeling_auto import (
     MODEL_FOR_CAUSAL_LM_MAPPING_NAMES,
@@ -14,7 +15,6 @@ from transformers.models.auto.modeling_auto import (
 )
 
 from stable_forgetting.errors import ModelError
-from stable_forgetting.models.packing import causal_model
 from stable_forgetting.models.trunk import is_of_transformers
 
 _COUNT_FROM_PADDING = frozenset(
@@ -35,6 +35,12 @@ _WITHOUT_PLACES = frozenset({"bloom", "mpt"})
 """Families whose attention goes by distances alone (ALiBi)."""
 
 _ADVICE = "Load a causal language model, with AutoModelForCausalLM."
+
+
+def causal_model(model: nn.Module) -> Any:
+    """The model of transformers within adapters and wrappers."""
+    unwrapped: Any = extract_model_from_parallel(model)
+    return unwrapped.get_base_model() if hasattr(unwrapped, "get_base_model") else unwrapped
 
 
 def check_causal(model: Any) -> None:

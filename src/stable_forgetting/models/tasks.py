@@ -7,7 +7,7 @@ it is handling in order to compute a value.
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any, Literal, Protocol
 
@@ -19,9 +19,10 @@ from torch.nn.utils.rnn import pad_sequence
 from stable_forgetting.data.examples import Example, ImageExample, LanguageExample
 from stable_forgetting.errors import ModelError
 from stable_forgetting.models.output_head import predictions_at
-from stable_forgetting.models.packing import Places, find_packing
 from stable_forgetting.models.predictions import Predictions
+from stable_forgetting.models.prefix_trees import TreeRow, find_tree_row
 from stable_forgetting.models.processors import pixel_values
+from stable_forgetting.models.tree_attention import reading_trees
 from stable_forgetting.models.trunk import FrozenTrunk
 
 Batch = dict[str, Tensor]
@@ -101,38 +102,38 @@ class LanguageTask:
         return nullcontext() if self.trunk is None else self.trunk.skipped()
 
     def collate(self, examples: Sequence[LanguageExample]) -> Batch:
-        """Pad on the right: input_ids, (E, T), or with a trunk (E, T, D); attention_mask and labels, (E, T) each."""
-        labels = [torch.tensor(example.input_ids) for example in examples]
-        visible = [self.visible(row) for row in labels]
+        """Pad on the right: input_ids, attention_mask and labels, (E, T) each.
+
+        With a trunk input_ids are what it gives, (E, T, D), and the tokens themselves are token_ids.
+        """
+        tokens = [torch.tensor(example.input_ids) for example in examples]
+        token_ids = pad_sequence(tokens, batch_first=True, padding_value=int(self.tokenizer.pad_token_id))
+        visible = [self.visible(row) for row in tokens]
+        labels = pad_sequence(tokens, batch_first=True, padding_value=IGNORED)
         for row, example in zip(labels, examples, strict=True):
             row[: example.num_prompt_tokens] = IGNORED
-        fill = 0 if self.trunk is not None else int(self.tokenizer.pad_token_id)
-        return {
-            "input_ids": pad_sequence(self.inputs(examples), batch_first=True, padding_value=fill),
-            "attention_mask": pad_sequence(visible, batch_first=True),
-            "labels": pad_sequence(labels, batch_first=True, padding_value=IGNORED),
-        }
+        batch = {"attention_mask": pad_sequence(visible, batch_first=True), "labels": labels}
+        if self.trunk is None:
+            return {"input_ids": token_ids, **batch}
+        return {"input_ids": pad_sequence(self.inputs(examples), batch_first=True), "token_ids": token_ids, **batch}
 
     def predict(self, model: nn.Module, batch: Batch) -> Predictions:
         """Predictions of each answer token from the tokens before it.
 
-        Short texts share rows where the model can tell them apart. The output head runs at label positions only: for a
-        large vocabulary the logits of the questions and of the padding would cost more than the rest of the batch.
+        What texts begin with alike is read once, and no padding, where the model can read a tree. The output head runs
+        at label positions only: for a large vocabulary the logits of the questions and of the padding would cost more
+        than the rest of the batch.
         """
-        labels = batch["labels"][:, 1:]
-        packing = None if self.hides_pad_tokens else find_packing(model, batch["attention_mask"])
-        if packing is not None:
-            inputs = {**packing.inputs(batch["input_ids"]), "use_cache": False}
-            return self.predict_next(model, inputs, labels, packing.places)
-        inputs = {"input_ids": batch["input_ids"], "attention_mask": batch["attention_mask"], "use_cache": False}
-        return self.predict_next(model, inputs, labels)
+        labels, mask = batch["labels"][:, 1:], batch["attention_mask"]
+        tree = None
+        if not self.hides_pad_tokens:
+            tree = find_tree_row(model, batch.get("token_ids", batch["input_ids"]), mask)
+        padded = {"input_ids": batch["input_ids"], "attention_mask": mask}
+        inputs = padded if tree is None else tree.inputs(batch["input_ids"])
+        return self.predict_next(model, {**inputs, "use_cache": False}, labels, tree)
 
     def predict_next(
-        self,
-        model: nn.Module,
-        inputs: Mapping[str, Any],
-        labels: Tensor,
-        places: Callable[[Tensor, Tensor], Places] = lambda *where: (where, None),
+        self, model: nn.Module, inputs: Mapping[str, Any], labels: Tensor, tree: TreeRow | None = None
     ) -> Predictions:
         """Predictions of labels that are given place by place.
 
@@ -140,12 +141,11 @@ class LanguageTask:
             model: The model.
             inputs: What its forward pass takes.
             labels: (E, T), the token after each of the first T tokens of each text, `IGNORED` where it is no label.
-            places: From text and position of some tokens, (P,) each, to where they are in the inputs; by default each
-                text has a row.
+            tree: Where these tokens are in the inputs; None: each text has a row.
         """
         text, position = (labels != IGNORED).nonzero(as_tuple=True)
-        where, state = places(text, position)
-        with self.reading():
+        where, state = ((text, position), None) if tree is None else tree.places(text, position)
+        with self.reading(), nullcontext() if tree is None else reading_trees(model):
             return predictions_at(model, inputs, where, state, labels[text, position], text, len(labels))
 
 

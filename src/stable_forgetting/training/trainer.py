@@ -31,6 +31,7 @@ from stable_forgetting.data.pairs import (
 from stable_forgetting.errors import NotFiniteError
 from stable_forgetting.models.predictions import Predictions
 from stable_forgetting.models.tasks import Batch, Task
+from stable_forgetting.models.tree_attention import reading_trees
 from stable_forgetting.objectives import Objective, Term, term_value
 from stable_forgetting.training.sets import ForgetConstants
 
@@ -133,6 +134,12 @@ class UnlearnTrainer(Trainer):  # type: ignore[misc]  # transformers is not type
         for batch in micro_batches:
             counts += _count(batch).to(device)
         return micro_batches, self.accelerator.reduce(counts, reduction="sum")
+
+    def training_step(self, model: nn.Module, *given: Any, **options: Any) -> Tensor:
+        """As transformers', with a backward pass that can read trees again."""
+        with reading_trees(model):
+            loss: Tensor = super().training_step(model, *given, **options)
+        return loss
 
     def compute_loss(
         self,
