@@ -6,7 +6,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from peft import get_peft_model
-from transformers import AutoModelForCausalLM, MistralConfig, Qwen2Config, Qwen3Config
+from transformers import AutoModelForCausalLM, LlamaConfig, MistralConfig, Qwen2Config, Qwen3Config
 
 from stable_forgetting.adapters import BoundedLoraConfig
 from stable_forgetting.data.examples import LanguageExample
@@ -233,7 +233,8 @@ def test_attention_is_that_of_nodes_that_see_their_way_to_the_root(num_before, w
     twin = F.scaled_dot_product_attention(
         query, key.repeat_interleave(2, dim=1), value.repeat_interleave(2, dim=1), attn_mask=sees, scale=0.3
     )
-    given = row.inputs(torch.zeros(11, 20))
+    heads = LlamaConfig(**SMALL | {"num_attention_heads": 4, "num_key_value_heads": 2})
+    given = row.inputs(AutoModelForCausalLM.from_config(heads), torch.zeros(11, 20))
     options = {"dropout": 0.0, "scaling": 0.3, "sliding_window": window, "position_ids": given["position_ids"]}
     found, _ = tree_attention._attend(None, query, key, value, given["attention_mask"], tree=given["tree"], **options)
     torch.testing.assert_close(found, twin.transpose(1, 2), atol=1e-6, rtol=1e-5)

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 
 from stable_forgetting.models.reading import causal_model, stretching_length
-from stable_forgetting.models.tree_attention import TreeTexts, added_to_scores, can_read_trees, reads_again
+from stable_forgetting.models.tree_attention import TreeTexts, can_read_trees, reads_again, tree_mask
 
 WORTHWHILE = 0.95
 """Tokens of a padded batch that a tree may have at most: above it the batch stays as it is."""
@@ -90,17 +90,17 @@ class TreeRow:
         """S."""
         return int(self.depth[0])
 
-    def inputs(self, padded: Tensor) -> dict[str, Any]:
+    def inputs(self, model: nn.Module, padded: Tensor) -> dict[str, Any]:
         """Inputs of the model, within `reading_trees`.
 
         Args:
+            model: The model.
             padded: (E, T), token ids, or what a trunk makes of them, (E, T, D); padding is on the right.
         """
-        keys = torch.arange(self.texts.keys.shape[1], device=self.depth.device)
         return {
             "input_ids": padded.reshape(-1, *padded.shape[2:])[self.source][None],
             "position_ids": self.depth[None],
-            "attention_mask": added_to_scores(keys > self.texts.depth[..., None])[:, None],
+            "attention_mask": tree_mask(model, self.texts),
             "tree": self.texts,
         }
 

