@@ -5,8 +5,8 @@ from contextlib import nullcontext
 import pytest
 import torch
 import torch.nn.functional as F
-from peft import get_peft_model
-from transformers import AutoModelForCausalLM, LlamaConfig, MistralConfig, Qwen2Config, Qwen3Config
+from peft import PromptTuningConfig, get_peft_model
+from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM, MistralConfig, Qwen2Config, Qwen3Config
 
 from stable_forgetting.adapters import BoundedLoraConfig
 from stable_forgetting.data.examples import LanguageExample
@@ -211,17 +211,28 @@ def test_every_beginning_is_one_node():
         ]
         known, expected = set(), []
         for path in tree.paths:
-            expected.append(sum(node in known for node in path))
+            expected.append(sum(node not in known for node in path))
             known |= {*path}
-        assert tree.num_shared == expected
+        assert tree.num_own == expected
 
 
+def as_on_a_gpu(query, key, value, **options):
+    """What the memory-efficient kernel gives: tokens before heads."""
+    return attention(query, key, value, **options).transpose(1, 2).contiguous().transpose(1, 2)
+
+
+attention = F.scaled_dot_product_attention
+
+
+@pytest.mark.parametrize("lengths", [LENGTHS, (150, 30, 90, 20, 2)])
+@pytest.mark.parametrize("kernel", [attention, as_on_a_gpu])
 @pytest.mark.parametrize("window", [None, 4])
 @pytest.mark.parametrize("num_before", [0, 5])
-def test_attention_is_that_of_nodes_that_see_their_way_to_the_root(num_before, window):
+def test_attention_is_that_of_nodes_that_see_their_way_to_the_root(num_before, window, kernel, lengths, monkeypatch):
     """The twin looks at all pairs of nodes, and repeats the keys that heads share."""
-    tree = prefix_tree([text.input_ids for text in make_texts()])
-    row, count = tree_row(tree, 20, num_before, CPU), num_before + len(tree)
+    monkeypatch.setattr(F, "scaled_dot_product_attention", kernel)
+    tree = prefix_tree([text.input_ids for text in make_texts(lengths)])
+    row, count = tree_row(tree, max(lengths), num_before, CPU), num_before + len(tree)
     generator = torch.Generator().manual_seed(0)
     query = torch.randn(1, 4, len(tree), 8, generator=generator)
     key, value = torch.randn(2, 1, 2, count, 8, generator=generator)
@@ -230,17 +241,113 @@ def test_attention_is_that_of_nodes_that_see_their_way_to_the_root(num_before, w
         for place, node in enumerate(path):
             way = [*range(num_before), *(num_before + other for other in path[: place + 1])]
             sees[node, way[-window:] if window else way] = True
-    twin = F.scaled_dot_product_attention(
+    twin = attention(
         query, key.repeat_interleave(2, dim=1), value.repeat_interleave(2, dim=1), attn_mask=sees, scale=0.3
     )
-    heads = LlamaConfig(**SMALL | {"num_attention_heads": 4, "num_key_value_heads": 2})
-    given = row.inputs(AutoModelForCausalLM.from_config(heads), torch.zeros(11, 20))
+    given = row.inputs(torch.zeros(len(tree.paths), max(lengths)))
     options = {"dropout": 0.0, "scaling": 0.3, "sliding_window": window, "position_ids": given["position_ids"]}
     found, _ = tree_attention._attend(None, query, key, value, given["attention_mask"], tree=given["tree"], **options)
     torch.testing.assert_close(found, twin.transpose(1, 2), atol=1e-6, rtol=1e-5)
+    assert all(mask.shape[-1] % 8 == 0 for masks in row.attended.masks.values() for mask in masks)
 
 
-def test_windows_that_texts_leave_and_positions_that_stretch_are_not_read_behind_others():
+def test_long_texts_share_attention_with_texts_of_about_their_length():
+    """Else the answers to a long prompt would cost what it costs, each of them."""
+    prompt = (*range(1000),)
+    tree = prefix_tree([(*prompt, 1000 + place, *range(place)) for place in range(1, 8)])
+    groups = tree_row(tree, 1100, 0, CPU).attended.groups
+    assert [tuple(group.queries.shape) for group in groups] == [(1, 1002), (6, 8)]
+    for lengths in ((150, 30, 90, 20, 2), (64, 2), (200, 101, 99, 50, 40), (65, 30)):
+        tree = prefix_tree([text.input_ids for text in make_texts(lengths)])
+        queries = [group.queries for group in tree_row(tree, max(lengths), 0, CPU).attended.groups]
+        nodes = sum(each.numel() for each in queries)
+        assert nodes <= max(2 * len(tree), 64 * len(tree.paths))
+
+
+def masks_of(model, texts, context):
+    batch = LanguageTask(FakeTokenizer()).collate(texts)
+    row = find_tree_row(model, batch["input_ids"], batch["attention_mask"])
+    with reading_trees(model), context:
+        model(**row.inputs(batch["input_ids"]))
+    return row.attended.masks
+
+
+def test_blocks_share_one_mask_of_the_type_that_attention_computes_in():
+    plain, mixed = nullcontext(), torch.autocast("cpu", torch.bfloat16)
+    assert {*masks_of(make_model("llama"), make_texts(), plain)} == {(torch.float32, None)}
+    assert {*masks_of(make_model("llama"), make_texts(), mixed)} == {(torch.bfloat16, None)}
+    assert {*masks_of(make_model("llama").bfloat16(), make_texts(), plain)} == {(torch.bfloat16, None)}
+    assert {*masks_of(make_model("mistral"), make_texts(), plain)} == {(torch.float32, 4)}
+    assert {*masks_of(make_model("qwen2"), make_texts(), plain)} == {(torch.float32, None), (torch.float32, 5)}
+    short = make_texts((4, 4, 4, 4))[:4]
+    assert {*masks_of(make_model("qwen3"), short, plain)} == {(torch.float32, None)}
+
+
+@pytest.mark.parametrize("family", WITH_POSITIONS)
+def test_mixed_precision_gives_what_it_gives_to_padded_batches(family, monkeypatch):
+    task, texts, model, found = LanguageTask(FakeTokenizer()), make_texts(), make_model(family), []
+    for find in (find_tree_row, lambda *_: None):
+        monkeypatch.setattr(tasks, "find_tree_row", find)
+        with torch.autocast("cpu", torch.bfloat16):
+            found.append(task.predict(model, task.collate(texts)).logits.float())
+    torch.testing.assert_close(found[0], found[1], atol=5e-3, rtol=2e-2)
+
+
+def test_dropout_of_attention_is_that_of_the_model(monkeypatch):
+    seen = []
+    monkeypatch.setattr(F, "scaled_dot_product_attention", lambda *given, **how: seen.append(how) or attention(*given))
+    model, task = make_model("llama"), LanguageTask(FakeTokenizer())
+    for block in model.model.layers:
+        block.self_attn.attention_dropout = 0.25
+    task.predict(model.train(), task.collate(make_texts()))
+    task.predict(model.eval(), task.collate(make_texts()))
+    assert [how["dropout_p"] for how in seen] == [0.25, 0.25, 0.0, 0.0]
+
+
+class OfItsOwn(LlamaForCausalLM):
+    """Code that comes with a model."""
+
+
+def test_models_whose_code_or_adapter_may_do_more_read_padded_batches():
+    tokens = torch.tensor([[1, 2, 3], [1, 4, 0], [1, 5, 0]])
+    model, mask = make_model("llama"), (tokens > 0).long()
+    assert find_tree_row(model, tokens, mask) is not None
+    assert find_tree_row(OfItsOwn(WITH_POSITIONS["llama"]()), tokens, mask) is None
+    prompts = get_peft_model(model, PromptTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=2))
+    assert find_tree_row(prompts, tokens, mask) is None
+    assert LanguageTask(FakeTokenizer()).predict(
+        prompts, {"input_ids": tokens, "attention_mask": mask, "labels": tokens}
+    )
+
+
+@pytest.mark.parametrize(("original", "is_tree"), [(20, True), (19, False)])
+def test_positions_that_the_longest_text_stretches(original, is_tree):
+    """The last token counts, which a tree leaves out."""
+    factors = {"short_factor": [1.0] * 4, "long_factor": [8.0] * 4, "rope_theta": 1e4}
+    rope = {"rope_type": "longrope", "original_max_position_embeddings": original, **factors}
+    config = LlamaConfig(**SMALL, rope_parameters=rope)
+    model, task = AutoModelForCausalLM.from_config(config).eval(), LanguageTask(FakeTokenizer())
+    batch = task.collate(make_texts())
+    assert (find_tree_row(model, batch["input_ids"], batch["attention_mask"]) is not None) is is_tree
+    assert not reads_trees(model, 2)
+
+
+def test_logits_are_copied_only_for_labels_that_share_a_node():
+    """The second text ends where the first one goes on, so that its label is behind a node of the prompt."""
+    texts = [LanguageExample("q", "a", (5, 6, 7, 8, 9), 4), LanguageExample("q", "a", (5, 6, 3), 2)]
+    row = tree_row(prefix_tree([text.input_ids[:-1] for text in texts]), 4, 0, CPU)
+    (_, node), state = row.places(torch.tensor([0, 1]), torch.tensor([3, 1]))
+    assert (node.tolist(), state) == ([3, 1], None)
+    (_, node), state = row.places(torch.tensor([0, 0, 1]), torch.tensor([3, 1, 1]))
+    assert (node.tolist(), state.tolist()) == ([1, 3], [1, 0, 0])
+    model, task = make_model("llama"), LanguageTask(FakeTokenizer())
+    alone = [task.predict(model, task.collate([text])).logits for text in texts]
+    padded = task.collate(texts)
+    assert find_tree_row(model, padded["input_ids"], padded["attention_mask"]) is not None
+    torch.testing.assert_close(task.predict(model, padded).logits, torch.cat(alone), atol=1e-5, rtol=1e-4)
+
+
+def test_texts_that_leave_their_window_are_not_read_behind_others():
     assert reads_trees(make_model("mistral"), 4)
     assert not reads_trees(make_model("mistral"), 5)
     assert reads_trees(make_model("llama"), 64)

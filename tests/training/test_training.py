@@ -58,6 +58,21 @@ def make_trainer(tmp_path, model, objective, found: Sets, **changes) -> UnlearnT
     )
 
 
+def test_training_that_computes_activations_again_reads_trees(tmp_path):
+    """And learns what it learns without; a padded batch has five rows."""
+    found, states = sets(), []
+    for is_again in (True, False):
+        model, sizes = adapted_model(), []
+        model.get_base_model().register_forward_pre_hook(
+            lambda _, __, given, sizes=sizes: sizes.append(len(given["input_ids"])), with_kwargs=True
+        )
+        objective = build_objective("gradient_difference")
+        make_trainer(tmp_path / str(is_again), model, objective, found, gradient_checkpointing=is_again).train()
+        assert sizes == [1] * 6
+        states.append(adapter_state(model))
+    torch.testing.assert_close(states[0], states[1], atol=1e-5, rtol=1e-4)
+
+
 @pytest.mark.parametrize(
     "name",
     [

@@ -101,8 +101,8 @@ def _predict(
     cache = None if keep is None else DynamicCache()
     if num_read:
         cache = beginning.rows(torch.zeros(1, dtype=torch.long, device=device)).cache
-    inputs = {**tree.inputs(model, unread.to(device)), "past_key_values": cache, "use_cache": cache is not None}
+    inputs = {**tree.inputs(unread.to(device)), "past_key_values": cache, "use_cache": cache is not None}
     predictions = task.predict_next(model, inputs, labels.to(device), tree)
     if keep is not None and keeps_all(cache):
-        keep(predictions, ReadTexts(cache, tree.texts.keys))
+        keep(predictions, ReadTexts(cache, tree.column))
     return predictions

@@ -6,25 +6,33 @@ And padding is much of a batch of short texts: of TOFU's questions and answers, 
 A token's position is its depth, and it sees those that lie between it and the root, so that it computes what it would
 in each of its texts alone.
 
-E = texts, T = longest of them, C = nodes of the tree, Q = most nodes of one text that no text before it has,
-S = tokens before the tree that the model has read already, P = tokens that are asked for.
+E = texts, T = longest of them, C = nodes of the tree, S = tokens before the tree that the model has read already,
+P = tokens that are asked for.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 
 from stable_forgetting.models.reading import causal_model, stretching_length
-from stable_forgetting.models.tree_attention import TreeTexts, can_read_trees, reads_again, tree_mask
+from stable_forgetting.models.tree_attention import AttendedTree, TreeTexts, can_read_trees, reads_again
 
 WORTHWHILE = 0.95
-"""Tokens of a padded batch that a tree may have at most: above it the batch stays as it is."""
+"""Share of a padded batch's tokens that a tree may have at most: above it the batch stays as it is."""
+
+MANY_NODES = 64
+"""A text with more nodes of its own shares a pass of attention only with those that have at least half as many."""
+
+_ALIGNMENT = 8
+"""Attention on GPUs copies masks whose rows are no multiple of so many numbers, in every block."""
 
 
 @dataclass(frozen=True)
@@ -35,13 +43,13 @@ class PrefixTree:
         depths: Tokens before each node.
         sources: Text and position of the first token that is at each node.
         paths: The nodes of each text.
-        num_shared: How many first nodes of each text one before it has; the others are numbered in a row.
+        num_own: How many last nodes of each text no text before it has; they are numbered in a row.
     """
 
     depths: list[int]
     sources: list[tuple[int, int]]
     paths: list[list[int]]
-    num_shared: list[int]
+    num_own: list[int]
 
     def __len__(self) -> int:
         return len(self.depths)
@@ -52,8 +60,8 @@ def prefix_tree(texts: Sequence[Sequence[int]]) -> PrefixTree:
 
     Example:
         >>> tree = prefix_tree([[7, 8, 9], [7, 8, 5], [7, 6]])
-        >>> tree.paths, tree.num_shared
-        ([[0, 1, 2], [0, 1, 3], [0, 4]], [0, 2, 1])
+        >>> tree.paths, tree.num_own
+        ([[0, 1, 2], [0, 1, 3], [0, 4]], [3, 1, 1])
     """
     tree = PrefixTree([], [], [], [])
     numbers: dict[tuple[int, int], int] = {}
@@ -67,7 +75,7 @@ def prefix_tree(texts: Sequence[Sequence[int]]) -> PrefixTree:
                 tree.sources.append((text, position))
             path.append(node)
         tree.paths.append(path)
-        tree.num_shared.append(len(path) - (len(tree) - num_before))
+        tree.num_own.append(len(tree) - num_before)
     return tree
 
 
@@ -78,40 +86,42 @@ class TreeRow:
     Args:
         source: (C,), the place in the padded batch of texts, its rows one behind the other, of each node's token.
         depth: (C,), tokens before each node in its texts, those before the tree included: S for the first.
-        texts: For attention.
+        column: (E, S + T), place of each text's tokens among all that the model has read with the row, from the first.
+        num_before: S.
+        attended: The tree as attention looks at it.
     """
 
     source: Tensor
     depth: Tensor
-    texts: TreeTexts
+    column: Tensor
+    num_before: int
+    attended: AttendedTree
 
-    @property
-    def num_before(self) -> int:
-        """S."""
-        return int(self.depth[0])
-
-    def inputs(self, model: nn.Module, padded: Tensor) -> dict[str, Any]:
+    def inputs(self, padded: Tensor) -> dict[str, Any]:
         """Inputs of the model, within `reading_trees`.
 
         Args:
-            model: The model.
             padded: (E, T), token ids, or what a trunk makes of them, (E, T, D); padding is on the right.
         """
         return {
             "input_ids": padded.reshape(-1, *padded.shape[2:])[self.source][None],
             "position_ids": self.depth[None],
-            "attention_mask": tree_mask(model, self.texts),
-            "tree": self.texts,
+            # Models hand on a mask of four dimensions as it is; without one they would make their own, of C² numbers.
+            "attention_mask": torch.zeros(1, 1, 1, 1, device=self.depth.device),
+            "tree": self.attended,
         }
 
-    def places(self, text: Tensor, position: Tensor) -> tuple[tuple[Tensor, Tensor], Tensor]:
+    def places(self, text: Tensor, position: Tensor) -> tuple[tuple[Tensor, Tensor], Tensor | None]:
         """Row and column in the inputs of tokens that are named by text and position, (P,) each; each node once.
 
         Returns:
-            Both, (R,) each, and which of these R nodes each of the tokens is, (P,).
+            Both, (R,) each, and which of these R nodes each of the tokens is, (P,); None: R = P, each has its own.
         """
-        columns, which = torch.unique(self.texts.keys[text, self.num_before + position], return_inverse=True)
-        return (torch.zeros_like(columns), columns - self.num_before), which
+        node = self.column[text, self.num_before + position] - self.num_before
+        nodes, which = torch.unique(node, return_inverse=True)
+        if len(nodes) == len(node):
+            return (torch.zeros_like(node), node), None
+        return (torch.zeros_like(nodes), nodes), which
 
 
 def tree_row(tree: PrefixTree, width: int, num_before: int, device: torch.device) -> TreeRow:
@@ -124,19 +134,38 @@ def tree_row(tree: PrefixTree, width: int, num_before: int, device: torch.device
         device: Where the model is.
     """
     before, depth = torch.arange(num_before), torch.tensor(tree.depths) + num_before
-    paths = [torch.tensor(path) for path in tree.paths]
-    own = [path[count:] for path, count in zip(paths, tree.num_shared, strict=True)]
-    is_own = pad_sequence([torch.ones_like(nodes) for nodes in own], batch_first=True)
-    queries = pad_sequence(own, batch_first=True)
-    texts = TreeTexts(
-        keys=pad_sequence([torch.cat([before, num_before + path]) for path in paths], batch_first=True).to(device),
-        queries=queries.to(device),
-        depth=depth[queries].to(device),
-        # Nodes are numbered in the order of the texts that have them first.
-        answer=is_own.flatten().nonzero()[:, 0].to(device),
+    column = pad_sequence(
+        [torch.cat([before, num_before + torch.tensor(path)]) for path in tree.paths], batch_first=True
     )
+    groups, answer, num_queries = [], torch.empty_like(depth), 0
+    for texts in _groups(tree.num_own):
+        own = [torch.tensor(tree.paths[text][-tree.num_own[text] :]) for text in texts]
+        for row, nodes in enumerate(own):
+            answer[nodes] = num_queries + row * len(own[0]) + torch.arange(len(nodes))
+        num_queries += len(own) * len(own[0])
+        queries, longest = pad_sequence(own, batch_first=True), max(len(tree.paths[text]) for text in texts)
+        num_keys = -(-(num_before + longest) // _ALIGNMENT) * _ALIGNMENT
+        keys = F.pad(column, (0, _ALIGNMENT))[texts, :num_keys]
+        groups.append(TreeTexts(*(values.to(device) for values in (keys, queries, depth[queries]))))
+    attended = AttendedTree((*groups,), answer.to(device), {})
     source = torch.tensor([text * width + position for text, position in tree.sources])
-    return TreeRow(source.to(device), depth.to(device), texts)
+    return TreeRow(source.to(device), depth.to(device), column.to(device), num_before, attended)
+
+
+def _groups(num_own: Sequence[int]) -> list[list[int]]:
+    """Texts that share a pass of attention, in which each costs as much as the one with most nodes of its own.
+
+    Args:
+        num_own: Nodes of each text that no text before it has; texts without any are left out.
+    """
+    groups: list[list[int]] = []
+    for text in sorted(range(len(num_own)), key=lambda text: -num_own[text]):
+        most = num_own[groups[-1][0]] if groups else math.inf
+        if num_own[text] and most > MANY_NODES and 2 * num_own[text] < most:
+            groups.append([text])
+        elif num_own[text]:
+            groups[-1].append(text)
+    return groups
 
 
 def find_tree_row(model: nn.Module, token_ids: Tensor, attention_mask: Tensor) -> TreeRow | None:
@@ -152,7 +181,9 @@ def find_tree_row(model: nn.Module, token_ids: Tensor, attention_mask: Tensor) -
     """
     if not can_read_trees(model) or reads_again(model):
         return None
-    lengths = attention_mask.sum(dim=1).tolist()
+    lengths, limit = attention_mask.sum(dim=1).tolist(), stretching_length(model)
+    if limit is not None and limit < max(lengths):  # positions depend on the longest text, its last token included
+        return None
     tree = prefix_tree([row[: length - 1] for row, length in zip(token_ids.tolist(), lengths, strict=True)])
     if len(tree) > WORTHWHILE * token_ids.numel():
         return None
@@ -160,10 +191,10 @@ def find_tree_row(model: nn.Module, token_ids: Tensor, attention_mask: Tensor) -
 
 
 def reads_trees(model: nn.Module, longest: int) -> bool:
-    """Whether a model can read trees, and reads a text alike whatever is beside it.
+    """Whether a model can read trees behind what it has read already, whatever is beside a text.
 
-    A window must reach back as far as the texts do, and rotary positions must not depend on the longest text of a
-    batch, as some do that stretch them.
+    What is kept of texts that are longer than an attention window is not all of them; and rotary positions must not
+    depend on the longest text of a batch, as some do that stretch them.
 
     Args:
         model: A causal language model.

@@ -129,7 +129,7 @@ class LanguageTask:
         if not self.hides_pad_tokens:
             tree = find_tree_row(model, batch.get("token_ids", batch["input_ids"]), mask)
         padded = {"input_ids": batch["input_ids"], "attention_mask": mask}
-        inputs = padded if tree is None else tree.inputs(model, batch["input_ids"])
+        inputs = padded if tree is None else tree.inputs(batch["input_ids"])
         return self.predict_next(model, {**inputs, "use_cache": False}, labels, tree)
 
     def predict_next(

@@ -1,9 +1,9 @@
-"""Attention over the prefix trees of `prefix_trees`, as one of transformers' own: the texts of a tree, one by one.
+"""Attention over the prefix trees of `prefix_trees`, as one of transformers' own: text by text.
 
 Over all pairs of nodes attention would look at most of them in vain.
 
-E = texts, T = longest of them, C = nodes of the tree, Q = most nodes of one text that no text before it has,
-S = tokens before the tree that the model has read already.
+E = texts of a group, K = most tokens of one of them, those before the tree included, Q = most nodes of one of them that
+no text before it has, G = heads that share their keys, C = nodes of the tree, S = tokens before it.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
+from accelerate.utils import extract_model_from_parallel
 from torch import Tensor, nn
 from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
@@ -27,19 +28,31 @@ ATTENTION = "sdpa_and_prefix_trees"
 
 
 class TreeTexts(NamedTuple):
-    """The texts of a tree, as attention looks at them; like a tensor, a named tuple follows its model to a device.
+    """Some texts of a tree that have nodes of their own.
 
     Args:
-        keys: (E, S + T), place of each text's tokens among all that the model has read with the tree, from the first.
+        keys: (E, K), place of each text's tokens among all that the model has read with the tree, from the first.
         queries: (E, Q), the nodes of each text that no text before it has; what is left over holds the first node.
-        depth: (E, Q), tokens before each of them.
-        answer: (C,), where each node is among the queries, their rows one behind the other.
+        depth: (E, Q), tokens before each of them, those before the tree included.
     """
 
     keys: Tensor
     queries: Tensor
     depth: Tensor
+
+
+class AttendedTree(NamedTuple):
+    """A tree as attention looks at it. Like tensors, named tuples of them follow a model to its device.
+
+    Args:
+        groups: Texts of which each has about as many nodes of its own as the others.
+        answer: (C,), where each node is among the queries of all groups, their rows one behind the other.
+        masks: What is added to the scores, by type and window: made in the first block, and for all others, too.
+    """
+
+    groups: tuple[TreeTexts, ...]
     answer: Tensor
+    masks: dict[tuple[torch.dtype, int | None], list[Tensor]]
 
 
 @contextmanager
@@ -62,11 +75,12 @@ def reading_trees(model: nn.Module) -> Iterator[None]:
 
 def can_read_trees(model: nn.Module) -> bool:
     """Whether it goes by positions and by what its tokens see alone, through an attention that ours may replace."""
-    inner = causal_model(model)
+    inner, adapter = causal_model(model), getattr(extract_model_from_parallel(model), "active_peft_config", None)
     config = getattr(inner, "config", None)
     if config is None or config.model_type not in LANGUAGE_FAMILIES or not is_of_transformers(inner):
         return False
-    return config._attn_implementation in ("sdpa", ATTENTION)
+    has_tokens_before = adapter is not None and adapter.is_prompt_learning
+    return config._attn_implementation in ("sdpa", ATTENTION) and not has_tokens_before
 
 
 def reads_again(model: nn.Module) -> bool:
@@ -76,19 +90,6 @@ def reads_again(model: nn.Module) -> bool:
     return torch.is_grad_enabled() and inner.is_activation_checkpointing and not is_prepared
 
 
-def tree_mask(model: nn.Module, texts: TreeTexts) -> Tensor:
-    """What is added to the scores of attention over a tree, the same in all blocks: (E, 1, G · Q, S + T).
-
-    G heads share their keys, and are queries of one head: more at once, and no copies of the keys.
-    """
-    inner, device = causal_model(model), texts.keys.device
-    num_queries = inner.config.num_attention_heads // inner.config.num_key_value_heads
-    is_autocast = torch.is_autocast_enabled(device.type)
-    dtype = torch.get_autocast_dtype(device.type) if is_autocast else inner.dtype
-    is_behind = torch.arange(texts.keys.shape[1], device=device) > texts.depth[..., None]
-    return _added_to_scores(is_behind, dtype).repeat(1, num_queries, 1)[:, None]
-
-
 def _attend(
     module: nn.Module,
     query: Tensor,
@@ -96,21 +97,18 @@ def _attend(
     value: Tensor,
     attention_mask: Tensor | None,
     *,
-    tree: TreeTexts | None = None,
+    tree: AttendedTree | None = None,
     **options: Any,
 ) -> tuple[Tensor, None]:
     """Attention as transformers calls it: of a tree, or else as by `sdpa`."""
     if tree is None:
         found, _ = sdpa_attention_forward(module, query, key, value, attention_mask, **options)
         return found, None
-    assert attention_mask is not None, "a tree comes with its mask"
-    num_keys, window = tree.keys.shape[1], options.get("sliding_window")
-    if window is not None and window < num_keys:
-        is_outside = torch.arange(num_keys, device=query.device) <= tree.depth[..., None] - window
-        num_queries = query.shape[1] // key.shape[1]
-        attention_mask = attention_mask + _added_to_scores(is_outside, query.dtype).repeat(1, num_queries, 1)[:, None]
-    scale, dropout = options["scaling"], options.get("dropout", 0.0)
-    return _attend_by_text(query, key, value, attention_mask, tree, scale=scale, dropout=dropout), None
+    masks = _masks(tree, _dtype(query), options.get("sliding_window"), query.shape[1] // key.shape[1])
+    settings = {"scale": options["scaling"], "dropout": options.get("dropout", 0.0)}
+    parts = zip(tree.groups, masks, strict=True)
+    texts = [_attend_by_text(query, key, value, group, mask, **settings) for group, mask in parts]
+    return torch.cat(texts).index_select(0, tree.answer)[None], None
 
 
 AttentionInterface.register(ATTENTION, _attend)
@@ -118,20 +116,22 @@ AttentionMaskInterface.register(ATTENTION, sdpa_mask)
 
 
 def _attend_by_text(
-    query: Tensor, key: Tensor, value: Tensor, mask: Tensor, tree: TreeTexts, *, scale: float, dropout: float
+    query: Tensor, key: Tensor, value: Tensor, group: TreeTexts, mask: Tensor, *, scale: float, dropout: float
 ) -> Tensor:
-    """Attention of a row, (1, heads, C or S + C, D) each, as that of its texts: (1, C, heads, D)."""
-    num_heads, queries = query.shape[1], _by_text(query, tree.queries)
+    """Attention of a row, (1, heads, C or S + C, D) each, as that of some texts: (E · Q, heads, D).
+
+    Heads that share their keys are queries of one head: more at once, and no copies of the keys.
+    """
+    num_heads, queries = query.shape[1], _by_text(query, group.queries)
     found = F.scaled_dot_product_attention(
         queries.reshape(len(queries), key.shape[1], -1, query.shape[3]),
-        _by_text(key, tree.keys),
-        _by_text(value, tree.keys),
-        attn_mask=mask.to(query.dtype),
+        _by_text(key, group.keys),
+        _by_text(value, group.keys),
+        attn_mask=mask,
         scale=scale,
         dropout_p=dropout,
     )
-    texts = found.view(len(found), num_heads, -1, found.shape[-1]).transpose(1, 2)
-    return texts.flatten(0, 1).index_select(0, tree.answer)[None]
+    return found.reshape(len(found), num_heads, -1, found.shape[-1]).transpose(1, 2).flatten(0, 1)
 
 
 def _by_text(values: Tensor, places: Tensor) -> Tensor:
@@ -140,5 +140,25 @@ def _by_text(values: Tensor, places: Tensor) -> Tensor:
     return chosen.view(len(chosen), *places.shape, -1).transpose(0, 1)
 
 
-def _added_to_scores(is_hidden: Tensor, dtype: torch.dtype) -> Tensor:
-    return torch.zeros(is_hidden.shape, device=is_hidden.device, dtype=dtype).masked_fill_(is_hidden, -torch.inf)
+def _dtype(query: Tensor) -> torch.dtype:
+    """In which attention computes: a mask of another type would be copied in every block."""
+    kind = query.device.type
+    return torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else query.dtype
+
+
+def _masks(tree: AttendedTree, dtype: torch.dtype, window: int | None, num_queries: int) -> list[Tensor]:
+    """What is added to the scores of each group, (E, 1, G · Q, K)."""
+    if window is not None and window >= max(group.keys.shape[1] for group in tree.groups):
+        window = None
+    if (dtype, window) not in tree.masks:
+        tree.masks[dtype, window] = [_mask(group, dtype, window, num_queries) for group in tree.groups]
+    return tree.masks[dtype, window]
+
+
+def _mask(group: TreeTexts, dtype: torch.dtype, window: int | None, num_queries: int) -> Tensor:
+    depth, keys = group.depth[..., None], torch.arange(group.keys.shape[1], device=group.depth.device)
+    is_hidden = keys > depth
+    if window is not None:
+        is_hidden |= keys <= depth - window
+    mask = torch.zeros(is_hidden.shape, device=depth.device, dtype=dtype).masked_fill_(is_hidden, -torch.inf)
+    return mask.repeat(1, num_queries, 1)[:, None]
