@@ -57,7 +57,7 @@ def measure(loaded: LoadedModel, examples: Any, batch_size: int, turns: int) -> 
         chosen = [examples[place] for place in generator.choice(len(examples), batch_size, replace=False)]
         batch = loaded.task.collate(chosen)
         tree = find_tree_row(loaded.model, batch["input_ids"], batch["attention_mask"])
-        tokens = batch["input_ids"].numel() / len(tree.depth)
+        tokens = 1.0 if tree is None else batch["input_ids"].numel() / len(tree.depth)
         as_tree = seconds_of(loaded.model, loaded.task, batch)
         with padded():
             plain = seconds_of(loaded.model, loaded.task, batch)

@@ -5,8 +5,17 @@ from contextlib import nullcontext
 import pytest
 import torch
 import torch.nn.functional as F
+from accelerate.hooks import AlignDevicesHook, add_hook_to_module
 from peft import PromptTuningConfig, get_peft_model
-from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM, MistralConfig, Qwen2Config, Qwen3Config
+from transformers import (
+    AttentionMaskInterface,
+    AutoModelForCausalLM,
+    LlamaConfig,
+    LlamaForCausalLM,
+    MistralConfig,
+    Qwen2Config,
+    Qwen3Config,
+)
 
 from stable_forgetting.adapters import BoundedLoraConfig
 from stable_forgetting.data.examples import LanguageExample
@@ -81,6 +90,7 @@ def test_every_family_with_kept_trunks_is_tried_here():
 @pytest.mark.parametrize("attention", ["sdpa", "eager"])
 @pytest.mark.parametrize("family", WITH_POSITIONS)
 def test_each_text_gives_what_it_gives_alone(family, attention, reads_rows):
+    """A text alone is no tree: it has no padding, and shares nothing."""
     watch, seen = reads_rows
     model, task, texts = watch(make_model(family, attention)), LanguageTask(FakeTokenizer()), make_texts()
     together = task.predict(model, task.collate(texts))
@@ -88,6 +98,7 @@ def test_each_text_gives_what_it_gives_alone(family, attention, reads_rows):
     assert num_beginnings(texts) < sum(len(text.input_ids) - 1 for text in texts)
     alone = [task.predict(model, task.collate([text])) for text in texts]
     torch.testing.assert_close(together.logits, torch.cat([found.logits for found in alone]), atol=1e-5, rtol=1e-4)
+    assert seen[1:] == [(1, len(text.input_ids)) for text in texts]
     assert together.labels.tolist() == [label for found in alone for label in found.labels.tolist()]
     assert together.num_labels.tolist() == [text.num_labels for text in texts]
     assert together.example.tolist() == sorted(together.example.tolist())
@@ -128,6 +139,14 @@ def test_what_a_trunk_makes_of_texts_is_read_as_a_tree_as_well(tmp_path, reads_r
     assert batch["input_ids"].ndim == 3
     assert seen == [(1, num_beginnings(texts))]
     torch.testing.assert_close(found.logits, expected.logits, atol=1e-5, rtol=1e-4)
+
+
+def test_activations_that_are_not_computed_again(reads_rows):
+    model, task = reads_rows[0](make_model("llama")).train(), LanguageTask(FakeTokenizer())
+    model.activation_checkpointing_enable()
+    with torch.no_grad():
+        task.predict(model, task.collate(make_texts()))
+    assert reads_rows[1] == [(1, num_beginnings(make_texts()))]
 
 
 @pytest.mark.parametrize("is_prepared", [True, False])
@@ -175,9 +194,9 @@ def test_other_kinds_of_attention_read_padded_batches():
     assert find_tree_row(model, tokens, mask) is None
 
 
-@pytest.mark.parametrize(("num_alike", "is_tree"), [(1, False), (3, True)])
+@pytest.mark.parametrize(("num_alike", "is_tree"), [(2, False), (3, True)])
 def test_a_batch_of_which_little_would_be_saved_stays_as_it_is(num_alike, is_tree):
-    """Of four texts of 40 tokens the ends, 4, and one or three tokens of three texts: 7 or 13 of 160, of 8 at least."""
+    """Of 156 tokens before the ends of four texts two or three of three texts: 6 or 9, and a 20th is 7.8."""
     tokens = torch.arange(160).reshape(4, 40)
     tokens[:, :num_alike] = torch.arange(num_alike)
     assert (find_tree_row(make_model("llama"), tokens, torch.ones_like(tokens)) is not None) is is_tree
@@ -224,7 +243,7 @@ def as_on_a_gpu(query, key, value, **options):
 attention = F.scaled_dot_product_attention
 
 
-@pytest.mark.parametrize("lengths", [LENGTHS, (150, 30, 90, 20, 2)])
+@pytest.mark.parametrize("lengths", [LENGTHS, (150, 30, 90, 20, 2), (300, 30, 290, 20, 2)])
 @pytest.mark.parametrize("kernel", [attention, as_on_a_gpu])
 @pytest.mark.parametrize("window", [None, 4])
 @pytest.mark.parametrize("num_before", [0, 5])
@@ -248,7 +267,7 @@ def test_attention_is_that_of_nodes_that_see_their_way_to_the_root(num_before, w
     options = {"dropout": 0.0, "scaling": 0.3, "sliding_window": window, "position_ids": given["position_ids"]}
     found, _ = tree_attention._attend(None, query, key, value, given["attention_mask"], tree=given["tree"], **options)
     torch.testing.assert_close(found, twin.transpose(1, 2), atol=1e-6, rtol=1e-5)
-    assert all(mask.shape[-1] % 8 == 0 for masks in row.attended.masks.values() for mask in masks)
+    assert all(mask.shape[-1] % 8 == 0 for mask in row.attended.masks.made.values())
 
 
 def test_long_texts_share_attention_with_texts_of_about_their_length():
@@ -257,6 +276,9 @@ def test_long_texts_share_attention_with_texts_of_about_their_length():
     tree = prefix_tree([(*prompt, 1000 + place, *range(place)) for place in range(1, 8)])
     groups = tree_row(tree, 1100, 0, CPU).attended.groups
     assert [tuple(group.queries.shape) for group in groups] == [(1, 1002), (6, 8)]
+    tree = prefix_tree([(*range(1, 101),), (101, 102, 103), (104,)])
+    groups = tree_row(tree, 100, 6, CPU).attended.groups
+    assert [tuple(group.keys.shape) for group in groups] == [(1, 112), (2, 16)], "multiples of 8"
     for lengths in ((150, 30, 90, 20, 2), (64, 2), (200, 101, 99, 50, 40), (65, 30)):
         tree = prefix_tree([text.input_ids for text in make_texts(lengths)])
         queries = [group.queries for group in tree_row(tree, max(lengths), 0, CPU).attended.groups]
@@ -265,22 +287,45 @@ def test_long_texts_share_attention_with_texts_of_about_their_length():
 
 
 def masks_of(model, texts, context):
-    batch = LanguageTask(FakeTokenizer()).collate(texts)
+    """Type and window of each mask that a pass makes, and how many masks attention is given."""
+    batch, given = LanguageTask(FakeTokenizer()).collate(texts), []
+
+    def watched(*tensors, **options):
+        given.append(options["attn_mask"].data_ptr())
+        return attention(*tensors, **options)
+
     row = find_tree_row(model, batch["input_ids"], batch["attention_mask"])
-    with reading_trees(model), context:
+    with reading_trees(model), context, pytest.MonkeyPatch.context() as patch:
+        patch.setattr(F, "scaled_dot_product_attention", watched)
         model(**row.inputs(batch["input_ids"]))
-    return row.attended.masks
+    return {(dtype, window) for _, _, dtype, window, _ in row.attended.masks.made}, len({*given})
 
 
 def test_blocks_share_one_mask_of_the_type_that_attention_computes_in():
     plain, mixed = nullcontext(), torch.autocast("cpu", torch.bfloat16)
-    assert {*masks_of(make_model("llama"), make_texts(), plain)} == {(torch.float32, None)}
-    assert {*masks_of(make_model("llama"), make_texts(), mixed)} == {(torch.bfloat16, None)}
-    assert {*masks_of(make_model("llama").bfloat16(), make_texts(), plain)} == {(torch.bfloat16, None)}
-    assert {*masks_of(make_model("mistral"), make_texts(), plain)} == {(torch.float32, 4)}
-    assert {*masks_of(make_model("qwen2"), make_texts(), plain)} == {(torch.float32, None), (torch.float32, 5)}
-    short = make_texts((4, 4, 4, 4))[:4]
-    assert {*masks_of(make_model("qwen3"), short, plain)} == {(torch.float32, None)}
+    assert masks_of(make_model("llama"), make_texts(), plain) == ({(torch.float32, None)}, 1)
+    assert masks_of(make_model("llama"), make_texts(), mixed) == ({(torch.bfloat16, None)}, 1)
+    assert masks_of(make_model("llama").bfloat16(), make_texts(), plain) == ({(torch.bfloat16, None)}, 1)
+    assert masks_of(make_model("llama").double(), make_texts(), mixed) == ({(torch.float64, None)}, 1)
+    assert masks_of(make_model("mistral"), make_texts(), plain) == ({(torch.float32, 4)}, 1)
+    assert masks_of(make_model("qwen2"), make_texts(), plain) == ({(torch.float32, None), (torch.float32, 5)}, 2)
+    assert masks_of(make_model("mistral"), make_texts((3, 2, 3, 3))[:4], plain) == ({(torch.float32, 4)}, 1)
+
+
+def test_blocks_under_hooks_share_it_as_well():
+    model = make_model("llama")
+    for block in model.model.layers:
+        add_hook_to_module(block, AlignDevicesHook(execution_device="cpu"))
+    assert masks_of(model, make_texts(), nullcontext()) == ({(torch.float32, None)}, 1)
+
+
+def test_no_mask_of_all_pairs_of_nodes_is_made(monkeypatch):
+    def fail(*_, **__):
+        raise AssertionError
+
+    monkeypatch.setitem(AttentionMaskInterface._global_mapping, tree_attention.ATTENTION, fail)
+    model, task = make_model("llama"), LanguageTask(FakeTokenizer())
+    assert len(task.predict(model, task.collate(make_texts())).nll)
 
 
 @pytest.mark.parametrize("family", WITH_POSITIONS)

@@ -1,8 +1,8 @@
 """Likelihood of several answers to one question: the right one, its paraphrase, and wrong ones.
 
-The answers to a question share its prompt and often their first words. A model that takes any mask reads the prefix
-tree of all answers in one row; another one reads each prompt once, and every answer continues from a copy of what it
-keeps of it. The values are those of one pass per answer up to rounding.
+The answers to a question share its prompt and often their first words. A model that can read trees reads the one of all
+answers; another one reads each prompt once, and every answer continues from a copy of what it keeps of it. The values
+are those of one pass per answer up to rounding.
 """
 
 from __future__ import annotations

@@ -23,10 +23,11 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 
 from stable_forgetting.models.reading import causal_model, stretching_length
-from stable_forgetting.models.tree_attention import AttendedTree, TreeTexts, can_read_trees, reads_again
+from stable_forgetting.models.tree_attention import AttendedTree, TreeMasks, TreeTexts, can_read_trees, reads_again
 
 WORTHWHILE = 0.95
-"""Share of a padded batch's tokens that a tree may have at most: above it the batch stays as it is."""
+"""Share of a padded batch's tokens, without its last column, that a tree may have at most: else the batch stays as it
+is."""
 
 MANY_NODES = 64
 """A text with more nodes of its own shares a pass of attention only with those that have at least half as many."""
@@ -137,17 +138,17 @@ def tree_row(tree: PrefixTree, width: int, num_before: int, device: torch.device
     column = pad_sequence(
         [torch.cat([before, num_before + torch.tensor(path)]) for path in tree.paths], batch_first=True
     )
-    groups, answer, num_queries = [], torch.empty_like(depth), 0
+    groups, answer, start = [], torch.empty_like(depth), 0
     for texts in _groups(tree.num_own):
         own = [torch.tensor(tree.paths[text][-tree.num_own[text] :]) for text in texts]
         for row, nodes in enumerate(own):
-            answer[nodes] = num_queries + row * len(own[0]) + torch.arange(len(nodes))
-        num_queries += len(own) * len(own[0])
+            answer[nodes] = start + row * len(own[0]) + torch.arange(len(nodes))
+        start += len(own) * len(own[0])
         queries, longest = pad_sequence(own, batch_first=True), max(len(tree.paths[text]) for text in texts)
         num_keys = -(-(num_before + longest) // _ALIGNMENT) * _ALIGNMENT
         keys = F.pad(column, (0, _ALIGNMENT))[texts, :num_keys]
         groups.append(TreeTexts(*(values.to(device) for values in (keys, queries, depth[queries]))))
-    attended = AttendedTree((*groups,), answer.to(device), {})
+    attended = AttendedTree((*groups,), answer.to(device), TreeMasks())
     source = torch.tensor([text * width + position for text, position in tree.sources])
     return TreeRow(source.to(device), depth.to(device), column.to(device), num_before, attended)
 
@@ -185,7 +186,7 @@ def find_tree_row(model: nn.Module, token_ids: Tensor, attention_mask: Tensor) -
     if limit is not None and limit < max(lengths):  # positions depend on the longest text, its last token included
         return None
     tree = prefix_tree([row[: length - 1] for row, length in zip(token_ids.tolist(), lengths, strict=True)])
-    if len(tree) > WORTHWHILE * token_ids.numel():
+    if len(tree) > WORTHWHILE * token_ids[:, 1:].numel():
         return None
     return tree_row(tree, token_ids.shape[1], 0, token_ids.device)
 

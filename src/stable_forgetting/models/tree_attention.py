@@ -3,12 +3,12 @@
 Over all pairs of nodes attention would look at most of them in vain.
 
 E = texts of a group, K = most tokens of one of them, those before the tree included, Q = most nodes of one of them that
-no text before it has, G = heads that share their keys, C = nodes of the tree, S = tokens before it.
+no text before it has, C = nodes of the tree, S = tokens before it, F = heads that are folded into one.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Hashable, Iterator
 from contextlib import contextmanager
 from typing import Any, NamedTuple
 
@@ -26,6 +26,10 @@ from stable_forgetting.models.trunk import LANGUAGE_FAMILIES, is_of_transformers
 ATTENTION = "sdpa_and_prefix_trees"
 """Name among transformers' attentions of one that is `sdpa`, but for trees."""
 
+FEW_QUERIES = 256
+"""Up to so many, heads that share their keys are folded into one with the queries of all: more at once, and no copies
+of the keys. With more queries, the copies are smaller than the mask of all heads would be."""
+
 
 class TreeTexts(NamedTuple):
     """Some texts of a tree that have nodes of their own.
@@ -41,18 +45,37 @@ class TreeTexts(NamedTuple):
     depth: Tensor
 
 
+class TreeMasks:
+    """What is added to the scores of attention over a tree: made in the first block, and for all others, too.
+
+    No dictionary, of which accelerate's hooks would give each block a copy of its own.
+    """
+
+    def __init__(self) -> None:
+        self.made: dict[Hashable, Tensor] = {}
+
+    def of(self, number: int, group: TreeTexts, dtype: torch.dtype, window: int | None, num_folded: int) -> Tensor:
+        """The mask of a group, (E, 1, F · Q, K)."""
+        if window is not None and window >= group.keys.shape[1]:
+            window = None
+        key = (number, group.keys.device, dtype, window, num_folded)
+        if key not in self.made:
+            self.made[key] = _mask(group, dtype, window).repeat(1, num_folded, 1)[:, None]
+        return self.made[key]
+
+
 class AttendedTree(NamedTuple):
     """A tree as attention looks at it. Like tensors, named tuples of them follow a model to its device.
 
     Args:
-        groups: Texts of which each has about as many nodes of its own as the others.
+        groups: Texts of which each has about as many nodes of its own as the others, those with most first.
         answer: (C,), where each node is among the queries of all groups, their rows one behind the other.
-        masks: What is added to the scores, by type and window: made in the first block, and for all others, too.
+        masks: Of the groups.
     """
 
     groups: tuple[TreeTexts, ...]
     answer: Tensor
-    masks: dict[tuple[torch.dtype, int | None], list[Tensor]]
+    masks: TreeMasks
 
 
 @contextmanager
@@ -104,10 +127,12 @@ def _attend(
     if tree is None:
         found, _ = sdpa_attention_forward(module, query, key, value, attention_mask, **options)
         return found, None
-    masks = _masks(tree, _dtype(query), options.get("sliding_window"), query.shape[1] // key.shape[1])
     settings = {"scale": options["scaling"], "dropout": options.get("dropout", 0.0)}
-    parts = zip(tree.groups, masks, strict=True)
-    texts = [_attend_by_text(query, key, value, group, mask, **settings) for group, mask in parts]
+    texts = []
+    for number, group in enumerate(tree.groups):
+        num_folded = query.shape[1] // key.shape[1] if group.queries.shape[1] <= FEW_QUERIES else 1
+        mask = tree.masks.of(number, group, _dtype(query), options.get("sliding_window"), num_folded)
+        texts.append(_attend_by_text(query, key, value, group, mask, num_folded, **settings))
     return torch.cat(texts).index_select(0, tree.answer)[None], None
 
 
@@ -116,21 +141,24 @@ AttentionMaskInterface.register(ATTENTION, sdpa_mask)
 
 
 def _attend_by_text(
-    query: Tensor, key: Tensor, value: Tensor, group: TreeTexts, mask: Tensor, *, scale: float, dropout: float
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    group: TreeTexts,
+    mask: Tensor,
+    num_folded: int,
+    *,
+    scale: float,
+    dropout: float,
 ) -> Tensor:
-    """Attention of a row, (1, heads, C or S + C, D) each, as that of some texts: (E · Q, heads, D).
-
-    Heads that share their keys are queries of one head: more at once, and no copies of the keys.
-    """
+    """Attention of a row, (1, heads, C or S + C, D) each, as that of some texts: (E · Q, heads, D)."""
     num_heads, queries = query.shape[1], _by_text(query, group.queries)
-    found = F.scaled_dot_product_attention(
-        queries.reshape(len(queries), key.shape[1], -1, query.shape[3]),
-        _by_text(key, group.keys),
-        _by_text(value, group.keys),
-        attn_mask=mask,
-        scale=scale,
-        dropout_p=dropout,
-    )
+    keys, values = (_by_text(each, group.keys) for each in (key, value))
+    num_copies = num_heads // num_folded // key.shape[1]
+    if num_copies > 1:
+        keys, values = (each.repeat_interleave(num_copies, dim=1) for each in (keys, values))
+    folded = queries.reshape(len(queries), num_heads // num_folded, -1, query.shape[3])
+    found = F.scaled_dot_product_attention(folded, keys, values, attn_mask=mask, scale=scale, dropout_p=dropout)
     return found.reshape(len(found), num_heads, -1, found.shape[-1]).transpose(1, 2).flatten(0, 1)
 
 
@@ -143,22 +171,14 @@ def _by_text(values: Tensor, places: Tensor) -> Tensor:
 def _dtype(query: Tensor) -> torch.dtype:
     """In which attention computes: a mask of another type would be copied in every block."""
     kind = query.device.type
-    return torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else query.dtype
+    is_cast = torch.is_autocast_enabled(kind) and query.dtype != torch.float64
+    return torch.get_autocast_dtype(kind) if is_cast else query.dtype
 
 
-def _masks(tree: AttendedTree, dtype: torch.dtype, window: int | None, num_queries: int) -> list[Tensor]:
-    """What is added to the scores of each group, (E, 1, G · Q, K)."""
-    if window is not None and window >= max(group.keys.shape[1] for group in tree.groups):
-        window = None
-    if (dtype, window) not in tree.masks:
-        tree.masks[dtype, window] = [_mask(group, dtype, window, num_queries) for group in tree.groups]
-    return tree.masks[dtype, window]
-
-
-def _mask(group: TreeTexts, dtype: torch.dtype, window: int | None, num_queries: int) -> Tensor:
+def _mask(group: TreeTexts, dtype: torch.dtype, window: int | None) -> Tensor:
+    """What is added to the scores of one head, (E, Q, K)."""
     depth, keys = group.depth[..., None], torch.arange(group.keys.shape[1], device=group.depth.device)
     is_hidden = keys > depth
     if window is not None:
         is_hidden |= keys <= depth - window
-    mask = torch.zeros(is_hidden.shape, device=depth.device, dtype=dtype).masked_fill_(is_hidden, -torch.inf)
-    return mask.repeat(1, num_queries, 1)[:, None]
+    return torch.zeros(is_hidden.shape, device=depth.device, dtype=dtype).masked_fill_(is_hidden, -torch.inf)
