@@ -1,6 +1,7 @@
 """Prefix trees of texts: what each text gives alone, from one row without padding."""
 
 from contextlib import nullcontext
+from functools import partial
 
 import pytest
 import torch
@@ -17,6 +18,7 @@ from transformers import (
     Qwen3Config,
 )
 
+from reference.memory_twins import saved_bytes
 from stable_forgetting.adapters import BoundedLoraConfig
 from stable_forgetting.data.examples import LanguageExample
 from stable_forgetting.models import tasks, tree_attention
@@ -267,7 +269,10 @@ def test_attention_is_that_of_nodes_that_see_their_way_to_the_root(num_before, w
     options = {"dropout": 0.0, "scaling": 0.3, "sliding_window": window, "position_ids": given["position_ids"]}
     found, _ = tree_attention._attend(None, query, key, value, given["attention_mask"], tree=given["tree"], **options)
     torch.testing.assert_close(found, twin.transpose(1, 2), atol=1e-6, rtol=1e-5)
-    assert all(mask.shape[-1] % 8 == 0 for mask in row.attended.masks.made.values())
+    for mask, group in zip(row.attended.masks.made.values(), row.attended.groups, strict=True):
+        num_queries = group.queries.shape[1]
+        assert mask.shape[2] == (2 * num_queries if num_queries <= 256 else num_queries)
+        assert mask.shape[3] % 8 == 0
 
 
 def test_long_texts_share_attention_with_texts_of_about_their_length():
@@ -284,6 +289,7 @@ def test_long_texts_share_attention_with_texts_of_about_their_length():
         queries = [group.queries for group in tree_row(tree, max(lengths), 0, CPU).attended.groups]
         nodes = sum(each.numel() for each in queries)
         assert nodes <= max(2 * len(tree), 64 * len(tree.paths))
+        assert sum(map(len, queries)) == sum(count > 0 for count in tree.num_own) < len(tree.paths)
 
 
 def masks_of(model, texts, context):
@@ -309,7 +315,9 @@ def test_blocks_share_one_mask_of_the_type_that_attention_computes_in():
     assert masks_of(make_model("llama").double(), make_texts(), mixed) == ({(torch.float64, None)}, 1)
     assert masks_of(make_model("mistral"), make_texts(), plain) == ({(torch.float32, 4)}, 1)
     assert masks_of(make_model("qwen2"), make_texts(), plain) == ({(torch.float32, None), (torch.float32, 5)}, 2)
-    assert masks_of(make_model("mistral"), make_texts((3, 2, 3, 3))[:4], plain) == ({(torch.float32, 4)}, 1)
+    wide = make_model("mistral")
+    wide.config.sliding_window = 24
+    assert masks_of(wide, make_texts(), plain) == ({(torch.float32, None)}, 1)
 
 
 def test_blocks_under_hooks_share_it_as_well():
@@ -336,6 +344,21 @@ def test_mixed_precision_gives_what_it_gives_to_padded_batches(family, monkeypat
         with torch.autocast("cpu", torch.bfloat16):
             found.append(task.predict(model, task.collate(texts)).logits.float())
     torch.testing.assert_close(found[0], found[1], atol=5e-3, rtol=2e-2)
+
+
+@pytest.mark.parametrize("is_mixed", [False, True])
+@pytest.mark.parametrize("window", [None, 256])
+def test_less_is_kept_for_the_backward_pass(window, is_mixed, monkeypatch):
+    """Of long texts too, of which masks would be large: one for each block, or for each head."""
+    wide = {"num_attention_heads": 8, "num_key_value_heads": 2, "num_hidden_layers": 8, "hidden_size": 32}
+    config = MistralConfig(**SMALL | wide | {"max_position_embeddings": 1024}, sliding_window=window)
+    model, task = AutoModelForCausalLM.from_config(config), LanguageTask(FakeTokenizer())
+    batch, kept = task.collate(make_texts((1024, 1000, 700, 512))[:4]), []
+    for find in (find_tree_row, lambda *_: None):
+        monkeypatch.setattr(tasks, "find_tree_row", find)
+        with torch.autocast("cpu", torch.bfloat16, enabled=is_mixed):
+            kept.append(saved_bytes(model, partial(task.predict, model, batch)))
+    assert kept[0] < 0.6 * kept[1]
 
 
 def test_dropout_of_attention_is_that_of_the_model(monkeypatch):
