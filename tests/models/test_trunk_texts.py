@@ -106,8 +106,9 @@ def test_texts_give_the_same_gradients(language_model, tmp_path, checkpointing):
         language_model.activation_checkpointing_enable({"use_reentrant": False})
     trained = {name: weight for name, weight in adapted.named_parameters() if weight.requires_grad}
     with torch.no_grad():
+        generator = torch.Generator().manual_seed(0)
         for weight in trained.values():
-            weight.normal_(std=0.01)
+            weight.normal_(std=0.01, generator=generator)
     examples = language_set("forget", 5)
     gradients = []
     for task in tasks(adapted, tmp_path):
@@ -116,7 +117,8 @@ def test_texts_give_the_same_gradients(language_model, tmp_path, checkpointing):
         gradients.append({name: weight.grad.clone() for name, weight in trained.items()})
     for name, expected in gradients[0].items():
         assert expected.any()
-        torch.testing.assert_close(gradients[1][name], expected, rtol=1e-4, atol=1e-6)
+        # The trunk's outputs were computed on padded texts, and a sine of frequency 100 makes their rounding larger.
+        torch.testing.assert_close(gradients[1][name], expected, rtol=1e-4, atol=1e-5 * float(expected.abs().max()))
 
 
 def test_answers_are_generated_by_the_whole_model(language_model, tmp_path):
