@@ -50,6 +50,7 @@ from stable_forgetting.data.language import LanguageColumns, language_examples
 from stable_forgetting.data.sources import load_rows
 from stable_forgetting.evaluation import ModelScores, alternatives, score_examples
 from stable_forgetting.evaluation.likelihood import inference
+from stable_forgetting.models import tasks
 from stable_forgetting.models.load import LoadedModel, ModelSource, load_model
 from stable_forgetting.progress import SilentProgress
 from stable_forgetting.runs.kept import inputs_of, with_kept_trunk
@@ -152,9 +153,12 @@ def all_answers(sets: dict[str, ExampleSet[LanguageExample]]) -> list[list[Langu
 
 
 def likelihoods_step_by_step(loaded: LoadedModel, sets: dict[str, Any], batch_size: int, clock: Clock) -> None:
-    """One pass per answer, merged: with all logits, with those of labels only, by length, and with shared prompts."""
+    """One pass per answer, merged: with all logits, with those of labels only, by length, and with shared prompts.
+
+    All of it without prefix trees, which is what our way has beside that.
+    """
     passes, task = all_answers(sets), loaded.task
-    with merged_adapters(loaded.model):
+    with merged_adapters(loaded.model), patch.object(tasks, "find_tree_row", lambda *_: None):
         with clock("merged"):
             for answers in passes:
                 padded_nll(loaded.model, task.tokenizer, answers, batch_size)
