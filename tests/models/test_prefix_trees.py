@@ -284,7 +284,7 @@ def test_long_texts_share_attention_with_texts_of_about_their_length():
     tree = prefix_tree([(*range(1, 101),), (101, 102, 103), (104,)])
     groups = tree_row(tree, 100, 6, CPU).attended.groups
     assert [tuple(group.keys.shape) for group in groups] == [(1, 112), (2, 16)], "multiples of 8"
-    for lengths in ((150, 30, 90, 20, 2), (64, 2), (200, 101, 99, 50, 40), (65, 30)):
+    for lengths in ((150, 30, 90, 20, 2), (64, 2), (200, 101, 99, 50, 40), (65, 30), (200, 190)):
         tree = prefix_tree([text.input_ids for text in make_texts(lengths)])
         queries = [group.queries for group in tree_row(tree, max(lengths), 0, CPU).attended.groups]
         nodes = sum(each.numel() for each in queries)

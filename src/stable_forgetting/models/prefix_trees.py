@@ -160,11 +160,11 @@ def _groups(num_own: Sequence[int]) -> list[list[int]]:
         num_own: Nodes of each text that no text before it has; texts without any are left out.
     """
     groups: list[list[int]] = []
-    for text in sorted(range(len(num_own)), key=lambda text: -num_own[text]):
+    for text in sorted((text for text, count in enumerate(num_own) if count), key=lambda text: -num_own[text]):
         most = num_own[groups[-1][0]] if groups else math.inf
-        if num_own[text] and most > MANY_NODES and 2 * num_own[text] < most:
+        if most > MANY_NODES and 2 * num_own[text] < most:
             groups.append([text])
-        elif num_own[text]:
+        else:
             groups[-1].append(text)
     return groups
 
