@@ -6,6 +6,7 @@
     OMP_NUM_THREADS=1 python benchmarks/tofu_eval.py DATA_DIR --share 1        # all of forget01: hours on a CPU
     OMP_NUM_THREADS=1 python benchmarks/tofu_eval.py DATA_DIR --totals         # both ways, not what each saving gives
     OMP_NUM_THREADS=1 python benchmarks/tofu_eval.py DATA_DIR --adapted 10     # only the last ten blocks differ
+    OMP_NUM_THREADS=1 python benchmarks/tofu_eval.py DATA_DIR --dtype float64  # values without float32's rounding
     OMP_NUM_THREADS=1 python benchmarks/tofu_eval.py DATA_DIR --share 1 --taught --keep-taught FILE
 
 DATA_DIR holds TOFU's files (forget01_perturbed.json ...). The model is SmolLM2-135M-Instruct from the package
@@ -258,6 +259,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--keep-taught", type=Path, metavar="FILE", help="safetensors of the taught model")
     parser.add_argument("--adapted", type=int, help="only that many blocks, the last ones, have an adapter")
     parser.add_argument("--totals", action="store_true", help="measure both ways, and not what each saving gives")
+    parser.add_argument("--dtype", choices=("float32", "float64"), default="float32", help="of model and values")
     parser.add_argument("--batch-size", type=int, default=16)
     parser.add_argument("--max-new-tokens", type=int, default=48)
     parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results" / "tofu_eval_cpu.json")
@@ -272,6 +274,7 @@ def measure(arguments: argparse.Namespace) -> dict[str, Any]:
         teach_authors(base, sets, arguments.keep_taught)
     frozen = 0 if arguments.adapted is None else base.model.config.num_hidden_layers - arguments.adapted
     loaded = under_adapter(base, frozen)
+    loaded.model.to(getattr(torch, arguments.dtype))
     settings = EvaluationConfig(batch_size=arguments.batch_size, max_new_tokens=arguments.max_new_tokens)
     clock = Clock()
     ours = with_frozen_blocks_kept(loaded, sets, frozen)

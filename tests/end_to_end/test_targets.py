@@ -15,7 +15,7 @@ from stable_forgetting.config import TargetConfig, TrainingConfig
 from stable_forgetting.data.language import LanguageColumns, language_examples
 from stable_forgetting.data.sources import load_rows
 from stable_forgetting.errors import ConfigError, RunDirectoryError
-from stable_forgetting.runs import run, target_distributions, target_values, unlearning
+from stable_forgetting.runs import constants, run, target_distributions, target_values, unlearning
 from stable_forgetting.runs.check import check_config
 from stable_forgetting.runs.constants import forget_constants
 from stable_forgetting.runs.unlearning import unlearn
@@ -125,9 +125,10 @@ def slow_label_logits(folder, problem, name: str) -> tuple[list[list[float]], li
     return logits, labels
 
 
-def check_distributions(constants, problem, targets: list[float]) -> None:
-    """The rows are those of the slow twin with these targets of the labels."""
-    expected = twins.target_distributions(*slow_label_logits(problem.model, problem, "forget"), targets, 5)
+def check_distributions(constants, problem, targets: list[float], entropies: list[float] | None = None) -> None:
+    """The rows are those of the slow twin with these targets of the labels, and others that are as sure as wanted."""
+    given = slow_label_logits(problem.model, problem, "forget")
+    expected = twins.target_distributions(*given, targets, 5, entropies)
     lengths = [len(own) for own in slow_label_nlls(problem.model, problem, "forget")]
     every = torch.arange(len(lengths))
     tokens, probabilities = (constants[name][every] for name in ("target_tokens", "target_probabilities"))
@@ -149,6 +150,8 @@ def test_distributions_take_targets_from_a_pretrained_model_and_proportions_from
 
 def test_unlearn_makes_distributions_without_another_model(problem, seen, monkeypatch):
     monkeypatch.setattr(target_distributions, "NUM_KEPT", 5)
+    least = 1 + len(slow_label_nlls(problem.model, problem, "holdout"))  # all labels together, as there are few
+    monkeypatch.setattr(constants, "_LEAST_OF_A_KIND", least)
     sets = {
         name: [json.loads(line) for line in Path(problem.settings["data"][name]["path"]).read_text().splitlines()]
         for name in ("forget", "retain", "holdout")
@@ -157,8 +160,15 @@ def test_unlearn_makes_distributions_without_another_model(problem, seen, monkey
     given = {"tokenizer": tokenizer, "objective": "calibrated_distribution", "training": TrainingConfig(steps=1)}
     unlearn(model, **sets, **given)
     places = twins.places_by_rank(flat(slow_label_nlls(problem.model, problem, "forget")))
-    targets = twins.quantile_targets(places, flat(slow_label_nlls(problem.model, problem, "holdout")))
-    check_distributions(seen["constants"], problem, targets)
+    unseen = flat(slow_label_nlls(problem.model, problem, "holdout"))
+    targets = twins.quantile_targets(places, unseen)
+    own, others = (
+        [twins.entropy_of_others(*one) for one in zip(*slow_label_logits(problem.model, problem, name), strict=True)]
+        for name in ("forget", "holdout")
+    )
+    entropies = twins.wanted_entropies(targets, own, unseen, others, least)
+    check_distributions(seen["constants"], problem, targets, entropies)
+    assert not all(math.isnan(value) for value in entropies)
 
 
 def test_unlearning_towards_distributions_comes_near_them(problem, tmp_path):

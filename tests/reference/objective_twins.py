@@ -3,6 +3,7 @@
 import math
 
 import torch
+from scipy.optimize import brentq
 
 IGNORED = -100
 
@@ -100,13 +101,68 @@ def distribution_kl(
     return sum(values) / len(values)
 
 
+def entropy(weights: list[float]) -> float:
+    """−Σ p ln p of what is in proportion to the weights."""
+    shares = [weight / sum(weights) for weight in weights]
+    return -sum(share * math.log(share) for share in shares if share > 0)
+
+
+def entropy_of_others(logits: list[float], label: int) -> float:
+    """Of all tokens but the label, among themselves."""
+    return entropy([math.exp(value) for token, value in enumerate(logits) if token != label])
+
+
+def wanted_entropies(
+    targets: list[float], own: list[float], holdout_nll: list[float], holdout: list[float], least: int
+) -> list[float]:
+    """Quantiles of the unseen entropies by rank, in each third of the unseen NLLs; NaN where they are too few."""
+    edges = quantile_targets([1 / 3, 2 / 3], holdout_nll)
+
+    def third(value: float) -> int:
+        return sum(value >= edge for edge in edges)
+
+    found = [math.nan] * len(targets)
+    for part in range(3):
+        chosen = [place for place, target in enumerate(targets) if third(target) == part]
+        known = [
+            value for value, nll in zip(holdout, holdout_nll, strict=True) if third(nll) == part and nll > 0.0010005
+        ]
+        if len(known) >= least:
+            ranked = quantile_targets(places_by_rank([own[place] for place in chosen]), known)
+            for place, value in zip(chosen, ranked, strict=True):
+                found[place] = value
+    return found
+
+
+def power_with_entropy(weights: list[float], wanted: float) -> float:
+    """The power of the weights that has an entropy, from 1/8 to 8; 1 if it is NaN."""
+    if math.isnan(wanted):
+        return 1.0
+
+    def missing(power: float) -> float:
+        return entropy([weight**power for weight in weights]) - wanted
+
+    if missing(1 / 8) < 0 or missing(8) > 0:
+        return 1 / 8 if missing(1 / 8) < 0 else 8.0
+    return brentq(missing, 1 / 8, 8)
+
+
 def target_distributions(
-    base: list[list[float]], labels: list[int], targets: list[float], num_kept: int
+    base: list[list[float]],
+    labels: list[int],
+    targets: list[float],
+    num_kept: int,
+    entropies: list[float] | None = None,
 ) -> list[dict[int, float]]:
-    """Of each label, itself at exp(−target) and the likeliest others in the base model's proportions; −1: the rest."""
+    """Of each label, itself at exp(−target) and the likeliest others, together as sure as wanted; −1: the rest.
+
+    Without entropies, others keep the base model's proportions.
+    """
     found = []
-    for logits, label, target in zip(base, labels, targets, strict=True):
-        others = {token: math.exp(value) for token, value in enumerate(logits) if token != label}
+    for place, (logits, label, target) in enumerate(zip(base, labels, targets, strict=True)):
+        weights = {token: math.exp(value) for token, value in enumerate(logits) if token != label}
+        power = power_with_entropy(list(weights.values()), math.nan if entropies is None else entropies[place])
+        others = {token: weight**power for token, weight in weights.items()}
         share = (1 - math.exp(-target)) / sum(others.values())
         chosen = sorted(others, key=lambda token: -others[token])[: num_kept - 1]
         kept = {label: math.exp(-target)} | {token: share * others[token] for token in chosen}

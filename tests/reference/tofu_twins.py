@@ -26,7 +26,8 @@ def padded_logits(model, tokenizer, examples, batch_size):
             labels[row, example.num_prompt_tokens : length] = input_ids[row, example.num_prompt_tokens : length]
         with torch.no_grad():
             logits = model(input_ids=input_ids, attention_mask=attention_mask).logits
-        yield batch, logits[:, :-1].float(), labels[:, 1:]
+        logits = logits if logits.dtype == torch.float64 else logits.float()
+        yield batch, logits[:, :-1], labels[:, 1:]
 
 
 def padded_nll(model, tokenizer, examples, batch_size):

@@ -42,7 +42,7 @@ def constants(
         target=target,
         base=base,
         pretrained=pretrained,
-        distributions=lambda targets: {},
+        distributions=lambda *_: {},
         ends={name: np.full(len(found), name not in cut) for name, found in base.items()},
     )
 
@@ -182,10 +182,77 @@ def test_one_unseen_example_that_the_model_is_sure_of_is_no_mistake():
         base = {"forget": scores_of([[0.1], [0.2], [0.3]]), "holdout": scores_of(holdout)}
         objective = build_objective("calibrated")
         given = {"base": base, "pretrained": {}, "target": TargetConfig(), "ends": {}}
-        return forget_constants(objective, distributions=lambda _: {}, **given)["target"]
+        return forget_constants(objective, distributions=lambda *_: {}, **given)["target"]
 
     found = targets(holdout)
     assert found.min() == pytest.approx(5e-4)
     assert found.max() == pytest.approx(twins.quantile_targets([5 / 6], [5e-4, 5e-4, 30.0])[0], rel=1e-5)
     with pytest.raises(ConfigError, match=r"targets of the examples are 0\.0005 nats on average"):
         targets([[0.0], [1e-5], [0.0]])
+
+
+def scores_at(logits: torch.Tensor, labels: list[int], lengths: list[int]) -> LikelihoodScores:
+    """Scores of examples with these numbers of labels, from the logits at each, (P, V)."""
+    log_probabilities = logits.log_softmax(dim=-1)
+    own = log_probabilities[torch.arange(len(labels)), labels].numpy().astype(np.float32)
+    mean = (log_probabilities.exp() * log_probabilities).sum(dim=-1).numpy().astype(np.float32)
+    sums = -np.add.reduceat(own, np.cumsum(lengths) - lengths).astype(np.float64)
+    return LikelihoodScores(sums, *[np.array(lengths)] * 5, tokens=TokenScores(own, mean, mean))
+
+
+@pytest.mark.parametrize("matching", ["quantiles", "mean"])
+def test_the_model_is_to_be_as_sure_of_other_tokens_as_at_unseen_labels(matching):
+    """In thirds by target, each with the quantiles of its own unseen labels; where these are too few, as it is."""
+    generator = torch.Generator().manual_seed(0)
+    lengths = [5] * 14 + [6]  # 15 examples: fewer than 20 first labels, so that all labels are compared together
+    logits = 3 * torch.randn(sum(lengths), 7, generator=generator, dtype=torch.float64)
+    labels = torch.randint(7, (sum(lengths),), generator=generator).tolist()
+    for place in range(0, 76, 6):  # labels that the model is certain of, beside which there is nothing to compare
+        logits[place] = 0.0
+        logits[place, labels[place]] = 12.0
+    holdout = scores_at(logits, labels, lengths)
+    rows = logits.tolist()
+    unseen = [twins.entropy_of_others(row, label) for row, label in zip(rows, labels, strict=True)]
+    given = {}
+
+    def distributions(targets, spread):
+        given.update(targets=targets, spread=spread)
+        return {}
+
+    forget = [[0.01 * place, 0.3 + 0.001 * place, 0.02 * place, 0.5 / place] for place in range(1, 12)]
+    base = {"forget": scores_of(forget), "holdout": holdout}
+    forget_constants(
+        build_objective("calibrated_distribution"),
+        target=TargetConfig(matching=matching),
+        base=base,
+        pretrained={},
+        distributions=distributions,
+        ends={name: np.full(len(found), True) for name, found in base.items()},
+    )
+    if matching == "mean":
+        assert given["spread"] is None
+        return
+    own = torch.rand(44, generator=generator, dtype=torch.float64).tolist()
+    expected = twins.wanted_entropies(given["targets"].tolist(), own, holdout.label_nll.tolist(), unseen, 20)
+    found = given["spread"](np.array(own))
+    np.testing.assert_allclose(found, expected, atol=1e-4)
+    assert np.isnan(found).sum() not in (0, len(found))
+
+
+def test_of_an_image_the_entropy_over_the_other_classes_is_known():
+    logits = torch.tensor([[2.0, 1.0, 0.0], [0.0, 1.5, 1.0]] * 20)
+    log_probabilities = logits.log_softmax(dim=-1)
+    entropy = -(log_probabilities.exp() * log_probabilities).sum(dim=-1).double().numpy()
+    nll, ones = -log_probabilities[:, 0].double().numpy(), np.ones(40, dtype=np.int64)
+    holdout = LikelihoodScores(nll, *[ones] * 5, entropy=entropy)
+    given = {}
+    forget_constants(
+        build_objective("calibrated_distribution"),
+        target=TargetConfig(),
+        base={"forget": scores_of([[0.1], [0.2]], with_tokens=False), "holdout": holdout},
+        pretrained={},
+        distributions=lambda targets, spread: given.update(spread=spread) or {},
+        ends={"forget": np.full(2, False), "holdout": np.full(40, False)},
+    )
+    least, most = (twins.entropy_of_others(row, 0) for row in (logits[0].tolist(), logits[1].tolist()))
+    assert given["spread"](np.array([0.3, 0.6])).tolist() == pytest.approx([least, most], abs=1e-4)

@@ -16,14 +16,28 @@ LENGTHS = [4, 7, 5]  # of whole texts; longest first, the model reads them in an
 TARGETS = np.array([0.5, 1.0, 1.5, 2.0, 2.5, 3.0, 3.5, 4.0, 4.5, 5.0])
 
 
+ENTROPIES = np.array([0.5, 1.0, 1.5, 2.0, 2.2, 2.39, np.nan, 0.0, 3.0, 1.2])
+"""Of eleven tokens, which have ln 11 = 2.4 at most; 0 and 3 are out of reach."""
+
+
 @pytest.mark.parametrize("batch_size", [1, 2, 3])
-def test_examples_of_different_lengths_get_their_own_targets(batch_size, monkeypatch):
+@pytest.mark.parametrize("entropies", [None, ENTROPIES])
+@pytest.mark.parametrize("at_once", [3, 1000])
+def test_examples_of_different_lengths_get_their_own_targets(batch_size, entropies, at_once, monkeypatch):
+    monkeypatch.setattr(module, "POSITIONS_AT_ONCE", at_once)
     monkeypatch.setattr(module, "NUM_KEPT", 5)
     ids = [tuple((3 * place + number) % VOCABULARY for place in range(n)) for number, n in enumerate(LENGTHS)]
     examples = [LanguageExample(f"prompt {number}", "answer", own, 2) for number, own in enumerate(ids)]
     model = make_llama(VOCABULARY).eval()
+    seen = []
+
+    def spread(own):
+        seen.extend(own.tolist())
+        return entropies
+
     found = module.target_distributions(
         TARGETS,
+        None if entropies is None else spread,
         model=model,
         task=LanguageTask(make_tokenizer(["a b c"])),
         forget=ExampleSet("forget", examples, "a test"),
@@ -32,14 +46,15 @@ def test_examples_of_different_lengths_get_their_own_targets(batch_size, monkeyp
     )
     assert len(found["target_tokens"].values) == len(TARGETS)  # no room for what the longest example has more
     rows = {name: values[torch.arange(len(LENGTHS))] for name, values in found.items()}
-    left = iter(TARGETS.tolist())
+    left, spreads = iter(TARGETS.tolist()), iter([np.nan] * len(TARGETS) if entropies is None else entropies.tolist())
+    of_others = []
     for row, own in enumerate(ids):
         with torch.no_grad():
             logits = model(torch.tensor([own])).logits[0].double().tolist()
         places = range(2, len(own))
-        expected = twins.target_distributions(
-            [logits[place - 1] for place in places], [own[place] for place in places], [next(left) for _ in places], 5
-        )
+        given = [logits[place - 1] for place in places], [own[place] for place in places]
+        of_others += [twins.entropy_of_others(*one) for one in zip(*given, strict=True)]
+        expected = twins.target_distributions(*given, [next(left) for _ in places], 5, [next(spreads) for _ in places])
         for place, wanted in enumerate(expected):
             tokens, probabilities = (
                 rows[f"target_{name}"][row, place].tolist() for name in ("tokens", "probabilities")
@@ -47,3 +62,4 @@ def test_examples_of_different_lengths_get_their_own_targets(batch_size, monkeyp
             assert dict(zip([*tokens, -1], probabilities, strict=True)) == pytest.approx(wanted, abs=1e-5)
         assert not rows["target_probabilities"][row, len(own) - 2 :].any()
     assert next(left, None) is None
+    assert seen == ([] if entropies is None else pytest.approx(of_others, abs=1e-5))

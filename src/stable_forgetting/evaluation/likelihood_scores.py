@@ -112,6 +112,19 @@ class LikelihoodScores:
         return self.nll_sum
 
     @property
+    def label_entropy(self) -> Floats:
+        """Entropy of the model's distribution at each label, example after example, (sum of n,), in nats.
+
+        Raises:
+            ValueError: The `tokens` of texts were not kept.
+        """
+        if self.tokens is not None:
+            return -self.tokens.mean.astype(np.float64)
+        if self.entropy is None:
+            raise ValueError("the values of each label were not kept; score with_tokens")
+        return self.entropy
+
+    @property
     def probability(self) -> Floats:
         """P = exp(−S / n), (N,): for an image the probability of its class."""
         return np.exp(-self.nll)

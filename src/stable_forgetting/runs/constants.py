@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -18,6 +19,7 @@ from stable_forgetting.evaluation import LikelihoodScores
 from stable_forgetting.evaluation.likelihood_scores import Floats, Ints
 from stable_forgetting.objectives import Objective
 from stable_forgetting.objectives.targets import holdout_targets, places_among, positive_targets, ranks
+from stable_forgetting.runs.target_distributions import Spread
 
 _LEAST_OF_LABEL = 1e-7
 """About what single precision makes of a probability that is not quite 1; lower targets of labels are raised to it."""
@@ -31,14 +33,21 @@ _ALL = -1
 _LEAST_OF_A_KIND = 20
 """Unseen labels of a kind from which on they are a distribution of their own."""
 
+_PARTS_OF_A_GROUP = 3
+"""Labels with low, middling and high targets have other tokens of their own sureness."""
+
+_LEAST_LEFT = 1e-3
+"""Probability beside the label from which on single precision tells how it is divided."""
+
 Likelihoods = Mapping[str, LikelihoodScores]
 """Of the sets ``forget`` and ``holdout``, as far as they are needed and there."""
 
 Ends = Mapping[str, npt.NDArray[np.bool_]]
 """Of each example of a set, whether its last label ends the answer, by the name of the set."""
 
-Distributions = Callable[[Floats], Mapping[str, RowValues]]
-"""From the targets of all labels, example after example, to constants of whole distributions."""
+Distributions = Callable[[Floats, Spread | None], Mapping[str, RowValues]]
+"""From the targets of all labels, example after example, and how sure the model is to be of other tokens, to constants
+of whole distributions."""
 
 
 def forget_constants(
@@ -77,11 +86,15 @@ def forget_constants(
         )
     if "label_targets" not in objective.needs:
         return {**_tensors(constants)}
-    targets = _label_targets(base, pretrained, target, ends)
+    kinds = _groups_of_like(base, ends)
+    targets = _label_targets(base, pretrained, target, kinds)
     constants["label_targets"] = _padded(targets, base["forget"].num_labels)
     constants["mean_target"] = np.full(len(base["forget"]), targets.mean())
-    whole = distributions(targets) if "target_probabilities" in objective.needs else {}
-    return {**_tensors(constants), **whole}
+    if "target_probabilities" not in objective.needs:
+        return {**_tensors(constants)}
+    is_matched = target.source == "holdout" and target.matching == "quantiles"
+    spread = partial(_wanted_entropies, targets, base["holdout"], kinds) if is_matched else None
+    return {**_tensors(constants), **distributions(targets, spread)}
 
 
 def _tensors(constants: Mapping[str, Floats]) -> dict[str, Tensor]:
@@ -96,27 +109,81 @@ def ends_of(sets: Mapping[str, ExampleSet[Any]]) -> Ends:
     }
 
 
-def _label_targets(base: Likelihoods, pretrained: Likelihoods, target: TargetConfig, ends: Ends) -> Floats:
-    """Targets of all labels of the forget set.
+def _groups_of_like(base: Likelihoods, ends: Ends) -> list[dict[str, npt.NDArray[np.bool_]]]:
+    """Which labels of each set are compared with each other.
 
     First labels and ends have targets of their own: a model that never saw a fact still knows how answers begin and
     that they end, and one before finetuning knows neither.
-
-    Raises:
-        ConfigError: They are so low that nothing would be forgotten.
     """
     kinds = {name: _kinds(scores, ends[name]) for name, scores in base.items()}
     asked = np.unique(kinds["forget"])
     apart = "holdout" not in base or all((kinds["holdout"] == kind).sum() >= _LEAST_OF_A_KIND for kind in asked)
-    targets = np.empty(len(kinds["forget"]))
-    for kind in asked if apart else (_ALL,):
-        chosen = {name: (found == kind) | (kind == _ALL) for name, found in kinds.items()}
+    return [
+        {name: (found == kind) | (kind == _ALL) for name, found in kinds.items()}
+        for kind in (asked if apart else (_ALL,))
+    ]
+
+
+def _label_targets(
+    base: Likelihoods, pretrained: Likelihoods, target: TargetConfig, groups: Sequence[Mapping[str, Any]]
+) -> Floats:
+    """Targets of all labels of the forget set.
+
+    Raises:
+        ConfigError: They are so low that nothing would be forgotten.
+    """
+    targets = np.empty(int(base["forget"].num_labels.sum()))
+    for chosen in groups:
         of_kind = (
             {name: model[name].label_nll[labels] for name, labels in chosen.items() if name in model}
             for model in (base, pretrained)
         )
         targets[chosen["forget"]] = _targets(*of_kind, target=target, least=_LEAST_OF_LABEL)
     return _far_enough(targets, whose="labels")
+
+
+def _wanted_entropies(
+    targets: Floats, holdout: LikelihoodScores, groups: Sequence[Mapping[str, Any]], entropies: Floats
+) -> Floats:
+    """How sure the model is to be of other tokens at each forget label: quantiles of what it is at unseen labels.
+
+    By the order of what it is at the forget labels, among those of about the same target, because a label and what is
+    said in its place go together: where an unseen label is very unlikely, the model is mostly sure of another one.
+
+    Args:
+        targets: NLL that each forget label is to get, (P,), in nats.
+        holdout: The base model's likelihoods of the unseen examples.
+        groups: Which labels are compared with each other.
+        entropies: Entropy of all tokens but the label under the base model at each forget label, (P,), in nats.
+
+    Returns:
+        The same as it should be, (P,), in nats; NaN where too few unseen labels can be compared with.
+    """
+    nll, unseen = holdout.label_nll, _entropies_of_others(holdout)
+    wanted = np.full(len(entropies), np.nan)
+    for chosen in groups:
+        edges = np.quantile(nll[chosen["holdout"]], np.linspace(0, 1, _PARTS_OF_A_GROUP + 1)[1:-1])
+        for part in range(_PARTS_OF_A_GROUP):
+            own, others = (
+                chosen[name] & (np.digitize(values, edges) == part)
+                for name, values in (("forget", targets), ("holdout", nll))
+            )
+            known = unseen[others & np.isfinite(unseen)]
+            if len(known) >= _LEAST_OF_A_KIND:
+                wanted[own] = np.quantile(known, ranks(entropies[own]))
+    return wanted
+
+
+def _entropies_of_others(scores: LikelihoodScores) -> Floats:
+    """Entropy of all tokens but the label at each label, (sum of n,), in nats; NaN where there is next to nothing left.
+
+    H = h(p) + (1 − p) H_others, h: entropy of whether it is the label.
+    """
+    nll, whole = scores.label_nll, scores.label_entropy
+    rest = -np.expm1(-nll)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        of_others = (whole - nll * np.exp(-nll)) / rest + np.log(rest)
+    return np.where(rest > _LEAST_LEFT, of_others.clip(min=0), np.nan)
 
 
 def _far_enough(targets: Floats, *, whose: str) -> Floats:
