@@ -186,6 +186,17 @@ def test_options_that_contradict_each_other_are_refused():
         parse_config(SMALLEST | {"data": {"forget": {"path": "x.jsonl"}}})
 
 
+def test_an_unseen_term_needs_unseen_texts():
+    given = SMALLEST | {"objective": {"name": "npo", "unseen_weight": 0.5}}
+    with pytest.raises(ConfigError, match=r"unseen_weight is 0\.5, which needs data\.holdout or data\.targets"):
+        parse_config(given)
+    for name in ("holdout", "targets"):
+        found = parse_config(given | {"data": SMALLEST["data"] | {name: {"path": "h.jsonl"}}})
+        assert found.objective.unseen_weight == 0.5
+    with pytest.raises(ConfigError, match=r"unseen_weight is 0\.5: only language models have it"):
+        parse_config(given | {"task": "image", "data": SMALLEST["data"] | {"holdout": {"path": "h.npz"}}})
+
+
 @pytest.mark.parametrize("given", [{"best_metric": "x"}, {"stop": [{"metric": "x", "above": 1}]}])
 def test_what_decides_in_a_training_needs_validations_from_a_file_and_from_python(given):
     (name,) = given

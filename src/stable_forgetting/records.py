@@ -70,6 +70,7 @@ class StepRecord(_Record):
     loss: float | None = None
     forget_term: float | None = None
     retain_term: float | None = None
+    unseen_term: float | None = None
     grad_norm: float | None = None
     learning_rate: float | None = None
     adapter_norm: float | None = None

@@ -8,19 +8,20 @@ from stable_forgetting.data.examples import ExampleSet, LanguageExample
 from stable_forgetting.data.pairs import (
     FORGET,
     RETAIN,
+    UNSEEN,
     Draw,
     ForgetRetainBatches,
     PairCollator,
     PairedExamples,
+    ShareOfBatches,
 )
 from stable_forgetting.data.ragged import RaggedRows
 from stable_forgetting.errors import ConfigError
 
 
-def sampler(num_forget=7, num_retain=11, forget_batch_size=3, retain_batch_size=4, seed=0):
-    return ForgetRetainBatches(
-        num_forget, num_retain, forget_batch_size=forget_batch_size, retain_batch_size=retain_batch_size, seed=seed
-    )
+def sampler(num_forget=7, num_retain=11, forget_batch_size=3, retain_batch_size=4, seed=0, **unseen):
+    sizes = {"forget_batch_size": forget_batch_size, "retain_batch_size": retain_batch_size}
+    return ForgetRetainBatches(num_forget, num_retain, **sizes, seed=seed, **unseen)
 
 
 def epoch_of(batches, epoch):
@@ -71,6 +72,28 @@ def test_retain_order_is_the_endless_stream():
     assert stream == retain_stream(lambda cycle, size: batches._permutation(RETAIN, cycle, size), 11, len(stream))
 
 
+@pytest.mark.parametrize("num_retain", [11, None])
+def test_unseen_examples_come_beside_the_others_and_change_nothing_of_them(num_retain):
+    without = sampler(num_retain=num_retain)
+    batches = sampler(num_retain=num_retain, num_unseen=5, unseen_batch_size=2)
+    stream = []
+    for epoch in range(4):
+        for batch, other in zip(epoch_of(batches, epoch), epoch_of(without, epoch), strict=True):
+            own = drawn([batch], UNSEEN)
+            assert batch == [*other, *(Draw(UNSEEN, index) for index in own)]
+            assert len(own) == 2
+            stream += own
+    assert stream == retain_stream(lambda cycle, size: batches._permutation(UNSEEN, cycle, size), 5, len(stream))
+
+
+def test_processes_share_unseen_examples_too():
+    batches = sampler(num_unseen=5, unseen_batch_size=3)
+    shares = [list(ShareOfBatches(batches, rank, 2)) for rank in range(2)]
+    for batch, *own in zip(batches, *shares, strict=True):
+        assert sorted(draw for share in own for draw in share) == sorted(batch)
+        assert abs(len(own[0]) - len(own[1])) <= 1
+
+
 def test_resuming_at_an_epoch_gives_the_same_batches():
     straight = sampler()
     history = [epoch_of(straight, epoch) for epoch in range(4)]
@@ -92,7 +115,14 @@ def test_forget_only():
 
 
 @pytest.mark.parametrize(
-    "sizes", [{"num_forget": 0}, {"retain_batch_size": 0}, {"num_forget": None, "num_retain": None}]
+    "sizes",
+    [
+        {"num_forget": 0},
+        {"retain_batch_size": 0},
+        {"num_unseen": 0},
+        {"num_unseen": 3, "unseen_batch_size": 0},
+        {"num_forget": None, "num_retain": None},
+    ],
 )
 def test_bad_sizes(sizes):
     with pytest.raises(ConfigError, match=r"at least (1|one)"):
@@ -102,16 +132,19 @@ def test_bad_sizes(sizes):
 def test_loader_gives_the_tasks_tensors_with_role_and_index():
     forget = ExampleSet("forget", [LanguageExample("", str(n), (1, 10 + n), 1) for n in range(3)])
     retain = ExampleSet("retain", [LanguageExample("", str(n), (1, 20 + n), 1) for n in range(4)])
-    pairs = PairedExamples(forget, retain)
-    assert len(pairs) == 7
+    unseen = ExampleSet("holdout", [LanguageExample("", str(n), (1, 30 + n), 1) for n in range(2)])
+    pairs = PairedExamples(forget, retain, unseen)
+    assert len(pairs) == 9
     loader = torch.utils.data.DataLoader(
         pairs,
-        batch_sampler=sampler(3, 4, 2, 2),
+        batch_sampler=sampler(3, 4, 2, 2, num_unseen=2, unseen_batch_size=1),
         collate_fn=PairCollator(lambda examples: {"last": torch.tensor([e.input_ids[-1] for e in examples])}),
     )
     for batch in loader:
         assert batch["role"].dtype == batch["index"].dtype == torch.int64
-        expected = batch["index"] + torch.where(batch["role"] == FORGET, 10, 20)
+        expected = batch["index"] + torch.tensor(
+            [{FORGET: 10, RETAIN: 20, UNSEEN: 30}[role] for role in batch["role"].tolist()]
+        )
         assert torch.equal(batch["last"], expected)
 
 

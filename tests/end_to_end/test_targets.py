@@ -15,10 +15,11 @@ from stable_forgetting.config import TargetConfig, TrainingConfig
 from stable_forgetting.data.language import LanguageColumns, language_examples
 from stable_forgetting.data.sources import load_rows
 from stable_forgetting.errors import ConfigError, RunDirectoryError
-from stable_forgetting.runs import constants, run, target_distributions, target_values, unlearning
+from stable_forgetting.runs import constants, pipeline, run, target_distributions, target_values, unlearning
 from stable_forgetting.runs.check import check_config
 from stable_forgetting.runs.constants import forget_constants
 from stable_forgetting.runs.unlearning import unlearn
+from stable_forgetting.training import train
 from tiny_problem import make_image_problem, make_llama, make_tokenizer
 
 LABELS = {"objective__name": "calibrated_labels", "training__steps": 1}
@@ -93,6 +94,33 @@ def test_a_set_of_targets_takes_the_place_of_the_holdout_set_that_is_measured(pr
     assert len(nlls) > 2
     assert seen["base"]["holdout"].nll_sum.tolist() == pytest.approx(nlls, rel=1e-4)
     assert seen["ends"]["holdout"].tolist() == [True] * len(nlls)
+
+
+@pytest.mark.parametrize("weight", [0.0, 1.0])
+@pytest.mark.parametrize("name", ["holdout", "targets"])
+def test_what_targets_come_from_stays_unseen(problem, tmp_path, monkeypatch, weight, name):
+    path = problem.settings["data"]["holdout"]["path"]
+    parts = {"holdout": "row < 2", "targets": "row > 1"} if name == "targets" else {"holdout": None}
+    given = {f"data__{part}": {"path": path, "where": where} for part, where in parts.items()}
+    noted = []
+
+    def note(model, task, objective, sets, **options):
+        noted.append(sets.unseen)
+        return train(model, task, objective, sets, **options)
+
+    monkeypatch.setattr(pipeline, "train", note)
+    record = run(
+        problem.config(**given, objective__name="gradient_difference", objective__unseen_weight=weight),
+        tmp_path / "run",
+    )
+    terms = [step.unseen_term for step in record.history]
+    if weight == 0:
+        assert noted == [None]
+        assert set(terms) == {None}
+    else:
+        expected = next(entry.count for entry in record.sets if entry.name == name)
+        assert [(len(unseen), unseen.name) for unseen in noted] == [(expected, name)]
+        assert terms[-1] > 0
 
 
 def test_unlearn_gives_labels_targets_by_their_ranks(problem, seen):

@@ -252,6 +252,21 @@ def test_an_objective_without_retain_term_has_no_retain_rows():
     assert shape == StepShape(5, 0, labels, 0, (max(len(example.input_ids) for example in sets.forget),))
 
 
+def test_unseen_examples_count_as_retain_examples_with_a_reference():
+    model = on_meta(CONFIGS["llama"]())
+    by_name = {"forget": language_set("forget", 5), "retain": language_set("retain", 20, seed=1)}
+    unseen = language_set("holdout", 6, seed=2)
+    objective = build_objective("gradient_difference", unseen_weight=1.0)
+    config = settings(unseen_batch_size=4)
+    shape = step_shape(model, Sets(by_name | {"holdout": unseen}), config, objective)
+    rows = config.training.retain_batch_size + 4
+    lengths = sorted((example.num_labels for part in (by_name["retain"], unseen) for example in part), reverse=True)
+    assert (shape.retain_rows, shape.retain_labels) == (rows, sum(lengths[:rows]))
+    kept = build_objective("gradient_difference", retain="kl")
+    with_unseen, with_kl = (estimate_memory(model, shape, config, one, Devices()) for one in (objective, kept))
+    assert with_unseen == with_kl
+
+
 def test_plain_lora_keeps_no_dense_weight():
     """Beside the bounded adapter: the same kept bytes and more, but no effective weight."""
     config = CONFIGS["llama"]()

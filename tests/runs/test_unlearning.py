@@ -292,6 +292,12 @@ def test_without_a_retain_term_no_retain_set_is_needed():
     assert same(call(retain=None, objective=none).model, alone.model)
 
 
+def test_an_unseen_term_needs_a_holdout_set():
+    objective = build_objective("gradient_difference", unseen_weight=0.5)
+    with pytest.raises(ConfigError, match=r"unseen_weight is 0\.5, but holdout is None\. Give a holdout set"):
+        call(objective=objective)
+
+
 def test_the_adapter_starts_by_the_seed_of_the_training_unless_it_has_its_own():
     own = BoundedLoraConfig(target_modules=["up_proj"])
 

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from contextlib import nullcontext
 
 import pytest
 import torch
@@ -10,7 +11,7 @@ from peft import get_peft_model
 from reference import objective_twins as twins
 from stable_forgetting.adapters import BoundedLoraConfig
 from stable_forgetting.config import StopRule, TrainingConfig
-from stable_forgetting.data.pairs import FORGET, ForgetRetainBatches, PairCollator, PairedExamples
+from stable_forgetting.data.pairs import FORGET, RETAIN, UNSEEN, ForgetRetainBatches, PairCollator, PairedExamples
 from stable_forgetting.errors import ConfigError, NotFiniteError
 from stable_forgetting.models.tasks import ImageTask, LanguageTask
 from stable_forgetting.objectives import build_objective
@@ -46,13 +47,15 @@ def make_trainer(tmp_path, model, objective, found: Sets, **changes) -> UnlearnT
         training_arguments(chosen, tmp_path, chosen.steps),
         task=TASK,
         objective=objective,
-        examples=PairedExamples(found.forget, found.retain),
+        examples=PairedExamples(found.forget, found.retain, found.unseen),
         batches=ForgetRetainBatches(
             len(found.forget),
             len(found.retain),
             forget_batch_size=chosen.forget_batch_size,
             retain_batch_size=chosen.retain_batch_size,
             seed=0,
+            num_unseen=len(found.unseen) if found.unseen else None,
+            unseen_batch_size=chosen.unseen_batch_size,
         ),
         constants=found.constants,
     )
@@ -148,6 +151,70 @@ def test_the_loss_equals_the_slow_twin(tmp_path, name):
         else twins.cross_entropy(retain)
     )
     assert loss == pytest.approx(0.7 * forget_term + 1.3 * retain_term, abs=2e-4)
+
+
+@pytest.mark.parametrize("retain", ["nll", "kl"])
+@pytest.mark.parametrize("num_unseen", [1, 5])
+def test_the_unseen_term_is_the_divergence_from_the_base_model_on_unseen_examples(tmp_path, retain, num_unseen):
+    found = sets()
+    found = Sets(found.forget, found.retain, unseen=language_set("holdout", num_unseen, 3))
+    model = adapted_model()
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if "lora_B" in name:
+                parameter.normal_(std=0.05)
+    objective = build_objective("gradient_difference", retain=retain, retain_weight=1.3, unseen_weight=0.6)
+    trainer = make_trainer(tmp_path, model, objective, found, unseen_batch_size=4)
+    batch = next(iter(trainer.get_train_dataloader()))
+    loss = trainer.compute_loss(model.eval(), batch).item()
+
+    def logits(role, *, disabled=False):
+        chosen = batch["role"] == role
+        with torch.no_grad(), model.disable_adapter() if disabled else nullcontext():
+            return model(input_ids=batch["input_ids"][chosen], attention_mask=batch["attention_mask"][chosen]).logits
+
+    labels = {role: batch["labels"][batch["role"] == role] for role in (FORGET, RETAIN, UNSEEN)}
+    assert [len(labels[role]) for role in (FORGET, RETAIN, UNSEEN)] == [3, 2, 4]
+    divergence = {role: twins.kl(logits(role), logits(role, disabled=True), labels[role]) for role in (RETAIN, UNSEEN)}
+    assert divergence[UNSEEN] > 1e-3
+    likelihoods = {role: twins.cross_entropy(twins.nll_by_example(logits(role), labels[role])) for role in labels}
+    retain_term = divergence[RETAIN] if retain == "kl" else likelihoods[RETAIN]
+    expected = -likelihoods[FORGET] + 1.3 * retain_term + 0.6 * divergence[UNSEEN]
+    assert loss == pytest.approx(expected, abs=2e-4)
+
+
+def test_unseen_examples_that_are_asked_for_have_to_be_there(tmp_path):
+    objective = build_objective("gradient_difference", unseen_weight=1.0)
+    with pytest.raises(ConfigError, match="needs unseen examples, but there are none"):
+        train(adapted_model(), TASK, objective, sets(), settings=settings(), output_dir=tmp_path)
+
+
+def test_the_unseen_term_is_in_the_history_and_keeps_what_the_model_says(tmp_path):
+    """The same training without it goes further from the base model where nothing was to be forgotten."""
+    found, outcomes = sets(), {}
+    unseen = language_set("holdout", 8, 3)
+    for weight in (0.0, 100.0):
+        objective = build_objective("gradient_difference", unseen_weight=weight)
+        given = Sets(found.forget, found.retain, unseen=unseen)
+        model = adapted_model()
+        outcome = train(
+            model,
+            TASK,
+            objective,
+            given,
+            settings=settings(steps=12, learning_rate=3e-2),
+            output_dir=tmp_path / str(weight),
+        )
+        batch = TASK.collate(list(unseen))
+        with torch.no_grad():
+            after = model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"]).logits
+            with model.disable_adapter():
+                before = model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"]).logits
+        outcomes[weight] = (twins.kl(after, before, batch["labels"]), [step.unseen_term for step in outcome.history])
+    assert outcomes[0.0][1] == [None] * 12
+    assert all(value >= 0 for value in outcomes[100.0][1])
+    assert outcomes[100.0][1][-1] > 0
+    assert outcomes[100.0][0] < outcomes[0.0][0] / 2
 
 
 def test_accumulated_micro_batches_give_the_gradient_of_the_whole_batch(tmp_path):

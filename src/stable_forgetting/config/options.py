@@ -61,7 +61,7 @@ class TargetConfig(Section):
 
 
 class ObjectiveConfig(Section):
-    """objective = forget_weight × forget term + retain_weight × retain term."""
+    """objective = forget_weight × forget term + retain_weight × retain term + unseen_weight × unseen term."""
 
     name: str = "gradient_difference"
     """ascent, gradient_difference, bounded_ascent, kl, npo, calibrated, calibrated_labels, calibrated_distribution or
@@ -72,6 +72,9 @@ class ObjectiveConfig(Section):
     """Factor of the forget term. 0 leaves it out."""
     retain_weight: NotNegative = 1.0
     """Factor of the retain term. 0 leaves it out."""
+    unseen_weight: NotNegative = 0.0
+    """Language: factor of KL(p_ref ‖ p) on the unseen examples that targets come from, which keeps what the model says
+    where it has nothing to forget. 0 leaves it out."""
     beta: Positive = 0.1
     """Of npo."""
     limit: Positive | None = None
@@ -117,6 +120,8 @@ class TrainingConfig(Section):
     """Forget examples per forward pass."""
     retain_batch_size: Count = 8
     """Retain examples per forward pass."""
+    unseen_batch_size: Count = 8
+    """With objective.unseen_weight: unseen examples per forward pass."""
     gradient_accumulation: Count = 1
     """Forward passes per update."""
     schedule: Schedule = "cosine"

@@ -66,6 +66,8 @@ def find_problems(config: RunConfig) -> list[str]:
         problems += _problems_of_language(config)
     if config.objective.name in WITH_TARGETS:
         problems += _problems_of_target(config)
+    if config.objective.unseen_weight > 0:
+        problems += _problems_of_unseen(config)
     if config.objective.forget_weight == 0 and config.objective.retain_weight == 0:
         problems.append("objective: forget_weight and retain_weight are both 0, so there is nothing to train")
     if config.model.quantization and (config.model.finetune or config.merge):
@@ -76,6 +78,15 @@ def find_problems(config: RunConfig) -> list[str]:
     if config.retain_log and config.retain_model:
         problems.append("retain_log and retain_model are both given; leave one of them out")
     return problems
+
+
+def _problems_of_unseen(config: RunConfig) -> list[str]:
+    weight = f"objective.unseen_weight is {config.objective.unseen_weight}"
+    if config.task == "image":  # unseen images are those of the classes that are forgotten
+        return [f"{weight}: only language models have it; leave it out"]
+    if config.data.holdout is None and config.data.targets is None:
+        return [f"{weight}, which needs data.holdout or data.targets, examples that the base model has not seen"]
+    return []
 
 
 def _problems_of_target(config: RunConfig) -> list[str]:

@@ -1,4 +1,4 @@
-"""Forget and retain examples side by side: the order in which training sees them.
+"""Forget, retain and unseen examples side by side: the order in which training sees them.
 
 The batches of an epoch are a function of the seed and the epoch's number alone. A run that is resumed at epoch k sees
 exactly the batches that it would have seen without the break. E = examples in a batch.
@@ -22,7 +22,9 @@ FORGET = 0
 """Role of an example to be forgotten."""
 RETAIN = 1
 """Role of an example to be kept."""
-IDLE = 2
+UNSEEN = 2
+"""Role of an example that the model has never seen, and that it is to find as it does."""
+IDLE = 3
 """Role of an example that counts for nothing: it goes with a process that has no share of a small batch."""
 
 
@@ -44,9 +46,10 @@ class ForgetRetainBatches(Sampler[list[Draw]]):
     """Batch sampler: every forget example once per epoch, and retain examples in cycles beside them.
 
     Retain examples are drawn without replacement until all were seen, then anew, also across epochs: at any time no
-    retain example was seen more than once more often than another. With a retain set only, as in finetuning, an epoch
-    visits every retain example once. With `draws_forget=False` the epochs and the retain examples are those beside a
-    forget set, which takes no part: the same number of steps on the same retain examples.
+    retain example was seen more than once more often than another. Unseen examples, if there are any, are drawn in the
+    same way. With a retain set only, as in finetuning, an epoch visits every retain example once. With
+    `draws_forget=False` the epochs and the retain examples are those beside a forget set, which takes no part: the same
+    number of steps on the same retain examples.
 
     Args:
         num_forget: Size of the forget set; None if there is none.
@@ -55,6 +58,8 @@ class ForgetRetainBatches(Sampler[list[Draw]]):
         retain_batch_size: Retain examples per batch; always that many beside forget examples.
         seed: Seed of both orders.
         draws_forget: Whether batches have forget examples; False for objectives without a forget term.
+        num_unseen: Size of the unseen set; None if it takes no part, as in finetuning.
+        unseen_batch_size: Unseen examples per batch.
 
     Raises:
         ConfigError: There is neither set to draw from, or a size is below 1.
@@ -74,12 +79,16 @@ class ForgetRetainBatches(Sampler[list[Draw]]):
         retain_batch_size: int,
         seed: int,
         draws_forget: bool = True,
+        num_unseen: int | None = None,
+        unseen_batch_size: int = 1,
     ) -> None:
         sizes = {
             "num_forget": num_forget,
             "num_retain": num_retain,
+            "num_unseen": num_unseen,
             "forget_batch_size": forget_batch_size,
             "retain_batch_size": retain_batch_size,
+            "unseen_batch_size": unseen_batch_size,
         }
         for name, size in sizes.items():
             if size is not None and size < 1:
@@ -88,6 +97,8 @@ class ForgetRetainBatches(Sampler[list[Draw]]):
             raise ConfigError("There is neither a forget nor a retain set to draw batches from. Give at least one.")
         self.num_forget = num_forget
         self.num_retain = num_retain
+        self.num_unseen = num_unseen
+        self.unseen_batch_size = unseen_batch_size
         self.forget_batch_size = forget_batch_size
         self.retain_batch_size = retain_batch_size
         self.seed = seed
@@ -107,10 +118,12 @@ class ForgetRetainBatches(Sampler[list[Draw]]):
     def __iter__(self) -> Iterator[list[Draw]]:
         forget = [Draw(FORGET, index) for index in self._forget_order()]
         retain = [Draw(RETAIN, index) for index in self._retain_order()]
+        unseen = [Draw(UNSEEN, index) for index in self._cycles(UNSEEN, self.num_unseen, self.unseen_batch_size)]
         for batch in range(len(self)):
             of_forget = slice(batch * self.forget_batch_size, (batch + 1) * self.forget_batch_size)
             of_retain = slice(batch * self.retain_batch_size, (batch + 1) * self.retain_batch_size)
-            yield forget[of_forget] + retain[of_retain]
+            of_unseen = slice(batch * self.unseen_batch_size, (batch + 1) * self.unseen_batch_size)
+            yield forget[of_forget] + retain[of_retain] + unseen[of_unseen]
 
     def _forget_order(self) -> list[int]:
         if self.num_forget is None or not self.draws_forget:
@@ -118,17 +131,20 @@ class ForgetRetainBatches(Sampler[list[Draw]]):
         return self._permutation(FORGET, self.epoch, self.num_forget)
 
     def _retain_order(self) -> list[int]:
-        """This epoch's piece of the endless sequence of permutations of the retain set."""
-        if self.num_retain is None:
-            return []
-        if self.num_forget is None:
+        if self.num_retain is not None and self.num_forget is None:
             return self._permutation(RETAIN, self.epoch, self.num_retain)
-        per_epoch = len(self) * self.retain_batch_size
-        first_cycle, offset = divmod(self.epoch * per_epoch, self.num_retain)
-        last_cycle = ((self.epoch + 1) * per_epoch - 1) // self.num_retain
+        return self._cycles(RETAIN, self.num_retain, self.retain_batch_size)
+
+    def _cycles(self, role: int, size: int | None, batch_size: int) -> list[int]:
+        """This epoch's piece of the endless sequence of permutations of a set."""
+        if size is None:
+            return []
+        per_epoch = len(self) * batch_size
+        first_cycle, offset = divmod(self.epoch * per_epoch, size)
+        last_cycle = ((self.epoch + 1) * per_epoch - 1) // size
         order: list[int] = []
         for cycle in range(first_cycle, last_cycle + 1):
-            order += self._permutation(RETAIN, cycle, self.num_retain)
+            order += self._permutation(role, cycle, size)
         return order[offset : offset + per_epoch]
 
     def _permutation(self, role: int, number: int, size: int) -> list[int]:
@@ -139,7 +155,7 @@ class ForgetRetainBatches(Sampler[list[Draw]]):
 class ShareOfBatches(Sampler[list[Draw]]):
     """Batch sampler of one of several processes: its share of every batch; all shares together are the batch.
 
-    Forget examples are dealt to the processes from the first one on, retain examples from the last one on, so that
+    Forget examples are dealt to the processes from the first one on, all others from the last one on, so that
     what is left over does not go to the same process twice. A process that gets nothing keeps pace with one idle
     example.
 
@@ -169,30 +185,34 @@ class ShareOfBatches(Sampler[list[Draw]]):
     def __iter__(self) -> Iterator[list[Draw]]:
         for batch in self.batches:
             forget = [draw for draw in batch if draw.role == FORGET]
-            retain = [draw for draw in batch if draw.role == RETAIN]
+            others = [draw for draw in batch if draw.role != FORGET]
             share = forget[self.process_index :: self.num_processes]
-            share += retain[self.num_processes - 1 - self.process_index :: self.num_processes]
+            share += others[self.num_processes - 1 - self.process_index :: self.num_processes]
             yield share or [Draw(IDLE, 0)]
 
 
 class PairedExamples(Dataset[DrawnExample], Generic[E]):
-    """Both sets as one data set whose index is a draw.
+    """All sets as one data set whose index is a draw.
 
     Args:
         forget: Examples to be forgotten, or None.
         retain: Examples to be kept, or None.
+        unseen: Examples that the model has never seen, or None.
     """
 
-    def __init__(self, forget: ExampleSet[E] | None, retain: ExampleSet[E] | None) -> None:
+    def __init__(
+        self, forget: ExampleSet[E] | None, retain: ExampleSet[E] | None, unseen: ExampleSet[E] | None = None
+    ) -> None:
         self.forget = forget
         self.retain = retain
+        self.unseen = unseen
 
     def __len__(self) -> int:
-        return sum(len(examples) for examples in (self.forget, self.retain) if examples is not None)
+        return sum(len(examples) for examples in (self.forget, self.retain, self.unseen) if examples is not None)
 
     def __getitem__(self, draw: Draw) -> DrawnExample:
         idle = self.retain if self.forget is None else self.forget
-        examples = {FORGET: self.forget, RETAIN: self.retain, IDLE: idle}[draw.role]
+        examples = {FORGET: self.forget, RETAIN: self.retain, UNSEEN: self.unseen, IDLE: idle}[draw.role]
         if examples is None:
             raise IndexError(f"{draw} is of a role that has no examples")
         return DrawnExample(draw, examples[draw.index])

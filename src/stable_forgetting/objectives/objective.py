@@ -1,4 +1,4 @@
-"""objective = forget weight × forget term + retain weight × retain term."""
+"""objective = forget weight × forget term + retain weight × retain term + unseen weight × unseen term."""
 
 from __future__ import annotations
 
@@ -12,6 +12,10 @@ from stable_forgetting.errors import ConfigError, unknown_name
 from stable_forgetting.models.predictions import Predictions
 from stable_forgetting.objectives.terms import Term, get_term
 
+UNSEEN_TERM = get_term("retain", "kl")
+"""What keeps a model as it is where it has nothing to forget: to questions that were never asked in its training it is
+to say what the base model says. Ours."""
+
 
 @dataclass(frozen=True)
 class Objective:
@@ -24,6 +28,7 @@ class Objective:
         retain_weight: At least 0.
         beta: Of terms that need it, more than 0.
         limit: Of terms that need it, in nats per label and more than 0; None: ln of the number of classes or tokens.
+        unseen_weight: At least 0; of `UNSEEN_TERM`, on examples that the model has never seen.
 
     Raises:
         ConfigError: A number is not allowed.
@@ -35,9 +40,10 @@ class Objective:
     retain_weight: float = 1.0
     beta: float = 0.1
     limit: float | None = None
+    unseen_weight: float = 0.0
 
     def __post_init__(self) -> None:
-        for name in ("forget_weight", "retain_weight"):
+        for name in ("forget_weight", "retain_weight", "unseen_weight"):
             weight = getattr(self, name)
             if not 0 <= weight < math.inf:
                 raise ConfigError(f"{name} is {weight}; it must be finite and 0 or more. 0 leaves the term out.")
@@ -58,6 +64,11 @@ class Objective:
     def uses_retain(self) -> bool:
         """Whether the retain set takes part."""
         return self.retain is not None and self.retain_weight > 0
+
+    @property
+    def uses_unseen(self) -> bool:
+        """Whether the unseen set takes part."""
+        return self.unseen_weight > 0
 
     @property
     def needs(self) -> frozenset[str]:
@@ -101,6 +112,7 @@ def build_objective(
     retain_weight: float = 1.0,
     beta: float = 0.1,
     limit: float | None = None,
+    unseen_weight: float = 0.0,
 ) -> Objective:
     """Make a named objective.
 
@@ -111,6 +123,7 @@ def build_objective(
         retain_weight: Factor of the retain term, at least 0.
         beta: Of npo, more than 0.
         limit: Of bounded_ascent, in nats per label and more than 0; None: ln of the number of classes or tokens.
+        unseen_weight: Factor of the term that keeps what the model says of unseen examples, at least 0.
 
     Returns:
         The objective.
@@ -133,6 +146,7 @@ def build_objective(
         retain_weight=retain_weight,
         beta=beta,
         limit=limit,
+        unseen_weight=unseen_weight,
     )
     if not objective.uses_forget and not objective.uses_retain:
         raise ConfigError(

@@ -75,8 +75,9 @@ def method_panels(method: MethodSummary) -> list[Panel]:
     lines = f" One line for each of {len(records)} seeds." if len(records) > 1 else ""
     terms = _curves(records, lambda step: step.forget_term, 0, "forget term")
     terms += _curves(records, lambda step: step.retain_term, 1, "retain term")
+    terms += _curves(records, lambda step: step.unseen_term, 2, "unseen term")
     panels = [
-        Panel("terms", "Objective", f"The two terms of the objective.{lines}", tuple(terms)),
+        Panel("terms", "Objective", f"The terms of the objective.{lines}", tuple(terms)),
         _gradient_panel(_curves(records, lambda step: step.grad_norm, 0, None), lines),
         _simple(records, "adapter", "Size of the change", "Frobenius norm over all adapted layers.", _adapter_norm),
         _entry_panel(records),

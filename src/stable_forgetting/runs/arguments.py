@@ -108,16 +108,19 @@ def make_task(model: Any, tokenizer: Any, image_processor: Any) -> Task:
     return LanguageTask(with_pad_token(tokenizer))
 
 
-def make_objective(given: str | Objective, target: TargetConfig | None, *, has_retain: bool) -> Objective:
+def make_objective(
+    given: str | Objective, target: TargetConfig | None, *, has_retain: bool, has_unseen: bool
+) -> Objective:
     """The objective, with which the other arguments go together.
 
     Args:
         given: Name of an objective, or one that was built.
         target: Where it stops, if it stops at targets.
         has_retain: Whether there is a retain set.
+        has_unseen: Whether there is a holdout set.
 
     Raises:
-        ConfigError: It is unknown, its targets need another model, or it needs a retain set that is not there.
+        ConfigError: It is unknown, its targets need another model, or it needs a set that is not there.
     """
     if target is not None and not isinstance(target, TargetConfig):
         raise ConfigError(f"target is {target!r}. Give TargetConfig(...), or leave it out.")
@@ -133,6 +136,11 @@ def make_objective(given: str | Objective, target: TargetConfig | None, *, has_r
         raise ConfigError(
             "The objective has a retain term, but retain is None. Give a retain set, or an objective without that "
             "term, such as 'ascent'."
+        )
+    if objective.uses_unseen and not has_unseen:
+        raise ConfigError(
+            f"The objective's unseen_weight is {objective.unseen_weight}, but holdout is None. Give a holdout set, "
+            "unseen examples of the forget set's kind, or leave unseen_weight out."
         )
     return objective
 

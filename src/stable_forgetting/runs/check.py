@@ -279,6 +279,7 @@ def configured_objective(config: RunConfig) -> Objective:
         retain_weight=chosen.retain_weight,
         beta=chosen.beta,
         limit=chosen.limit,
+        unseen_weight=chosen.unseen_weight,
     )
 
 

@@ -19,7 +19,6 @@ from torch.nn import Parameter
 
 from stable_forgetting.adapters.linear import DEFAULT_BLOCK_BYTES, GPU_BLOCK_BYTES
 from stable_forgetting.config import RunConfig
-from stable_forgetting.data.examples import ExampleSet
 from stable_forgetting.objectives import Objective
 from stable_forgetting.runs.rehearsal import StepShape, rehearse
 from stable_forgetting.runs.sets import Sets
@@ -208,10 +207,12 @@ def step_shape(
     training = config.training
     sizes = (
         training.forget_batch_size if objective.uses_forget else 0,
-        training.retain_batch_size if objective.uses_retain else 0,
+        (training.retain_batch_size if objective.uses_retain else 0)
+        + (training.unseen_batch_size if objective.uses_unseen else 0),
     )
     if sets is not None:
-        used = [(sets.forget, sizes[0]), (sets.retain, sizes[1])]
+        others = [*(sets.retain if objective.uses_retain else ()), *((objective.uses_unseen and sets.unseen) or ())]
+        used = [(sets.forget.examples, sizes[0]), (others, sizes[1])]
         sizes = (min(sizes[0], len(sets.forget)), sizes[1])
     shares = [_share(sizes, process, num_processes) for process in range(num_processes)]
     forget_rows, retain_rows = max(shares, key=sum)
@@ -226,18 +227,18 @@ def step_shape(
         length = config.data.max_length
         return StepShape(forget_rows, retain_rows, forget_rows * (length - 1), retain_rows * (length - 1), (length,))
     length = max(len(example.input_ids) for examples, size in used if size for example in examples)
-    labels = (_most_labels(sets.forget, forget_rows), _most_labels(sets.retain, retain_rows))
+    labels = (_most_labels(sets.forget, forget_rows), _most_labels(others, retain_rows))
     return StepShape(forget_rows, retain_rows, *labels, (length,))
 
 
 def _share(sizes: tuple[int, int], process: int, num_processes: int) -> tuple[int, int]:
-    """Forget and retain examples of one process, as `ShareOfBatches` deals them."""
+    """Forget and other examples of one process, as `ShareOfBatches` deals them."""
     places = (process, num_processes - 1 - process)
     forget, retain = (len(range(place, size, num_processes)) for place, size in zip(places, sizes, strict=True))
     return forget, retain
 
 
-def _most_labels(examples: ExampleSet[Any], rows: int) -> int:
+def _most_labels(examples: Iterable[Any], rows: int) -> int:
     return sum(heapq.nlargest(rows, (example.num_labels for example in examples)))
 
 

@@ -27,7 +27,7 @@ from torch.utils.hooks import RemovableHandle
 
 from stable_forgetting.errors import ModelError
 from stable_forgetting.models.predictions import Predictions
-from stable_forgetting.objectives import Objective
+from stable_forgetting.objectives import UNSEEN_TERM, Objective
 from stable_forgetting.runs.skeleton import are_alike, blocks_of, made_fake, skeleton_of
 from stable_forgetting.runs.storages import StorageTracker
 from stable_forgetting.runs.target_distributions import NUM_KEPT
@@ -42,9 +42,9 @@ class StepShape:
 
     Args:
         forget_rows: Forget examples; 0 if the objective has no use for them.
-        retain_rows: Retain examples; 0 if the objective has no use for them.
+        retain_rows: Retain examples, and unseen ones; 0 if the objective has no use for either.
         forget_labels: Label positions of all forget examples together.
-        retain_labels: Label positions of all retain examples together.
+        retain_labels: Label positions of all these together.
         example: Shape of an example: (tokens,), or (channels, height, width).
     """
 
@@ -138,6 +138,8 @@ class _Step:
     def _loss(self, model: Any, batch: dict[str, Tensor], at_head: Callable[[], None]) -> Tensor:
         """The objective, with the allocations of the trainer; `at_head` is called before the output head runs."""
         shape, forget, retain = self.shape, self.objective.forget, self.objective.retain
+        if self.objective.uses_unseen:
+            retain = UNSEEN_TERM  # of retain examples, too: more than their own term takes, if that has no reference
         logits = self._logits(model, batch, shape.forget_labels + shape.retain_labels, at_head)
         parts = _Parts.apply(logits, shape.forget_labels, shape.retain_labels)  # type: ignore[no-untyped-call]
         loss = torch.zeros(())

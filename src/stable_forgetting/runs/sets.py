@@ -60,6 +60,11 @@ class Sets:
         """What is to be kept; what is measured of it may be another set, `retain_evaluation`."""
         return self.by_name["retain"]
 
+    @property
+    def unseen(self) -> ExampleSet[Any] | None:
+        """Examples of the forget set's kind that the base model has not seen: what targets come from."""
+        return self.by_name.get(TARGETS) or self.by_name.get("holdout")
+
     def identities(self) -> list[SetIdentity]:
         """The sets by content."""
         return [

@@ -13,7 +13,6 @@ from stable_forgetting.objectives import Objective
 from stable_forgetting.runs.constants import ends_of, forget_constants
 from stable_forgetting.runs.likelihoods import Measuring, reference_likelihoods
 from stable_forgetting.runs.models import RunModels
-from stable_forgetting.runs.sets import TARGETS
 from stable_forgetting.runs.target_distributions import target_distributions
 from stable_forgetting.training.surroundings import set_aside
 
@@ -101,5 +100,5 @@ def _sources(models: RunModels, objective: Objective) -> dict[str, ExampleSet[An
     """What targets come from: ``forget``, and the unseen examples, if there are any, by the name ``holdout``."""
     sets = models.sets.by_name
     asked = objective.needs_targets and models.config.objective.target.source == "holdout"
-    unseen = sets[TARGETS] if asked and TARGETS in sets else sets.get("holdout")
+    unseen = models.sets.unseen if asked else sets.get("holdout")
     return {"forget": models.sets.forget, **({} if unseen is None else {"holdout": unseen})}

@@ -93,7 +93,7 @@ def unlearn(  # noqa: PLR0913  (one call with everything by name is the point of
         retain: What is to be kept; no example may be in two sets. May be left out if the objective has no retain term.
         tokenizer: Of a language model.
         image_processor: Of an image classifier. One of the two must be given.
-        holdout: Unseen examples of the forget set's kind, for calibrated forgetting.
+        holdout: Unseen examples of the forget set's kind, for calibrated forgetting and for the unseen term.
         objective: Name of an objective, or one that was built.
         adapter: The adapter; by default rank 4, sine, omega 100, on the MLP layers. It starts by `training.seed` if its
             own `init_seed` is None. `modules_to_save` is refused: no bound holds for what is trained besides.
@@ -123,7 +123,7 @@ def unlearn(  # noqa: PLR0913  (one call with everything by name is the point of
     check_surroundings(progress, resume=resume, output_dir=output_dir)
     progress = progress or SilentProgress()
     processes.join()
-    chosen = make_objective(objective, target, has_retain=retain is not None)
+    chosen = make_objective(objective, target, has_retain=retain is not None, has_unseen=holdout is not None)
     settings = make_settings(training, has_retain=retain is not None)
     config = make_adapter(adapter, settings.seed)
     task = make_task(model, tokenizer, image_processor)
@@ -140,7 +140,7 @@ def unlearn(  # noqa: PLR0913  (one call with everything by name is the point of
             peft_model,
             task,
             chosen,
-            TrainingSets(sets["forget"], sets.get("retain"), constants),
+            TrainingSets(sets["forget"], sets.get("retain"), constants, sets.get("holdout")),
             settings=settings,
             output_dir=folder,
             validation=validation,

@@ -27,11 +27,13 @@ class Sets:
         forget: Forget set; None in finetuning.
         retain: Retain set; None if the objective has no retain term.
         constants: What the forget term needs of each forget example.
+        unseen: Examples that the model has never seen; may be None if the objective has no use for them.
     """
 
     forget: ExampleSet[Any] | None
     retain: ExampleSet[Any] | None
     constants: ForgetConstants = field(default_factory=dict)
+    unseen: ExampleSet[Any] | None = None
 
     def check_complete(self, objective: Objective) -> None:
         """Refuse a training without all that its objective needs: it would look like one that diverged.
@@ -39,10 +41,16 @@ class Sets:
         Raises:
             ConfigError: A set or constants are missing.
         """
-        sides = (("forget", objective.uses_forget, self.forget), ("retain", objective.uses_retain, self.retain))
+        sides = (
+            ("forget", objective.uses_forget, self.forget),
+            ("retain", objective.uses_retain, self.retain),
+            ("unseen", objective.uses_unseen, self.unseen),
+        )
         for side, is_used, examples in sides:
             if is_used and not examples:
-                raise ConfigError(f"The objective needs a {side} set, but there is none. Give train() one in its sets.")
+                raise ConfigError(
+                    f"The objective needs {side} examples, but there are none. Give train() some in its sets."
+                )
         term = objective.forget if objective.uses_forget else None
         missing = [] if term is None else sorted(term.needs - _OF_THE_OBJECTIVE - self.constants.keys())
         if term is not None and missing:

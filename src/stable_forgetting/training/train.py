@@ -103,7 +103,7 @@ def train(
             training_arguments(settings, output_dir, num_steps, greater_is_better),
             task=task,
             objective=objective,
-            examples=PairedExamples(sets.forget, sets.retain),
+            examples=PairedExamples(sets.forget, sets.retain, sets.unseen),
             batches=batches,
             constants=sets.constants,
             validation=validation if settings.evaluate_every else None,
@@ -144,6 +144,8 @@ def _batches(objective: Objective, sets: Sets, settings: TrainingConfig) -> Forg
         retain_batch_size=settings.retain_batch_size,
         seed=settings.seed,
         draws_forget=objective.uses_forget,
+        num_unseen=len(sets.unseen) if sets.unseen and objective.uses_unseen else None,
+        unseen_batch_size=settings.unseen_batch_size,
     )
 
 

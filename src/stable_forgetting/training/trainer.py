@@ -1,4 +1,4 @@
-"""`UnlearnTrainer`: transformers' Trainer with an objective over a forget and a retain set.
+"""`UnlearnTrainer`: transformers' Trainer with an objective over a forget, a retain and an unseen set.
 
 The objective is given to it; it is never subclassed for one. Everything else (schedules, accumulation, mixed precision,
 checkpoints, several devices) is transformers' and accelerate's.
@@ -23,6 +23,7 @@ from stable_forgetting import processes
 from stable_forgetting.data.pairs import (
     FORGET,
     RETAIN,
+    UNSEEN,
     ForgetRetainBatches,
     PairCollator,
     PairedExamples,
@@ -32,10 +33,10 @@ from stable_forgetting.errors import NotFiniteError
 from stable_forgetting.models.predictions import Predictions
 from stable_forgetting.models.tasks import Batch, Task
 from stable_forgetting.models.tree_attention import reading_trees
-from stable_forgetting.objectives import Objective, Term, term_value
+from stable_forgetting.objectives import UNSEEN_TERM, Objective, Term, term_value
 from stable_forgetting.training.sets import ForgetConstants
 
-COUNTS = ("forget examples", "forget labels", "retain examples", "retain labels")
+COUNTS = tuple(f"{side} {per}" for side in ("forget", "retain", "unseen") for per in ("examples", "labels"))
 
 
 @dataclass(frozen=True)
@@ -52,11 +53,10 @@ class Validation:
 
 
 class TermValues(NamedTuple):
-    """Loss of one micro-batch and its two terms, before weights; a term that is not used is None."""
+    """Loss of one micro-batch and its terms by side, before weights; those that are used."""
 
     loss: Tensor
-    forget: Tensor | None
-    retain: Tensor | None
+    terms: dict[str, Tensor]
 
 
 class UnlearnTrainer(Trainer):  # type: ignore[misc]  # transformers is not typed
@@ -67,7 +67,7 @@ class UnlearnTrainer(Trainer):  # type: ignore[misc]  # transformers is not type
         args: Arguments of transformers.
         task: Turns batches into predictions.
         objective: What is minimised.
-        examples: Forget and retain examples.
+        examples: Forget, retain and unseen examples.
         batches: Which of them make up each batch, of all processes together.
         constants: What the forget term needs of each forget example.
         validation: Metrics on validation data.
@@ -176,14 +176,16 @@ class UnlearnTrainer(Trainer):  # type: ignore[misc]  # transformers is not type
             needs |= {"beta": objective.beta, "limit": objective.limit}
             count = counts[_position("forget", objective.forget)]
             parts["forget"] = term_value(objective.forget, predictions.select(chosen), needs, count)
-        if objective.retain is not None and objective.uses_retain:
-            chosen = inputs["role"] == RETAIN
-            needs = self._reference_needs(model, inputs, chosen) if objective.retain.needs else {}
-            count = counts[_position("retain", objective.retain)]
-            parts["retain"] = term_value(objective.retain, predictions.select(chosen), needs, count)
-        weights = {"forget": objective.forget_weight, "retain": objective.retain_weight}
+        retain = objective.retain if objective.uses_retain else None
+        unseen = UNSEEN_TERM if objective.uses_unseen else None
+        for side, role, term in (("retain", RETAIN, retain), ("unseen", UNSEEN, unseen)):
+            if term is not None:
+                chosen = inputs["role"] == role
+                needs = self._reference_needs(model, inputs, chosen) if term.needs else {}
+                parts[side] = term_value(term, predictions.select(chosen), needs, counts[_position(side, term)])
+        weights = {side: getattr(objective, f"{side}_weight") for side in parts}
         loss = sum((weights[side] * value for side, value in parts.items()), start=counts.new_zeros(()))
-        return TermValues(loss, parts.get("forget"), parts.get("retain"))
+        return TermValues(loss, parts)
 
     def _reference_needs(self, model: nn.Module, inputs: Batch, chosen: Tensor) -> dict[str, Tensor | float | None]:
         """Logits of the base model: the same model with the adapter off, without dropout.
@@ -203,12 +205,10 @@ class UnlearnTrainer(Trainer):  # type: ignore[misc]  # transformers is not type
 
     def _note(self, values: TermValues) -> float:
         """Add the terms to what is logged of this step, over all processes; returns the loss over all of them."""
-        terms = {"forget_term": values.forget, "retain_term": values.retain}
-        used = {name: value for name, value in terms.items() if value is not None}
-        shares = torch.stack([values.loss.detach(), *(value.detach() for value in used.values())])
+        shares = torch.stack([values.loss.detach(), *(value.detach() for value in values.terms.values())])
         loss, *totals = self.accelerator.reduce(shares, reduction="sum").tolist()
-        for name, total in zip(used, totals, strict=True):
-            self._logged[name] = self._logged.get(name, 0.0) + total
+        for side, total in zip(values.terms, totals, strict=True):
+            self._logged[f"{side}_term"] = self._logged.get(f"{side}_term", 0.0) + total
         return float(loss)
 
     def _get_grad_norm(self, model: nn.Module, grad_norm: Tensor | float | None = None) -> float:
@@ -266,10 +266,10 @@ def _trains_whole_tensors(model: nn.Module) -> bool:
 
 
 def _count(batch: Batch) -> Tensor:
-    """The four counts of `COUNTS` in one batch."""
+    """The counts of `COUNTS` in one batch."""
     labels = batch["labels"].reshape(len(batch["labels"]), -1).ge(0).sum(dim=1)
-    forget, retain = batch["role"] == FORGET, batch["role"] == RETAIN
-    return torch.stack([forget.sum(), labels[forget].sum(), retain.sum(), labels[retain].sum()]).float()
+    chosen = [batch["role"] == role for role in (FORGET, RETAIN, UNSEEN)]
+    return torch.stack([count for own in chosen for count in (own.sum(), labels[own].sum())]).float()
 
 
 def _position(side: str, term: Term) -> int:
