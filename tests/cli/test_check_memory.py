@@ -10,7 +10,7 @@ def words(shown):
 def test_without_options_one_gpu_is_meant(forget, language, tmp_path):
     shown = forget("check", language.write(tmp_path / "config.yaml"))
     assert shown.code == 0, shown.err
-    assert "1 GPU; on each 3 forget + 3 retain examples" in words(shown)
+    assert "1 GPU; on each 3 forget + 3 other examples" in words(shown)
     assert "fit" not in shown.out
     assert "Assumed" not in shown.out
 
@@ -45,7 +45,7 @@ def test_a_config_alone_is_enough(forget, language, tmp_path):
     changes = ("--set", "model.dtype=bfloat16", "--set", "training.forget_batch_size=5")
     shown = forget("check", config, *changes)
     assert shown.code == 0, shown.err
-    assert "5 forget + 3 retain examples of 60 tokens, 472 labels" in words(shown)
+    assert "5 forget + 3 other examples of 60 tokens, 472 labels" in words(shown)
     assert "holds a model's config alone" in words(shown)
     assert "Assumed, as no text was read: each is as long as data.max_length allows" in words(shown)
     assert forget("run", config, "--out", tmp_path / "run").code == 2

@@ -66,6 +66,11 @@ def test_method_panels_show_the_history_as_it_is():
     assert panels["gradient"].log
     assert panels["gradient"].curves[0].values == tuple(step.grad_norm for step in history)
     assert [curve.label for curve in panels["terms"].curves] == ["forget term", "retain term"]
+    with_unseen = [step.model_copy(update={"unseen_term": 0.25 * step.step}) for step in history]
+    record = method.records[0].model_copy(update={"history": with_unseen})
+    curves = method_panels(summarize([record]).groups[0].methods[0])[0].curves
+    assert [curve.label for curve in curves] == ["forget term", "retain term", "unseen term"]
+    assert curves[2].values == tuple(0.25 * step.step for step in history)
     assert panels["entry"].limit == 1.0
     assert panels["entry"].curves[0].values == tuple(step.largest_share for step in history)
     validation = panels["validation-forget_nll"]

@@ -1,5 +1,7 @@
 """Distributions at the labels of forget examples: each example gets its own, however they are read."""
 
+import math
+
 import numpy as np
 import pytest
 import torch
@@ -63,3 +65,19 @@ def test_examples_of_different_lengths_get_their_own_targets(batch_size, entropi
         assert not rows["target_probabilities"][row, len(own) - 2 :].any()
     assert next(left, None) is None
     assert seen == ([] if entropies is None else pytest.approx(of_others, abs=1e-5))
+
+
+@pytest.mark.parametrize("wanted", ["own", 0.5, 3.0, 7.5])
+def test_the_many_unlikely_tokens_count(wanted):
+    """Of 3,000 tokens those behind the first 1,024 have much of the entropy, and most of it where it is to be high."""
+    logits = -1.2 * torch.arange(1, 3001).double().log()[None].float()
+    log_probabilities = torch.cat([logits, logits / 2]).log_softmax(dim=-1)
+    own = module._entropy(log_probabilities)
+    asked = own.clone() if wanted == "own" else torch.full((2, 1), wanted)
+    asked[1] = math.nan
+    found = module._with_entropy(log_probabilities, asked)
+    assert float(module._entropy(found)[0]) == pytest.approx(float(asked[0]), abs=1e-3)
+    assert torch.equal(found[1], log_probabilities[1])
+    power = twins.power_with_entropy(log_probabilities[0].double().exp().tolist(), float(asked[0]))
+    expected = (log_probabilities[0] * power).log_softmax(dim=-1)
+    torch.testing.assert_close(found[0], expected, atol=2e-3, rtol=1e-3)

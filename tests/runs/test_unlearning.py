@@ -298,6 +298,18 @@ def test_an_unseen_term_needs_a_holdout_set():
         call(objective=objective)
 
 
+def test_what_is_said_of_unseen_images_is_not_kept():
+    """They are of the classes that are to be forgotten."""
+    forget, retain, holdout = (image_set(name, 4, seed) for name, seed in (("f", 1), ("r", 2), ("h", 3)))
+    objective = build_objective("gradient_difference", unseen_weight=0.5)
+
+    def processor(**_):
+        return {"pixel_values": torch.zeros(1, 3, 8, 8)}
+
+    with pytest.raises(ConfigError, match=r"unseen_weight is 0\.5: only language models have it"):
+        unlearn(tiny_image_model(), forget, retain, holdout=holdout, image_processor=processor, objective=objective)
+
+
 def test_the_adapter_starts_by_the_seed_of_the_training_unless_it_has_its_own():
     own = BoundedLoraConfig(target_modules=["up_proj"])
 

@@ -31,7 +31,7 @@ from stable_forgetting.data.pairs import ForgetRetainBatches, ShareOfBatches
 from stable_forgetting.data.ragged import RaggedRows, RowValues
 from stable_forgetting.errors import ConfigError
 from stable_forgetting.models.tasks import LanguageTask
-from stable_forgetting.objectives import build_objective
+from stable_forgetting.objectives import Objective, build_objective
 from stable_forgetting.records import read_record
 from stable_forgetting.runs import run
 from stable_forgetting.training import Sets, Validation, train
@@ -50,6 +50,10 @@ TRAININGS = {
     "uneven": ("gradient_difference", {"forget_batch_size": 3, "retain_batch_size": 2}),
     "idle": ("ascent", {"forget_batch_size": 2, "retain_batch_size": 1}),
     "kl": ("kl", {"forget_batch_size": 2, "retain_batch_size": 1}),
+    "unseen": (
+        build_objective("gradient_difference", unseen_weight=0.7),
+        {"forget_batch_size": 2, "retain_batch_size": 1, "unseen_batch_size": 1},
+    ),
     "whole distributions": ("calibrated_distribution", {"forget_batch_size": 2, "retain_batch_size": 1}),
     "clipped": ("gradient_difference", {"max_weight": 0.02}),
     "retain": ("retain_only", {"forget_batch_size": 2, "retain_batch_size": 3}),
@@ -100,7 +104,7 @@ def whole_state(model: nn.Module) -> dict[str, torch.Tensor]:
     return get_model_state_dict(model, options=StateDictOptions(full_state_dict=True, cpu_offload=True))
 
 
-def constants_of(objective: str, forget: ExampleSet[LanguageExample]) -> dict[str, RowValues]:
+def constants_of(objective: str | Objective, forget: ExampleSet[LanguageExample]) -> dict[str, RowValues]:
     """Every label at 2 nats, two other tokens in its place."""
     if objective != "calibrated_distribution":
         return {}
@@ -126,8 +130,8 @@ def train_once(name: str, folder: Path) -> tuple[dict[str, torch.Tensor], object
     outcome = train(
         model,
         TASK,
-        build_objective(objective),
-        Sets(forget, language_set("retain", 7, 2), constants_of(objective, forget)),
+        build_objective(objective) if isinstance(objective, str) else objective,
+        Sets(forget, language_set("retain", 7, 2), constants_of(objective, forget), language_set("holdout", 3, 3)),
         settings=TrainingConfig(**base | changes),
         output_dir=folder / name,
         # What the other process measures must not count.

@@ -117,7 +117,7 @@ def _about(estimate: Estimate) -> Iterable[str]:
         yield "Assumed, as no text was read: each is as long as data.max_length allows, and all of it labels."
     length = " × ".join(str(size) for size in shape.example)
     unit = "pixels" if len(shape.example) > 1 else "tokens"
-    yield f"{gpus}; on each {shape.forget_rows} forget + {shape.retain_rows} retain examples of {length} {unit},"
+    yield f"{gpus}; on each {shape.forget_rows} forget + {shape.retain_rows} other examples of {length} {unit},"
     yield f"{shape.forget_labels + shape.retain_labels} labels. Unlearning only, not finetuning or generation."
     if devices.memory_bytes is not None:
         verdict = "fits" if estimate.total <= devices.memory_bytes else "does not fit"

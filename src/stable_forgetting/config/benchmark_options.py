@@ -59,7 +59,8 @@ class BenchmarkOptions(Section):
     """A model that never saw the forget set. With it, the given model is the base model, and nothing is finetuned."""
     objectives: Names = ("gradient_difference",)
     """Names, with commas: those of `forget list objectives`, and calibrated_mean, calibrated_pretrained,
-    and calibrated_labels and calibrated_distribution with _placed or _pretrained behind them."""
+    and calibrated_labels and calibrated_distribution with _placed or _pretrained behind them; of texts
+    calibrated_distribution_placed_unseen."""
     bounds: Names = ("identity", "sine")
     """Names, with commas: those of `forget list bounds`, and weight_clipping."""
     methods: Names | None = None

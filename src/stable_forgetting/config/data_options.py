@@ -51,8 +51,8 @@ class DataConfig(Section):
     holdout: SourceConfig | None = None
     """Unseen examples of the forget set's kind: membership attacks and calibrated targets need them."""
     targets: SourceConfig | None = None
-    """Unseen examples of the forget set's kind that calibrated targets come from. None: those of `holdout`, so that
-    membership attacks meet the very examples that the targets were made of."""
+    """Unseen examples of the forget set's kind that calibrated targets come from, and that the unseen term keeps. None:
+    those of `holdout`, so that membership attacks meet the very examples that targets were made of or that are kept."""
     test: SourceConfig | None = None
     """Language: other text for perplexity. Images: test images of all classes."""
     forgotten_before: SourceConfig | None = None

@@ -72,7 +72,7 @@ class Objective:
 
     @property
     def needs(self) -> frozenset[str]:
-        """What the terms in use need beside the predictions."""
+        """What the forget and the retain term, as far as they are used, need beside the predictions."""
         needs = self.forget.needs if self.forget is not None and self.uses_forget else frozenset[str]()
         return needs | (self.retain.needs if self.retain is not None and self.uses_retain else frozenset())
 

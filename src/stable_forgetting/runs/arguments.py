@@ -159,6 +159,18 @@ def check_surroundings(progress: Progress | None, *, resume: bool, output_dir: s
         raise ConfigError("resume is True, but output_dir is not given. Give the folder that holds the checkpoints.")
 
 
+def check_unseen(objective: Objective, task: Task) -> None:
+    """Refuse to keep what an image model says of unseen images: they are of the classes that it is to forget.
+
+    Raises:
+        ConfigError: The objective has an unseen term, and the task is one of images.
+    """
+    if objective.uses_unseen and task.name == "image":
+        raise ConfigError(
+            f"The objective's unseen_weight is {objective.unseen_weight}: only language models have it. Leave it out."
+        )
+
+
 def make_settings(given: TrainingConfig | None, *, has_retain: bool) -> TrainingConfig:
     """The settings of the training.
 

@@ -19,7 +19,7 @@ from stable_forgetting.evaluation import LikelihoodScores
 from stable_forgetting.evaluation.likelihood_scores import Floats, Ints
 from stable_forgetting.objectives import Objective
 from stable_forgetting.objectives.targets import holdout_targets, places_among, positive_targets, ranks
-from stable_forgetting.runs.target_distributions import Spread
+from stable_forgetting.runs.target_distributions import WantedEntropies
 
 _LEAST_OF_LABEL = 1e-7
 """About what single precision makes of a probability that is not quite 1; lower targets of labels are raised to it."""
@@ -45,7 +45,7 @@ Likelihoods = Mapping[str, LikelihoodScores]
 Ends = Mapping[str, npt.NDArray[np.bool_]]
 """Of each example of a set, whether its last label ends the answer, by the name of the set."""
 
-Distributions = Callable[[Floats, Spread | None], Mapping[str, RowValues]]
+Distributions = Callable[[Floats, WantedEntropies | None], Mapping[str, RowValues]]
 """From the targets of all labels, example after example, and how sure the model is to be of other tokens, to constants
 of whole distributions."""
 
@@ -86,15 +86,15 @@ def forget_constants(
         )
     if "label_targets" not in objective.needs:
         return {**_tensors(constants)}
-    kinds = _groups_of_like(base, ends)
-    targets = _label_targets(base, pretrained, target, kinds)
+    groups = _groups_of_like(base, ends)
+    targets = _label_targets(base, pretrained, target, groups)
     constants["label_targets"] = _padded(targets, base["forget"].num_labels)
     constants["mean_target"] = np.full(len(base["forget"]), targets.mean())
     if "target_probabilities" not in objective.needs:
         return {**_tensors(constants)}
     is_matched = target.source == "holdout" and target.matching == "quantiles"
-    spread = partial(_wanted_entropies, targets, base["holdout"], kinds) if is_matched else None
-    return {**_tensors(constants), **distributions(targets, spread)}
+    wanted = partial(_wanted_entropies, targets, base["holdout"], groups) if is_matched else None
+    return {**_tensors(constants), **distributions(targets, wanted)}
 
 
 def _tensors(constants: Mapping[str, Floats]) -> dict[str, Tensor]:

@@ -69,7 +69,7 @@ class Estimate:
         parts: Bytes per GPU, by part.
         shape: The largest batch of one GPU.
         devices: The GPUs.
-        fitting_rows: Most forget and retain examples together, per GPU and in the config's proportion, that fit into
+        fitting_rows: Most examples together, per GPU and in the config's proportion, that fit into
             the GPU's memory; 0 if not even the smallest batch does, None if its memory is not said.
         is_assumed: Whether the lengths are those that the config allows, because no text was read.
     """
@@ -211,7 +211,9 @@ def step_shape(
         + (training.unseen_batch_size if objective.uses_unseen else 0),
     )
     if sets is not None:
-        others = [*(sets.retain if objective.uses_retain else ()), *((objective.uses_unseen and sets.unseen) or ())]
+        others = list(sets.retain) if objective.uses_retain else []
+        if objective.uses_unseen and sets.unseen is not None:
+            others += sets.unseen
         used = [(sets.forget.examples, sizes[0]), (others, sizes[1])]
         sizes = (min(sizes[0], len(sets.forget)), sizes[1])
     shares = [_share(sizes, process, num_processes) for process in range(num_processes)]

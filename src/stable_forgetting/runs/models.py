@@ -23,6 +23,7 @@ from stable_forgetting.runs.kept import inputs_of, with_kept_trunk
 from stable_forgetting.runs.outcomes import class_names
 from stable_forgetting.runs.retain_log import log_sha256
 from stable_forgetting.runs.sets import Sets
+from stable_forgetting.runs.target_distributions import VERSION as DISTRIBUTIONS_VERSION
 from stable_forgetting.runs.teaching import teach
 from stable_forgetting.training.surroundings import move_to_training_device
 
@@ -89,6 +90,8 @@ class RunModels:
         others = {} if log is None else {"retain log": log_sha256(Path(log).expanduser())}
         if self.config.retain_model is not None:
             others["retain model"] = model_sha256(self._in_its_place(self.config.retain_model).model)
+        if self.config.objective.name == "calibrated_distribution":
+            others["target distributions"] = DISTRIBUTIONS_VERSION
         target, given_base = self.config.objective.target, self.config.base_model
         if self.config.pretrained_model is not None and target.needs_pretrained:
             others["pretrained model"] = self.pretrained_sha256

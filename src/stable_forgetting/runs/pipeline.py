@@ -208,7 +208,7 @@ def _train_adapter(
         model,
         task,
         objective,
-        TrainingSets(sets.forget, sets.retain, constants, sets.unseen if objective.uses_unseen else None),
+        TrainingSets(sets.forget, sets.retain, constants, sets.unseen),
         settings=config.training,
         output_dir=directory.checkpoints,
         validation=validation_of_run(base.task, sets, config, scores),

@@ -139,7 +139,8 @@ class _Step:
         """The objective, with the allocations of the trainer; `at_head` is called before the output head runs."""
         shape, forget, retain = self.shape, self.objective.forget, self.objective.retain
         if self.objective.uses_unseen:
-            retain = UNSEEN_TERM  # of retain examples, too: more than their own term takes, if that has no reference
+            # Of retain examples, too: where their own term has no reference, this is more than is needed.
+            retain = UNSEEN_TERM
         logits = self._logits(model, batch, shape.forget_labels + shape.retain_labels, at_head)
         parts = _Parts.apply(logits, shape.forget_labels, shape.retain_labels)  # type: ignore[no-untyped-call]
         loss = torch.zeros(())

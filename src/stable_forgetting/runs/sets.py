@@ -36,7 +36,7 @@ FEW_DUPLICATES = 5
 _NUM_SHOWN = 3
 
 TARGETS = "targets"
-"""Set that calibrated targets alone come from; nothing about it is reported."""
+"""Unseen examples for calibrated targets and the unseen term alone; nothing about them is reported."""
 
 SET_NAMES = ("forget", "retain", "holdout", TARGETS, "test", *MEASURED_ONLY)
 
@@ -62,8 +62,8 @@ class Sets:
 
     @property
     def unseen(self) -> ExampleSet[Any] | None:
-        """Examples of the forget set's kind that the base model has not seen: what targets come from."""
-        return self.by_name.get(TARGETS) or self.by_name.get("holdout")
+        """Examples of the forget set's kind that the base model has not seen, for targets and the unseen term."""
+        return self.by_name.get(TARGETS, self.by_name.get("holdout"))
 
     def identities(self) -> list[SetIdentity]:
         """The sets by content."""

@@ -32,8 +32,8 @@ NUM_KEPT = 128
 them, and all others together are one more group."""
 
 
-_LIKELIEST = 1024
-"""Other tokens that their entropy is taken over while a power is looked for; all others have next to no share in it."""
+VERSION = "as sure of other tokens as at unseen labels"
+"""What the distributions are made by: a run that was begun with others is not gone on with."""
 
 _POWERS = (1 / 8, 8.0)
 """Lowest and highest power."""
@@ -41,14 +41,14 @@ _POWERS = (1 / 8, 8.0)
 _HALVINGS = 20
 """Of the interval of powers, on a logarithmic scale: to 4e-6 of a power."""
 
-Spread = Callable[[Floats], Floats]
+WantedEntropies = Callable[[Floats], Floats]
 """From the entropy of all other tokens at each forget label under the base model, (P,), to what it should be, (P,); NaN
 where the base model's own proportions are to stay."""
 
 
 def target_distributions(
     targets: Floats,
-    spread: Spread | None,
+    wanted_entropies: WantedEntropies | None,
     *,
     model: nn.Module,
     task: Task,
@@ -60,7 +60,7 @@ def target_distributions(
 
     Args:
         targets: (P,), NLL that each label of the forget set is to get, example after example, in nats.
-        spread: How sure the model is to be of another token; None: the base model's proportions.
+        wanted_entropies: How sure the model is to be of another token; None: the base model's proportions.
         model: The base model.
         task: Its task.
         forget: The forget set.
@@ -72,8 +72,9 @@ def target_distributions(
         ``target_probabilities``, (N, labels of the example, K + 1): of each of them and, last, of all others together.
     """
     base = _BaseModel(model, task, forget, batch_size, progress)
-    own = np.full(len(targets), math.nan) if spread is None else spread(base.entropies_of_others())
-    wanted = torch.tensor(np.stack([targets, own], axis=1), dtype=torch.float32)
+    unchanged = np.full(len(targets), math.nan)
+    entropies = unchanged if wanted_entropies is None else wanted_entropies(base.entropies_of_others())
+    wanted = torch.tensor(np.stack([targets, entropies], axis=1), dtype=torch.float32)
     lengths = torch.tensor([example.num_labels for example in forget])
     of_example = torch.split(wanted, lengths.tolist())
     found: dict[int, tuple[Tensor, ...]] = {}
@@ -146,16 +147,21 @@ def _others(logits: Tensor, labels: Tensor) -> Tensor:
 def _with_entropy(log_probabilities: Tensor, entropies: Tensor) -> Tensor:
     """The same to a power of their own at each label, at which their entropy is the given one; unchanged at NaN.
 
-    The entropy falls as the power rises, so that halving an interval finds it, or its end that is nearer.
+    The entropy falls as the power rises, so that halving an interval finds it, or the end of the interval that is
+    nearer. Of all tokens: where the power is below 1, the many unlikely ones have a share in it that counts.
     """
-    likeliest = log_probabilities.topk(min(_LIKELIEST, log_probabilities.shape[1]), dim=-1).values
-    low, high = (torch.full_like(entropies, math.log(power)) for power in _POWERS)
+    is_asked = entropies[:, 0].isfinite()
+    if not is_asked.any():
+        return log_probabilities
+    asked, wanted = log_probabilities[is_asked], entropies[is_asked]
+    low, high = (torch.full_like(wanted, math.log(power)) for power in _POWERS)
     for _ in range(_HALVINGS):
         middle = (low + high) / 2
-        is_spread = _entropy(_to_power(likeliest, middle.exp())) > entropies
-        low, high = torch.where(is_spread, middle, low), torch.where(is_spread, high, middle)
-    power = torch.where(entropies.isnan(), 0.0, (low + high) / 2).exp()
-    return _to_power(log_probabilities, power)
+        is_too_even = _entropy(_to_power(asked, middle.exp())) > wanted
+        low, high = torch.where(is_too_even, middle, low), torch.where(is_too_even, high, middle)
+    changed = log_probabilities.clone()
+    changed[is_asked] = _to_power(asked, ((low + high) / 2).exp())
+    return changed
 
 
 def _to_power(log_probabilities: Tensor, power: Tensor) -> Tensor:

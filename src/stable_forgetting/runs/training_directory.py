@@ -16,6 +16,7 @@ from stable_forgetting.errors import RunDirectoryError
 from stable_forgetting.models.load import model_sha256
 from stable_forgetting.objectives import Objective, Term
 from stable_forgetting.records import write_text
+from stable_forgetting.runs.target_distributions import VERSION as DISTRIBUTIONS_VERSION
 from stable_forgetting.training.checkpoints import check_no_checkpoints, last_complete_checkpoint
 
 IDENTITY_NAME = "training.json"
@@ -51,6 +52,8 @@ def training_identity(
     }
     if objective.needs_targets:
         values["target"] = target.model_dump(mode="json")
+    if "target_probabilities" in objective.needs:
+        values["target distributions"] = {"version": DISTRIBUTIONS_VERSION}
     hashes = {
         name: hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest() for name, value in values.items()
     }

@@ -27,6 +27,7 @@ from stable_forgetting.runs.arguments import (
     Reading,
     check_model,
     check_surroundings,
+    check_unseen,
     make_adapter,
     make_objective,
     make_sets,
@@ -127,6 +128,7 @@ def unlearn(  # noqa: PLR0913  (one call with everything by name is the point of
     settings = make_settings(training, has_retain=retain is not None)
     config = make_adapter(adapter, settings.seed)
     task = make_task(model, tokenizer, image_processor)
+    check_unseen(chosen, task)
     given = {"forget": forget, "retain": retain, "holdout": holdout}
     sets = make_sets(given, model, task, Reading(template, chat_template, max_length))
     validation = _validation(task, sets, settings)

@@ -36,7 +36,7 @@ from stable_forgetting.models.tree_attention import reading_trees
 from stable_forgetting.objectives import UNSEEN_TERM, Objective, Term, term_value
 from stable_forgetting.training.sets import ForgetConstants
 
-COUNTS = tuple(f"{side} {per}" for side in ("forget", "retain", "unseen") for per in ("examples", "labels"))
+COUNTS = tuple(f"{side} {kind}" for side in ("forget", "retain", "unseen") for kind in ("examples", "labels"))
 
 
 @dataclass(frozen=True)
@@ -183,7 +183,11 @@ class UnlearnTrainer(Trainer):  # type: ignore[misc]  # transformers is not type
                 chosen = inputs["role"] == role
                 needs = self._reference_needs(model, inputs, chosen) if term.needs else {}
                 parts[side] = term_value(term, predictions.select(chosen), needs, counts[_position(side, term)])
-        weights = {side: getattr(objective, f"{side}_weight") for side in parts}
+        weights = {
+            "forget": objective.forget_weight,
+            "retain": objective.retain_weight,
+            "unseen": objective.unseen_weight,
+        }
         loss = sum((weights[side] * value for side, value in parts.items()), start=counts.new_zeros(()))
         return TermValues(loss, parts)
 
