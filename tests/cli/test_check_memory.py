@@ -29,7 +29,7 @@ def test_it_says_what_fits(forget, language, tmp_path, gib, verdict):
 def test_gpus_share_the_batch_and_weights_if_asked(forget, language, tmp_path):
     config = language.write(tmp_path / "config.yaml")
     shared = forget("check", config, "--gpus", 3, "--sharding", "fsdp")
-    assert "3 GPUs, weights divided; on each 1 forget + 1 retain examples" in words(shared)
+    assert "3 GPUs, weights divided; on each 1 forget + 1 other examples" in words(shared)
     assert "gathered weights" in shared.out
     whole = forget("check", config, "--gpus", 3)
     assert "weights whole" in words(whole)
