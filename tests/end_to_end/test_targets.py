@@ -172,6 +172,20 @@ def test_distributions_take_targets_from_a_pretrained_model_and_proportions_from
     check_distributions(seen["constants"], problem, flat(slow_label_nlls(pretrained, problem, "forget")))
 
 
+@pytest.mark.parametrize("before", ["of an earlier version", None])
+def test_a_run_with_distributions_of_another_version_is_not_gone_on_with(problem, tmp_path, before):
+    config = problem.config(objective__name="calibrated_distribution", training__steps=1, evaluation__generate=False)
+    run(config, tmp_path / "run")
+    (tmp_path / "run" / "record.json").unlink()  # it was not finished
+    assert run(config, tmp_path / "run", resume=True).status == "finished"
+    (tmp_path / "run" / "record.json").unlink()
+    path = tmp_path / "run" / "inputs.json"
+    known = json.loads(path.read_text()) | {"target distributions": before}
+    path.write_text(json.dumps({name: value for name, value in known.items() if value is not None}))
+    with pytest.raises(RunDirectoryError, match=r"changed: target distributions\)"):
+        run(config, tmp_path / "run", resume=True)
+
+
 def test_unlearn_makes_distributions_without_another_model(problem, seen, monkeypatch):
     monkeypatch.setattr(target_distributions, "NUM_KEPT", 5)
     least = 1 + len(slow_label_nlls(problem.model, problem, "holdout"))  # all labels together, as there are few

@@ -24,7 +24,7 @@ from stable_forgetting.data.examples import ExampleSet
 from stable_forgetting.errors import ConfigError, DataError, ModelError, RunDirectoryError
 from stable_forgetting.models.tasks import ImageTask, LanguageTask
 from stable_forgetting.objectives import build_objective
-from stable_forgetting.runs import likelihoods, load_adapter, unlearn, unlearning
+from stable_forgetting.runs import likelihoods, load_adapter, training_directory, unlearn, unlearning
 from stable_forgetting.runs.cache import alone_in
 from stable_forgetting.runs.constants import forget_constants
 from stable_forgetting.training import Sets as TrainingSets
@@ -349,6 +349,15 @@ def test_only_the_same_training_is_resumed(tmp_path_factory, first_call, changes
     with pytest.raises(RunDirectoryError, match=rf"holds another training \(changed: {named}\), so it cannot"):
         call(**{"output_dir": folder, "resume": True} | changes)
     assert call(output_dir=folder, resume=True).outcome == outcome
+
+
+def test_a_training_with_distributions_of_another_version_is_not_gone_on_with(tmp_path, monkeypatch):
+    given = {"objective": "calibrated_distribution", "holdout": HOLDOUT, "output_dir": tmp_path}
+    outcome = call(**given).outcome
+    assert call(**given, resume=True).outcome == outcome
+    monkeypatch.setattr(training_directory, "DISTRIBUTIONS_VERSION", "another")
+    with pytest.raises(RunDirectoryError, match=r"changed: target distributions\)"):
+        call(**given, resume=True)
 
 
 @pytest.fixture(scope="module")

@@ -21,6 +21,12 @@ INPUTS_NAME = "inputs.json"
 FILES_NAME = "files.json"
 BASE_NAME = "base_model.json"
 
+DISTRIBUTIONS = "target distributions"
+"""Input that says by which version of the code they are made."""
+
+_VERSIONS = {DISTRIBUTIONS}
+"""Inputs that runs lack which were begun before there were several versions: these have another one."""
+
 _NUM_SHOWN = 3
 """Settings that are named where some differ."""
 
@@ -132,7 +138,7 @@ class RunDirectory:
         """
         path = self.path / INPUTS_NAME
         if path.is_file():
-            known = {**self._models_of_record(inputs), **_read_json(path)}
+            known = {**dict.fromkeys(_VERSIONS & inputs.keys()), **self._models_of_record(inputs), **_read_json(path)}
             changed = sorted(name for name in known if known[name] != inputs.get(name))
             if changed:
                 raise RunDirectoryError(

@@ -19,6 +19,7 @@ from stable_forgetting.errors import ConfigError
 from stable_forgetting.models.load import LoadedModel, ModelSource, cache_dir, load_model, model_sha256, save_model
 from stable_forgetting.progress import Progress
 from stable_forgetting.runs.cache import content_hash, made_once
+from stable_forgetting.runs.directory import DISTRIBUTIONS
 from stable_forgetting.runs.kept import inputs_of, with_kept_trunk
 from stable_forgetting.runs.outcomes import class_names
 from stable_forgetting.runs.retain_log import log_sha256
@@ -91,7 +92,7 @@ class RunModels:
         if self.config.retain_model is not None:
             others["retain model"] = model_sha256(self._in_its_place(self.config.retain_model).model)
         if self.config.objective.name == "calibrated_distribution":
-            others["target distributions"] = DISTRIBUTIONS_VERSION
+            others[DISTRIBUTIONS] = DISTRIBUTIONS_VERSION
         target, given_base = self.config.objective.target, self.config.base_model
         if self.config.pretrained_model is not None and target.needs_pretrained:
             others["pretrained model"] = self.pretrained_sha256
