@@ -185,7 +185,7 @@ def test_the_unseen_term_is_the_divergence_from_the_base_model_on_unseen_example
 
 def test_unseen_examples_that_are_asked_for_have_to_be_there(tmp_path):
     objective = build_objective("gradient_difference", unseen_weight=1.0)
-    with pytest.raises(ConfigError, match="needs unseen examples, but there are none"):
+    with pytest.raises(ConfigError, match="needs a set of unseen examples, but there is none"):
         train(adapted_model(), TASK, objective, sets(), settings=settings(), output_dir=tmp_path)
 
 

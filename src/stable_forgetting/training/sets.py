@@ -42,15 +42,13 @@ class Sets:
             ConfigError: A set or constants are missing.
         """
         sides = (
-            ("forget", objective.uses_forget, self.forget),
-            ("retain", objective.uses_retain, self.retain),
-            ("unseen", objective.uses_unseen, self.unseen),
+            ("forget set", objective.uses_forget, self.forget),
+            ("retain set", objective.uses_retain, self.retain),
+            ("set of unseen examples", objective.uses_unseen, self.unseen),
         )
-        for side, is_used, examples in sides:
+        for what, is_used, examples in sides:
             if is_used and not examples:
-                raise ConfigError(
-                    f"The objective needs {side} examples, but there are none. Give train() some in its sets."
-                )
+                raise ConfigError(f"The objective needs a {what}, but there is none. Give train() one in its sets.")
         term = objective.forget if objective.uses_forget else None
         missing = [] if term is None else sorted(term.needs - _OF_THE_OBJECTIVE - self.constants.keys())
         if term is not None and missing:
