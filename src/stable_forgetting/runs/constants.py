@@ -159,7 +159,7 @@ def _wanted_entropies(
     Returns:
         The same as it should be, (P,), in nats; NaN where too few unseen labels can be compared with.
     """
-    nll, unseen = holdout.label_nll, _entropies_of_others(holdout)
+    nll, unseen = holdout.label_nll, entropies_of_others(holdout)
     wanted = np.full(len(entropies), np.nan)
     for chosen in groups:
         edges = np.quantile(nll[chosen["holdout"]], np.linspace(0, 1, _PARTS_OF_A_GROUP + 1)[1:-1])
@@ -174,7 +174,7 @@ def _wanted_entropies(
     return wanted
 
 
-def _entropies_of_others(scores: LikelihoodScores) -> Floats:
+def entropies_of_others(scores: LikelihoodScores) -> Floats:
     """Entropy of all tokens but the label at each label, (sum of n,), in nats; NaN where there is next to nothing left.
 
     H = h(p) + (1 − p) H_others, h: entropy of whether it is the label.
