@@ -51,7 +51,8 @@ def as_scores(made: Mapping[str, Any], num_tokens: int, base: LikelihoodScores) 
     probabilities = log_probabilities.exp() * counts
     mean = (probabilities * log_probabilities).sum(dim=1)
     variance = (probabilities * (log_probabilities - mean[:, None]) ** 2).sum(dim=1)
-    return replace(base, tokens=TokenScores(*(_singles(one) for one in (log_probabilities[:, 0], mean, variance))))
+    tokens = TokenScores(*(_singles(one) for one in (log_probabilities[:, 0], mean, variance)))
+    return replace(base, nll_sum=-np.add.reduceat(tokens.log_probability, base.label_starts), tokens=tokens)
 
 
 def _all_tokens(probabilities: Tensor, num_tokens: int) -> tuple[Tensor, Tensor]:
