@@ -3,7 +3,7 @@
     python benchmarks/collect.py RUNS_DIR results/class_deletion/rates.json
 
 Histories, certificates and examples are left out; settings are those in effect, defaults included, since a default may
-change; what all runs share is written once.
+change; what all runs share is written once, the environment as that of the first run.
 The values of base and retain models are written once for each pair of models and sets.
 """
 
@@ -54,6 +54,7 @@ def collect(records: list[RunRecord]) -> dict[str, Any]:
     settings = [flat(record.config) for record in records]
     names = sorted({name for found in settings for name in found})
     shared = {n: settings[0].get(n) for n in names if all(found.get(n) == settings[0].get(n) for found in settings)}
+    environment = records[0].environment.model_dump(mode="json")
     references: dict[str, dict[str, Any]] = {}
     runs = []
     for record, found in zip(records, settings, strict=True):
@@ -70,11 +71,18 @@ def collect(records: list[RunRecord]) -> dict[str, Any]:
                 "unlearned": known.get("unlearned"),
                 "seconds": {phase: round(seconds, 1) for phase, seconds in record.timings.items()},
                 "largest_gradient_norm": max((step.grad_norm or 0.0 for step in record.history), default=None),
+                **_other_environment(record, environment),
             }
         )
-    environment = records[0].environment.model_dump(mode="json")
     sets = {entry.name: {"count": entry.count, "source": _public(entry.source)} for entry in records[0].sets}
     return {"environment": environment, "shared": shared, "sets": sets, "references": references, "runs": runs}
+
+
+def _other_environment(record: RunRecord, first: dict[str, Any]) -> dict[str, Any]:
+    """What was other than in the first run, if anything was."""
+    own = record.environment.model_dump(mode="json")
+    other = {name: value for name, value in own.items() if value != first[name]}
+    return {"environment": other} if other else {}
 
 
 def main() -> None:

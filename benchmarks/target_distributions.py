@@ -2,11 +2,12 @@
 
     OMP_NUM_THREADS=1 python benchmarks/target_distributions.py RUN_DIR
 
-RUN_DIR is a run of `calibrated_distribution` on language with a holdout set; its models are taken from the cache, or
-made. One line for the forget set under the base model, for targets with other words in the base model's proportions,
-and for targets as sure of other words as at unseen labels: AUC of Min-K++ and of Min-K against the holdout set under
-the base model, which is what the unseen term asks for there; mean entropy of all words and of all but the label, in
-nats. Words that a target does not name one by one count as equally likely.
+RUN_DIR is a run of `calibrated_distribution` on language with a holdout set whose quantiles are the targets; its models
+are taken from the cache, or made. One line for the forget set under the base model, for targets with other words in the
+base model's proportions, and for targets as sure of other words as at unseen labels: AUC of Min-K++ and of Min-K
+against the holdout set under the base model, which is what the unseen term asks for there; mean entropy of all words
+and of all but the label, in nats. Words that a target does not name one by one count as equally likely, so Min-K++ is
+approximate.
 """
 
 from __future__ import annotations
@@ -109,6 +110,12 @@ def main() -> None:
     parser.add_argument("--out", type=Path, help="JSON file of the values")
     given = parser.parse_args()
     config, _ = load_config(given.run_dir / "config.yaml")
+    target = (config.objective.name, config.objective.target.source, config.objective.target.matching)
+    if target != ("calibrated_distribution", "holdout", "quantiles") or config.data.holdout is None:
+        parser.error(
+            f"{given.run_dir} has the targets {', '.join(target)}; give a run of calibrated_distribution with a "
+            "holdout set whose quantiles are the targets."
+        )
     found, holdout = both_targets(prepare(config, RichProgress()))
     print(" " * 32 + "".join(f"{name:>10s}" for name in ("Min-K++", "Min-K", "entropy", "of others")))
     values: dict[str, dict[str, float]] = {}

@@ -1,13 +1,16 @@
 """`forget bench tofu`, the log of its run, and that log as the reference of another run: all on real questions."""
 
 import json
+from pathlib import Path
 
 import pytest
 import yaml
 
 from data_paths import shared_data
+from stable_forgetting.cli import commands
 from stable_forgetting.records import read_record
 
+EXPERIMENTS = Path(__file__).parents[2] / "experiments" / "tofu"
 SMALL = (
     "training.steps=2", "training.save_every=2", "evaluation.max_new_tokens=4",
     "evaluation.num_resamples=100", "evaluation.batch_size=8", "adapter.rank=2",
@@ -92,5 +95,25 @@ def test_a_log_that_is_none_is_refused_before_anything_is_trained(forget, folder
 )
 def test_what_is_not_allowed_is_said(forget, folder, option, value, said):
     ended = bench(forget, folder, "runs", option, value)
+    assert ended.code == 2
+    assert said in ended.err
+
+
+@pytest.mark.parametrize(
+    ("split", "out"), [("tofu-20", "tofu-tofu-20"), ("tofu-20-validation", "tofu-tofu-20-validation")]
+)
+def test_an_experiment_on_another_split_has_a_directory_of_its_own(forget, monkeypatch, split, out):
+    asked = []
+    monkeypatch.setattr(commands, "run_benchmark", lambda options, directory: asked.append((options.split, directory)))
+    ended = forget("bench", "run", EXPERIMENTS / "tofu-20.yaml", "--split", split)
+    assert ended.code == 0, ended.err
+    assert asked == [(split, Path("runs") / out)]
+
+
+@pytest.mark.parametrize(
+    ("experiment", "said"), [("tofu/tofu-20", "split 'forget02'"), ("class_deletion/learning-rates", "split")]
+)
+def test_a_split_that_there_is_not_is_refused(forget, experiment, said):
+    ended = forget("bench", "run", EXPERIMENTS.parent / f"{experiment}.yaml", "--split", "forget02")
     assert ended.code == 2
     assert said in ended.err

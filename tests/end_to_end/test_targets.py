@@ -117,6 +117,8 @@ def test_what_targets_come_from_stays_unseen(problem, tmp_path, monkeypatch, wei
     expected = next(entry.count for entry in record.sets if entry.name == name)
     assert [(len(unseen), unseen.name) for unseen in noted] == [(expected, name)]
     assert terms[-1] > 0 if weight else set(terms) == {None}
+    said = ["trained on the holdout set, with which membership attacks compare" in note for note in record.notes]
+    assert said == ([True] if weight and name == "holdout" else [])
 
 
 def test_unlearn_gives_labels_targets_by_their_ranks(problem, seen):

@@ -55,6 +55,7 @@ def run(
     experiment: Annotated[Path, typer.Argument(help="A YAML file; experiments/ has examples.", metavar="FILE")],
     model: Annotated[str | None, typer.Option("--model", help="Another model.")] = None,
     data: Annotated[str | None, typer.Option("--data", help="Other data.")] = None,
+    split: Annotated[str | None, typer.Option("--split", help="Another split, of TOFU.")] = None,
     changes: Changes = None,
     out: OutDir = None,
 ) -> None:
@@ -62,8 +63,9 @@ def run(
     from stable_forgetting.cli import commands
     from stable_forgetting.config.benchmark_options import load_experiment
 
-    options = load_experiment(experiment, _given(model=model, data=data, set=changes))
-    commands.run_benchmark(options, out or Path("runs") / f"{options.benchmark}-{experiment.stem}")
+    options = load_experiment(experiment, _given(model=model, data=data, split=split, set=changes))
+    name = "-".join(part for part in (options.benchmark, experiment.stem, split) if part)
+    commands.run_benchmark(options, out or Path("runs") / name)
 
 
 def _command(name: str, options: Any) -> Callable[..., None]:

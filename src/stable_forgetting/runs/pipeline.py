@@ -95,6 +95,7 @@ def _run(
     resume: bool,
 ) -> RunRecord:
     directory.check(config, resume=resume)
+    notes = [*notes, *_notes_of(config)]
     finished, files = directory.finished_record(), local_files(config)
     is_measured = finished is not None and directory.is_measured(finished, config)
     if finished is not None and is_measured and directory.has_files(files, gone_models(config)):
@@ -127,6 +128,16 @@ def _run(
 def _write_record(record: RunRecord, run_dir: Path) -> None:
     if processes.is_main_process():
         write_record(record, run_dir)
+
+
+def _notes_of(config: RunConfig) -> list[str]:
+    """What the settings make of the data."""
+    if config.objective.unseen_weight == 0 or config.data.targets is not None:
+        return []
+    return [
+        "The unseen term was trained on the holdout set, with which membership attacks compare: they tell less of what "
+        "is not in any set. Give other unseen examples in data.targets."
+    ]
 
 
 def _check_merge(config: RunConfig) -> None:
