@@ -6,8 +6,7 @@ RUN_DIR is a run of `calibrated_distribution` on language with a holdout set who
 are taken from the cache, or made. One line for the forget set under the base model, for targets with other words in the
 base model's proportions, and for targets as sure of other words as at unseen labels: AUC of Min-K++ and of Min-K
 against the holdout set under the base model, which is what the unseen term asks for there; mean entropy of all words
-and of all but the label, in nats. Words that a target does not name one by one count as equally likely, so Min-K++ is
-approximate.
+and of all but the label, in nats.
 """
 
 from __future__ import annotations
@@ -28,6 +27,7 @@ from stable_forgetting import RichProgress
 from stable_forgetting.config import load_config
 from stable_forgetting.data.ragged import RowValues
 from stable_forgetting.evaluation import LikelihoodScores
+from stable_forgetting.evaluation.likelihood import POSITIONS_AT_ONCE
 from stable_forgetting.evaluation.likelihood_scores import Floats, Singles, TokenScores
 from stable_forgetting.evaluation.membership import min_k, min_k_plus_plus
 from stable_forgetting.evaluation.privacy import auc_of_lower
@@ -40,27 +40,21 @@ from stable_forgetting.runs.target_distributions import WantedEntropies, target_
 from stable_forgetting.runs.target_values import pretrained_likelihoods
 
 
-def as_scores(made: Mapping[str, Any], num_tokens: int, base: LikelihoodScores) -> LikelihoodScores:
+def as_scores(made: Mapping[str, Any], base: LikelihoodScores) -> LikelihoodScores:
     """Likelihoods of the forget set under a model that says exactly what the targets ask for.
 
     Args:
-        made: What `target_distributions` gives.
-        num_tokens: V, of the model.
+        made: What `target_distributions` gives where it keeps all tokens: of each label, that of the label first.
         base: Likelihoods of the forget set under the base model, with the values of each label.
     """
-    log_probabilities, counts = _all_tokens(made["target_probabilities"].values.double(), num_tokens)
-    probabilities = log_probabilities.exp() * counts
-    mean = (probabilities * log_probabilities).sum(dim=1)
-    variance = (probabilities * (log_probabilities - mean[:, None]) ** 2).sum(dim=1)
-    tokens = TokenScores(*(_singles(one) for one in (log_probabilities[:, 0], mean, variance)))
-    return replace(base, nll_sum=-np.add.reduceat(tokens.log_probability, base.label_starts), tokens=tokens)
-
-
-def _all_tokens(probabilities: Tensor, num_tokens: int) -> tuple[Tensor, Tensor]:
-    """Log-probability of one token of each group, (P, K + 1), and how many there are of it, (K + 1,)."""
-    counts = torch.ones(probabilities.shape[1], dtype=torch.float64)
-    counts[-1] = num_tokens - len(counts) + 1
-    return (probabilities / counts).clamp(min=1e-30).log(), counts
+    tokens = []
+    for rows in torch.split(made["target_probabilities"].values, POSITIONS_AT_ONCE):
+        probabilities = rows[:, :-1].double()
+        logs = probabilities.clamp(min=1e-300).log()
+        mean = (probabilities * logs).sum(dim=1)
+        tokens.append(torch.stack([logs[:, 0], mean, (probabilities * (logs - mean[:, None]) ** 2).sum(dim=1)]))
+    found = TokenScores(*(_singles(column) for column in torch.cat(tokens, dim=1)))
+    return replace(base, nll_sum=-np.add.reduceat(found.log_probability, base.label_starts), tokens=found)
 
 
 def _singles(values: Tensor) -> Singles:
@@ -83,13 +77,14 @@ def both_targets(models: RunModels) -> tuple[dict[str, LikelihoodScores], Likeli
         forget=sets.forget,
         batch_size=config.evaluation.batch_size,
         progress=models.progress,
+        num_kept=loaded.model.config.vocab_size,
     )
     found = {"base model": base["forget"]}
 
     def keep(targets: Floats, wanted: WantedEntropies | None) -> Mapping[str, RowValues]:
         for name, entropies in (("base model's proportions", None), ("as sure as at unseen labels", wanted)):
             made = make(targets, entropies)
-            found[name] = as_scores(made, loaded.model.config.vocab_size, base["forget"])
+            found[name] = as_scores(made, base["forget"])
         return {}
 
     forget_constants(

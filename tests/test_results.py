@@ -73,7 +73,8 @@ def check_stored(results: str, declared: dict[str, dict[str, Any]]) -> None:
     [
         ("tofu-20-change-kept", "tofu-20"),
         ("tofu-20-methods", "tofu-20"),
-        ("tofu-20-unseen", "tofu-20-unseen"),
+        ("tofu-20-unseen", "tofu-20"),
+        ("tofu-20-kept", "tofu-20-kept"),
         ("tofu-20-retain-weight", "tofu-20-retain-weight"),
     ],
 )

@@ -27,7 +27,6 @@ ENTROPIES = np.array([0.5, 1.0, 1.5, 2.0, 2.2, 2.39, np.nan, 0.0, 3.0, 1.2])
 @pytest.mark.parametrize("at_once", [3, 1000])
 def test_examples_of_different_lengths_get_their_own_targets(batch_size, entropies, at_once, monkeypatch):
     monkeypatch.setattr(module, "POSITIONS_AT_ONCE", at_once)
-    monkeypatch.setattr(module, "NUM_KEPT", 5)
     ids = [tuple((3 * place + number) % VOCABULARY for place in range(n)) for number, n in enumerate(LENGTHS)]
     examples = [LanguageExample(f"prompt {number}", "answer", own, 2) for number, own in enumerate(ids)]
     model = make_llama(VOCABULARY).eval()
@@ -45,6 +44,7 @@ def test_examples_of_different_lengths_get_their_own_targets(batch_size, entropi
         forget=ExampleSet("forget", examples, "a test"),
         batch_size=batch_size,
         progress=SilentProgress(),
+        num_kept=5,
     )
     assert len(found["target_tokens"].values) == len(TARGETS)  # no room for what the longest example has more
     rows = {name: values[torch.arange(len(LENGTHS))] for name, values in found.items()}

@@ -55,6 +55,7 @@ def target_distributions(
     forget: ExampleSet[Any],
     batch_size: int,
     progress: Progress,
+    num_kept: int | None = None,
 ) -> dict[str, RaggedRows]:
     """What the forget term takes: a row for each example.
 
@@ -66,12 +67,13 @@ def target_distributions(
         forget: The forget set.
         batch_size: Examples per forward pass.
         progress: Where a bar is shown.
+        num_kept: K, if it is not to be `NUM_KEPT`; at most V of them.
 
     Returns:
         ``target_tokens``, (N, labels of the example, K), int32: the label and the tokens that are likeliest beside it;
         ``target_probabilities``, (N, labels of the example, K + 1): of each of them and, last, of all others together.
     """
-    base = _BaseModel(model, task, forget, batch_size, progress)
+    base, num_kept = _BaseModel(model, task, forget, batch_size, progress), num_kept or NUM_KEPT
     unchanged = np.full(len(targets), math.nan)
     entropies = unchanged if wanted_entropies is None else wanted_entropies(base.entropies_of_others())
     wanted = torch.tensor(np.stack([targets, entropies], axis=1), dtype=torch.float32)
@@ -81,7 +83,7 @@ def target_distributions(
     for numbers, counts, chunks in base.label_logits("target distributions"):
         given = torch.split(torch.cat([of_example[number] for number in numbers]), POSITIONS_AT_ONCE)
         parts = [
-            _groups(logits, labels, *torch.split(values.to(logits.device), 1, dim=1))
+            _groups(logits, labels, *torch.split(values.to(logits.device), 1, dim=1), num_kept)
             for (logits, labels), values in zip(chunks, given, strict=True)
         ]
         rows = [torch.split(torch.cat(values).cpu(), counts) for values in zip(*parts, strict=True)]
@@ -128,13 +130,13 @@ class _BaseModel:
         return torch.cat([found[number] for number in range(len(self.forget))]).double().numpy()
 
 
-def _groups(logits: Tensor, labels: Tensor, targets: Tensor, entropies: Tensor) -> tuple[Tensor, Tensor]:
+def _groups(logits: Tensor, labels: Tensor, targets: Tensor, entropies: Tensor, num_kept: int) -> tuple[Tensor, Tensor]:
     """Tokens that are kept one by one, and the probabilities of each and of all others; (P, V) and three (P, 1)."""
     right = (-targets).exp()
     others = _with_entropy(_others(logits, labels), entropies).exp() * (1 - right)
     probabilities = others.scatter(1, labels, right)
     above_all = others.scatter(1, labels, 2.0)
-    tokens = above_all.topk(min(NUM_KEPT, logits.shape[1]), dim=-1).indices
+    tokens = above_all.topk(min(num_kept, logits.shape[1]), dim=-1).indices
     kept = probabilities.gather(1, tokens)
     return tokens.int(), torch.cat([kept, (1 - kept.sum(dim=-1, keepdim=True)).clamp(min=0)], dim=1)
 
