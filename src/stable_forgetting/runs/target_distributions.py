@@ -73,7 +73,7 @@ def target_distributions(
         ``target_tokens``, (N, labels of the example, K), int32: the label and the tokens that are likeliest beside it;
         ``target_probabilities``, (N, labels of the example, K + 1): of each of them and, last, of all others together.
     """
-    base, num_kept = _BaseModel(model, task, forget, batch_size, progress), num_kept or NUM_KEPT
+    base = _BaseModel(model, task, forget, batch_size, progress)
     unchanged = np.full(len(targets), math.nan)
     entropies = unchanged if wanted_entropies is None else wanted_entropies(base.entropies_of_others())
     wanted = torch.tensor(np.stack([targets, entropies], axis=1), dtype=torch.float32)
@@ -83,7 +83,7 @@ def target_distributions(
     for numbers, counts, chunks in base.label_logits("target distributions"):
         given = torch.split(torch.cat([of_example[number] for number in numbers]), POSITIONS_AT_ONCE)
         parts = [
-            _groups(logits, labels, *torch.split(values.to(logits.device), 1, dim=1), num_kept)
+            _groups(logits, labels, *torch.split(values.to(logits.device), 1, dim=1), num_kept=num_kept or NUM_KEPT)
             for (logits, labels), values in zip(chunks, given, strict=True)
         ]
         rows = [torch.split(torch.cat(values).cpu(), counts) for values in zip(*parts, strict=True)]
