@@ -83,7 +83,7 @@ def target_distributions(
     for numbers, counts, chunks in base.label_logits("target distributions"):
         given = torch.split(torch.cat([of_example[number] for number in numbers]), POSITIONS_AT_ONCE)
         parts = [
-            _groups(logits, labels, *torch.split(values.to(logits.device), 1, dim=1), num_kept=num_kept or NUM_KEPT)
+            _groups(logits, labels, values.to(logits.device), num_kept or NUM_KEPT)
             for (logits, labels), values in zip(chunks, given, strict=True)
         ]
         rows = [torch.split(torch.cat(values).cpu(), counts) for values in zip(*parts, strict=True)]
@@ -130,8 +130,12 @@ class _BaseModel:
         return torch.cat([found[number] for number in range(len(self.forget))]).double().numpy()
 
 
-def _groups(logits: Tensor, labels: Tensor, targets: Tensor, entropies: Tensor, num_kept: int) -> tuple[Tensor, Tensor]:
-    """Tokens that are kept one by one, and the probabilities of each and of all others; (P, V) and three (P, 1)."""
+def _groups(logits: Tensor, labels: Tensor, wanted: Tensor, num_kept: int) -> tuple[Tensor, Tensor]:
+    """Tokens that are kept one by one, and the probabilities of each and of all others.
+
+    Logits (P, V), labels (P, 1), and of each the target and the entropy of the others, (P, 2).
+    """
+    targets, entropies = torch.split(wanted, 1, dim=1)
     right = (-targets).exp()
     others = _with_entropy(_others(logits, labels), entropies).exp() * (1 - right)
     probabilities = others.scatter(1, labels, right)
