@@ -100,12 +100,16 @@ def test_what_is_not_allowed_is_said(forget, folder, option, value, said):
 
 
 @pytest.mark.parametrize(
-    ("split", "out"), [("tofu-20", "tofu-tofu-20"), ("tofu-20-validation", "tofu-tofu-20-validation")]
+    ("given", "split", "out"),
+    [
+        ([], "tofu-20", "tofu-tofu-20"),
+        (["--split", "tofu-20-validation"], "tofu-20-validation", "tofu-tofu-20-tofu-20-validation"),
+    ],
 )
-def test_an_experiment_on_another_split_has_a_directory_of_its_own(forget, monkeypatch, split, out):
+def test_an_experiment_on_another_split_has_a_directory_of_its_own(forget, monkeypatch, given, split, out):
     asked = []
     monkeypatch.setattr(commands, "run_benchmark", lambda options, directory: asked.append((options.split, directory)))
-    ended = forget("bench", "run", EXPERIMENTS / "tofu-20.yaml", "--split", split)
+    ended = forget("bench", "run", EXPERIMENTS / "tofu-20.yaml", *given)
     assert ended.code == 0, ended.err
     assert asked == [(split, Path("runs") / out)]
 
