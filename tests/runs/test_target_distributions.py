@@ -24,8 +24,8 @@ ENTROPIES = np.array([0.5, 1.0, 1.5, 2.0, 2.2, 2.39, np.nan, 0.0, 3.0, 1.2])
 
 @pytest.mark.parametrize("batch_size", [1, 2, 3])
 @pytest.mark.parametrize("entropies", [None, ENTROPIES])
-@pytest.mark.parametrize("at_once", [3, 1000])
-def test_examples_of_different_lengths_get_their_own_targets(batch_size, entropies, at_once, monkeypatch):
+@pytest.mark.parametrize(("at_once", "num_kept"), [(3, 5), (1000, 5), (1000, None)])
+def test_examples_of_different_lengths_get_their_own_targets(batch_size, entropies, at_once, num_kept, monkeypatch):
     monkeypatch.setattr(module, "POSITIONS_AT_ONCE", at_once)
     ids = [tuple((3 * place + number) % VOCABULARY for place in range(n)) for number, n in enumerate(LENGTHS)]
     examples = [LanguageExample(f"prompt {number}", "answer", own, 2) for number, own in enumerate(ids)]
@@ -44,7 +44,7 @@ def test_examples_of_different_lengths_get_their_own_targets(batch_size, entropi
         forget=ExampleSet("forget", examples, "a test"),
         batch_size=batch_size,
         progress=SilentProgress(),
-        num_kept=5,
+        num_kept=num_kept,
     )
     assert len(found["target_tokens"].values) == len(TARGETS)  # no room for what the longest example has more
     rows = {name: values[torch.arange(len(LENGTHS))] for name, values in found.items()}
@@ -56,7 +56,9 @@ def test_examples_of_different_lengths_get_their_own_targets(batch_size, entropi
         places = range(2, len(own))
         given = [logits[place - 1] for place in places], [own[place] for place in places]
         of_others += [twins.entropy_of_others(*one) for one in zip(*given, strict=True)]
-        expected = twins.target_distributions(*given, [next(left) for _ in places], 5, [next(spreads) for _ in places])
+        expected = twins.target_distributions(
+            *given, [next(left) for _ in places], num_kept or VOCABULARY, [next(spreads) for _ in places]
+        )
         for place, wanted in enumerate(expected):
             tokens, probabilities = (
                 rows[f"target_{name}"][row, place].tolist() for name in ("tokens", "probabilities")
