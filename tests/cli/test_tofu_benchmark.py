@@ -115,7 +115,8 @@ def test_an_experiment_on_another_split_has_a_directory_of_its_own(forget, monke
 
 
 @pytest.mark.parametrize(
-    ("experiment", "said"), [("tofu/tofu-20", "split 'forget02'"), ("class_deletion/learning-rates", "split")]
+    ("experiment", "said"),
+    [("tofu/tofu-20", "split 'forget02'"), ("class_deletion/learning-rates", "Unknown setting 'split'")],
 )
 def test_a_split_that_there_is_not_is_refused(forget, experiment, said):
     ended = forget("bench", "run", EXPERIMENTS.parent / f"{experiment}.yaml", "--split", "forget02")

@@ -135,8 +135,8 @@ def _notes_of(config: RunConfig) -> list[str]:
     if config.objective.unseen_weight == 0 or config.data.targets is not None:
         return []
     return [
-        "The unseen term was trained on the holdout set, with which membership attacks compare: they tell less of what "
-        "is not in any set. Give other unseen examples in data.targets."
+        "The unseen term was trained on the holdout set, with which membership attacks compare, so that their "
+        "values tell less. Give other unseen examples in data.targets."
     ]
 
 
