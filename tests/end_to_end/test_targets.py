@@ -174,13 +174,16 @@ def test_distributions_take_targets_from_a_pretrained_model_and_proportions_from
     check_distributions(seen["constants"], problem, flat(slow_label_nlls(pretrained, problem, "forget")))
 
 
+@pytest.mark.parametrize("is_finished", [True, False])
 @pytest.mark.parametrize("before", ["of an earlier version", None])
-def test_a_run_with_distributions_of_another_version_is_not_gone_on_with(problem, tmp_path, before):
+def test_a_run_with_distributions_of_another_version_is_not_gone_on_with(problem, tmp_path, before, is_finished):
     config = problem.config(objective__name="calibrated_distribution", training__steps=1, evaluation__generate=False)
     run(config, tmp_path / "run")
-    (tmp_path / "run" / "record.json").unlink()  # it was not finished
+    if not is_finished:
+        (tmp_path / "run" / "record.json").unlink()
     assert run(config, tmp_path / "run", resume=True).status == "finished"
-    (tmp_path / "run" / "record.json").unlink()
+    if not is_finished:
+        (tmp_path / "run" / "record.json").unlink()
     path = tmp_path / "run" / "inputs.json"
     known = json.loads(path.read_text()) | {"target distributions": before}
     path.write_text(json.dumps({name: value for name, value in known.items() if value is not None}))

@@ -161,6 +161,10 @@ class RunDirectory:
         path = self.path / INPUTS_NAME
         return _read_json(path).get(name) if path.is_file() else None
 
+    def has_versions(self, versions: Mapping[str, str]) -> bool:
+        """Whether the run was begun by these versions of the code, by the name of the input that they are kept as."""
+        return all(self.known_input(name) == version for name, version in versions.items())
+
     def _discard_values(self, config: RunConfig) -> None:
         """Delete what an unfinished run measured of the unlearned model with other settings."""
         if (self.path / CONFIG_NAME).is_file() and self._changes(config):

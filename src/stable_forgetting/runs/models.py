@@ -91,8 +91,6 @@ class RunModels:
         others = {} if log is None else {"retain log": log_sha256(Path(log).expanduser())}
         if self.config.retain_model is not None:
             others["retain model"] = model_sha256(self._in_its_place(self.config.retain_model).model)
-        if self.config.objective.name == "calibrated_distribution":
-            others[DISTRIBUTIONS] = DISTRIBUTIONS_VERSION
         target, given_base = self.config.objective.target, self.config.base_model
         if self.config.pretrained_model is not None and target.needs_pretrained:
             others["pretrained model"] = self.pretrained_sha256
@@ -100,6 +98,7 @@ class RunModels:
             "model": self._configured_sha256,
             **{part.name: part.sha256 for part in self.sets.identities()},
             **others,
+            **code_versions(self.config),
             **({} if given_base is None else {"base model": model_sha256(self._in_its_place(given_base).model)}),
         }
 
@@ -226,6 +225,12 @@ def _check_can_teach(config: RunConfig) -> None:
             "holds only its share of them. Run once without FSDP up to the end of finetuning (the result is kept), or "
             "give a finetuned model as model.name without model.finetune."
         )
+
+
+def code_versions(config: RunConfig) -> dict[str, str]:
+    """Versions of the code that decide on a run, by the name of the input that they are kept as."""
+    makes_distributions = config.objective.name == "calibrated_distribution"
+    return {DISTRIBUTIONS: DISTRIBUTIONS_VERSION} if makes_distributions else {}
 
 
 def configured_source(config: RunConfig, classes: int | None) -> ModelSource:
