@@ -2,9 +2,9 @@
 
     python benchmarks/collect.py RUNS_DIR results/class_deletion/rates.json
 
-Histories, certificates and examples are left out; settings are those in effect, defaults included, since a default may
-change; what all runs share is written once, the environment as that of the first run.
-The values of base and retain models are written once for each pair of models and sets.
+Histories, examples and certificates are left out, but for the largest change of a weight; settings are those in
+effect, defaults included, since a default may change; what all runs share is written once, the environment as that of
+the first run. The values of base and retain models are written once for each pair of models and sets.
 """
 
 from __future__ import annotations
@@ -71,6 +71,9 @@ def collect(records: list[RunRecord]) -> dict[str, Any]:
                 "unlearned": known.get("unlearned"),
                 "seconds": {phase: round(seconds, 1) for phase, seconds in record.timings.items()},
                 "largest_gradient_norm": max((step.grad_norm or 0.0 for step in record.history), default=None),
+                "largest_change_of_a_weight": _short(
+                    max((layer.largest_entry for layer in record.certificate), default=None)
+                ),
                 **_other_environment(record, environment),
             }
         )

@@ -15,23 +15,24 @@ from stable_forgetting import processes
 from stable_forgetting.config import RunConfig, flat_settings, measures_again
 from stable_forgetting.errors import RunDirectoryError
 from stable_forgetting.records import RECORD_NAME, RunRecord, read_record, write_text
+from stable_forgetting.runs.target_distributions import VERSION as DISTRIBUTIONS_VERSION
 
 CONFIG_NAME = "config.yaml"
 INPUTS_NAME = "inputs.json"
 FILES_NAME = "files.json"
 BASE_NAME = "base_model.json"
 
-DISTRIBUTIONS = "target distributions"
-"""Input that says by which version of the code they are made."""
-
-_VERSIONS = {DISTRIBUTIONS}
-"""Inputs that runs lack which were begun before there were several versions: these have another one."""
-
 _NUM_SHOWN = 3
 """Settings that are named where some differ."""
 
 _LONGEST_SHOWN = 40
 """Letters of a setting's value in a message."""
+
+
+def code_versions(config: RunConfig) -> dict[str, str]:
+    """Versions of what the code makes for a run, as far as there have been several, by the name of the input."""
+    makes_distributions = config.objective.name == "calibrated_distribution"
+    return {"target distributions": DISTRIBUTIONS_VERSION} if makes_distributions else {}
 
 
 class RunDirectory:
@@ -116,10 +117,22 @@ class RunDirectory:
                     f"The run directory '{place}' holds a run with other settings ({_named(differences)}), so it "
                     f"cannot be resumed with these. Choose another with --out, or give those of its {CONFIG_NAME}."
                 )
+            self._check_versions(config)
         elif place.is_dir() and any(place.iterdir()):
             raise RunDirectoryError(
                 f"The directory '{place}' is not empty and holds no run. Choose an empty or new one with --out."
             )
+
+    def _check_versions(self, config: RunConfig) -> None:
+        """Refuse what was begun by code that gives something else, finished or not: it is compared with nothing new."""
+        if not (self.path / INPUTS_NAME).is_file():
+            return
+        for name, version in code_versions(config).items():
+            if self.known_input(name) != version:
+                raise RunDirectoryError(
+                    f"The run in '{self.path}' was begun by another version of stable-forgetting, which makes {name} "
+                    "in another way, so it cannot be resumed, finished or not. Run it anew with another --out."
+                )
 
     def claim(self, config: RunConfig, inputs: Mapping[str, str], files: Mapping[str, list[int]] | None = None) -> None:
         """Write the run's settings and the identity of its inputs, by which it is known from then on.
@@ -138,7 +151,7 @@ class RunDirectory:
         """
         path = self.path / INPUTS_NAME
         if path.is_file():
-            known = {**dict.fromkeys(_VERSIONS & inputs.keys()), **self._models_of_record(inputs), **_read_json(path)}
+            known = {**self._models_of_record(inputs), **_read_json(path)}
             changed = sorted(name for name in known if known[name] != inputs.get(name))
             if changed:
                 raise RunDirectoryError(
@@ -160,10 +173,6 @@ class RunDirectory:
         """The hash of one input that the run was begun with; None if there is none of that name."""
         path = self.path / INPUTS_NAME
         return _read_json(path).get(name) if path.is_file() else None
-
-    def has_versions(self, versions: Mapping[str, str]) -> bool:
-        """Whether the run was begun by these versions of the code, by the name of the input that they are kept as."""
-        return all(self.known_input(name) == version for name, version in versions.items())
 
     def _discard_values(self, config: RunConfig) -> None:
         """Delete what an unfinished run measured of the unlearned model with other settings."""

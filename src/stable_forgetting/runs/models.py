@@ -19,12 +19,11 @@ from stable_forgetting.errors import ConfigError
 from stable_forgetting.models.load import LoadedModel, ModelSource, cache_dir, load_model, model_sha256, save_model
 from stable_forgetting.progress import Progress
 from stable_forgetting.runs.cache import content_hash, made_once
-from stable_forgetting.runs.directory import DISTRIBUTIONS
+from stable_forgetting.runs.directory import code_versions
 from stable_forgetting.runs.kept import inputs_of, with_kept_trunk
 from stable_forgetting.runs.outcomes import class_names
 from stable_forgetting.runs.retain_log import log_sha256
 from stable_forgetting.runs.sets import Sets
-from stable_forgetting.runs.target_distributions import VERSION as DISTRIBUTIONS_VERSION
 from stable_forgetting.runs.teaching import teach
 from stable_forgetting.training.surroundings import move_to_training_device
 
@@ -225,12 +224,6 @@ def _check_can_teach(config: RunConfig) -> None:
             "holds only its share of them. Run once without FSDP up to the end of finetuning (the result is kept), or "
             "give a finetuned model as model.name without model.finetune."
         )
-
-
-def code_versions(config: RunConfig) -> dict[str, str]:
-    """Versions of the code that decide on a run, by the name of the input that they are kept as."""
-    makes_distributions = config.objective.name == "calibrated_distribution"
-    return {DISTRIBUTIONS: DISTRIBUTIONS_VERSION} if makes_distributions else {}
 
 
 def configured_source(config: RunConfig, classes: int | None) -> ModelSource:

@@ -36,7 +36,7 @@ from stable_forgetting.runs.measuring import (
     with_metrics,
     write_values,
 )
-from stable_forgetting.runs.models import RunModels, code_versions
+from stable_forgetting.runs.models import RunModels
 from stable_forgetting.runs.outcomes import (
     adapter_summary,
     layer_certificates,
@@ -98,8 +98,7 @@ def _run(
     notes = [*notes, *_notes_of(config)]
     finished, files = directory.finished_record(), local_files(config)
     is_measured = finished is not None and directory.is_measured(finished, config)
-    is_current = directory.has_versions(code_versions(config)) and directory.has_files(files, gone_models(config))
-    if finished is not None and is_measured and is_current:
+    if finished is not None and is_measured and directory.has_files(files, gone_models(config)):
         return finished
     check_names(config)
     _check_merge(config)
