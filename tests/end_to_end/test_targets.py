@@ -194,6 +194,15 @@ def test_a_run_with_distributions_of_another_version_is_not_gone_on_with(
         run(config, tmp_path / "run", resume=True)
 
 
+def test_a_run_that_was_killed_before_it_said_what_it_reads_is_begun_anew(problem, tmp_path):
+    config = problem.config(objective__name="calibrated_distribution", training__steps=1, evaluation__generate=False)
+    run(config, tmp_path / "run")
+    for path in (tmp_path / "run").iterdir():
+        if path.name != "config.yaml":
+            shutil.rmtree(path) if path.is_dir() else path.unlink()
+    assert run(config, tmp_path / "run", resume=True).status == "finished"
+
+
 def test_unlearn_makes_distributions_without_another_model(problem, seen, monkeypatch):
     monkeypatch.setattr(target_distributions, "NUM_KEPT", 5)
     least = 1 + len(slow_label_nlls(problem.model, problem, "holdout"))  # all labels together, as there are few
